@@ -1,0 +1,65 @@
+"""Keyword checks that raise one clear line: what, the value, what is allowed."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def in_half_open_unit(**named: float) -> None:
+    """Each value lies in (0, 1]."""
+    for name, value in named.items():
+        if not (_is_number(value) and 0 < value <= 1):
+            raise ValueError(f"Expected {name}={value!r} in (0, 1].")
+
+
+def in_closed_unit(**named: float) -> None:
+    """Each value lies in [0, 1]."""
+    for name, value in named.items():
+        if not (_is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"Expected {name}={value!r} in [0, 1].")
+
+
+def in_unit(**named: float) -> None:
+    """Each value lies in [0, 1)."""
+    for name, value in named.items():
+        if not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(f"Expected {name}={value!r} in [0, 1).")
+
+
+def at_least(least: int, **named: int) -> None:
+    """Each value is a whole number not below `least`."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"Expected {name}={value!r} to be a whole number of at least {least}.")
+
+
+def positive(**named: float) -> None:
+    """Each value is a finite number above 0."""
+    for name, value in named.items():
+        if not (_is_number(value) and value > 0):
+            raise ValueError(f"Expected {name}={value!r} to be a finite number above 0.")
+
+
+def not_negative(**named: float) -> None:
+    """Each value is a finite number not below 0."""
+    for name, value in named.items():
+        if not (_is_number(value) and value >= 0):
+            raise ValueError(f"Expected {name}={value!r} to be a finite number of at least 0.")
+
+
+def one_of(allowed: Iterable[str], **named: str) -> None:
+    """Each value is one of the allowed words; the closest one is offered."""
+    allowed = list(allowed)
+    for name, value in named.items():
+        if value not in allowed:
+            raise ValueError(f"Unknown {name} {value!r}{closest(value, allowed)} Allowed: {', '.join(allowed)}.")
+
+
+def closest(word: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or a full stop where nothing is near."""
+    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

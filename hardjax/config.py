@@ -1,0 +1,144 @@
+"""Settings: `TrainConfig` changes results, `Performance` changes only speed and memory."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hardjax import _validate, optimizers, selection
+from hardjax.data.augment import Augmentation
+from hardjax.schedules import Schedule
+from hardjax.selection import AllBatches, Selection
+
+PRECISIONS = ("default", "high", "highest")
+DEFAULT_LEARNING_RATE = 0.005  # P1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a run, as JSON.
+
+    Attributes:
+        dataset: name for `hj.data.load`.
+        data_dir: folder of prepared TFDS data; None takes TFDS's own default.
+        validation: share of the training split held out for choosing; the test split is for reporting.
+        model: name for `hj.models.create`.
+        model_options: its options.
+        epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
+        batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
+        selection: which mini-batches a round trains.
+        optimizer: one of `optimizers.NAMES`.
+        momentum: read by `momentum` and `nesterov`.
+        learning_rate: peak rate for a batch's mean loss; 0.005 if neither rate is given.
+        base_learning_rate: learning_rate / batch_size (P4's axis); give one of the two.
+        weight_decay: L2 on every parameter.
+        schedule: a `Schedule`, or its kind.
+        augmentation: "none", "standard" (crops and flips as fit the data set) or an `Augmentation`.
+        precision: of matrix products and convolutions: "default" (float32; TF32 on recent GPUs), "high", "highest".
+        test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
+        evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
+        seed: initial weights, partition, selection, augmentation.
+
+    Raises:
+        ValueError: a value outside what is allowed, in one line.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    validation: float = 0.0
+    model: str = "mlp"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    batch_size: int = 128
+    selection: Selection = field(default_factory=AllBatches)
+    optimizer: str = "momentum"
+    momentum: float = 0.9
+    learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    schedule: Schedule | str = field(default_factory=Schedule)
+    augmentation: Augmentation | str = "none"
+    precision: str = "default"
+    test_every: str = "epoch"
+    evaluate_train: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", Schedule(self.schedule))
+        if isinstance(self.selection, str):
+            raise ValueError(f"Expected selection={self.selection!r} to be a strategy such as HardBatches(delta=0.2).")
+        _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        _validate.at_least(0, seed=self.seed)
+        _validate.in_unit(validation=self.validation, momentum=self.momentum)
+        _validate.not_negative(weight_decay=self.weight_decay)
+        _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
+        _validate.one_of(PRECISIONS, precision=self.precision)
+        _validate.one_of(("epoch", "round"), test_every=self.test_every)
+        if self.learning_rate is not None and self.base_learning_rate is not None:
+            raise ValueError(
+                f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
+            )
+        for name in ("learning_rate", "base_learning_rate"):
+            if getattr(self, name) is not None:
+                _validate.positive(**{name: getattr(self, name)})
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate of a batch's mean loss before the schedule's factor."""
+        if self.base_learning_rate is not None:
+            return self.base_learning_rate * self.batch_size
+        return DEFAULT_LEARNING_RATE if self.learning_rate is None else self.learning_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["selection"] = selection.to_dict(self.selection)
+        plain["model_options"] = dict(self.model_options)
+        for name in ("schedule", "augmentation"):
+            if dataclasses.is_dataclass(plain[name]):
+                plain[name] = dataclasses.asdict(plain[name])
+        return json.loads(json.dumps(plain))
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "TrainConfig":
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ValueError: an unknown setting (the closest one is offered) or value.
+        """
+        settings = dict(plain)
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in settings:
+            _validate.one_of(known, setting=name)
+        readers = {
+            "selection": selection.from_dict,
+            "schedule": lambda value: Schedule(**value),
+            "augmentation": lambda value: Augmentation(**value),
+        }
+        for name, read in readers.items():
+            if isinstance(settings.get(name), Mapping):
+                settings[name] = read(settings[name])
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class Performance:
+    """Settings that change speed and memory, never results.
+
+    Attributes:
+        steps_per_dispatch: short rounds run several per dispatch, up to about this many steps.
+        eval_batch_size: samples per evaluation batch.
+        donate: let a round overwrite the state that it was given.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    steps_per_dispatch: int = 64
+    eval_batch_size: int = 500
+    donate: bool = True
+
+    def __post_init__(self) -> None:
+        _validate.at_least(1, steps_per_dispatch=self.steps_per_dispatch, eval_batch_size=self.eval_batch_size)

@@ -1,0 +1,79 @@
+"""Compiled programs of a recipe, shared by every run of it in this process: a new seed or rate compiles nothing."""
+
+import functools
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hardjax.evaluate import Evaluation, make_evaluate, make_predict
+from hardjax.optimizers import Hyper
+from hardjax.selection import Selection
+from hardjax.train import Recipe, RoundInfo, TrainData, TrainState, make_init, make_rounds
+
+
+class Programs:
+    """Builds, compiles ahead of time, keeps and calls the programs of one recipe.
+
+    Attributes:
+        compile_seconds: spent tracing and compiling so far.
+        traces: number of programs compiled so far, by kind ("init", "round", "evaluate", "predict").
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.compile_seconds = 0.0
+        self.traces: dict[str, int] = {}
+        self._executables: dict[Hashable, Callable] = {}
+
+    def init(self, selection: Selection, seed: int, hyper: Hyper) -> TrainState:
+        """A fresh state; the seed is traced."""
+        build = functools.partial(make_init, self.recipe, selection)
+        return self._call("init", (type(selection), selection.unit), build, jnp.uint32(seed), hyper)
+
+    def rounds(
+        self,
+        selection: Selection,
+        steps: int,
+        max_rounds: int,
+        donate: bool,
+        state: TrainState,
+        data: TrainData,
+        hyper: Hyper,
+        count: int,
+    ) -> tuple[TrainState, RoundInfo]:
+        """`count` rounds in one dispatch; see `train.make_rounds`."""
+        build = functools.partial(make_rounds, self.recipe, selection, steps, max_rounds)
+        key = (selection, steps, max_rounds)
+        return self._call("round", key, build, state, data, hyper, jnp.int32(count), donate=donate)
+
+    def evaluate(self, batch_size: int, variables: Any, split: TrainData) -> Evaluation:
+        """Loss and accuracy over a whole split."""
+        build = functools.partial(make_evaluate, self.recipe, batch_size)
+        return self._call("evaluate", batch_size, build, variables, split)
+
+    def predict(self, variables: Any, images: Array, mean: Array, std: Array) -> Array:
+        """Logits of stored images."""
+        return self._call("predict", None, functools.partial(make_predict, self.recipe), variables, images, mean, std)
+
+    def _call(self, kind: str, key: Hashable, build: Callable, *args: Any, donate: bool = False) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        signature = (kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        executable = self._executables.get(signature)
+        if executable is None:
+            started = time.perf_counter()
+            jitted = jax.jit(build(), donate_argnums=(0,) if donate else ())
+            executable = jitted.lower(*args).compile()
+            self.compile_seconds += time.perf_counter() - started
+            self.traces[kind] = self.traces.get(kind, 0) + 1
+            self._executables[signature] = executable
+        return executable(*args)
+
+
+@functools.lru_cache(maxsize=16)
+def programs_for(recipe: Recipe) -> Programs:
+    """The programs of a recipe; equal recipes get the same object."""
+    return Programs(recipe)

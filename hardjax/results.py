@@ -1,0 +1,72 @@
+"""Files of a run: config.json, history.jsonl (a line a test point), summary.json, replays.npz."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+MARKS = ("config.json", "history.jsonl", "summary.json")
+
+
+def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Make the folder for a run's files.
+
+    Raises:
+        ValueError: it holds another run (unless `overwrite`), or is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Expected output={str(folder)!r} to be a folder; it is a file.")
+    held = [name for name in MARKS if (folder / name).exists()]
+    if held and not overwrite:
+        raise ValueError(
+            f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
+            "name another, or pass --overwrite (overwrite=True)."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in held:
+        (folder / name).unlink()
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON (NaN and infinities become null), written whole or not at all."""
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(json.dumps(_strict(content), indent=2) + "\n")
+    scratch.replace(path)
+
+
+def append_line(path: Path, entry: Any) -> None:
+    """One strict JSON line, readable while the run goes on."""
+    with path.open("a") as file:
+        file.write(json.dumps(_strict(entry)) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device, for summaries."""
+    packages = ("hardjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+        "device": f"{device.platform}: {device.device_kind} x{jax.device_count()}, {os.cpu_count()} CPU cores",
+    }
+
+
+def _strict(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {str(name): _strict(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    if isinstance(content, np.ndarray):
+        return _strict(content.tolist())
+    if isinstance(content, np.generic):
+        return _strict(content.item())
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

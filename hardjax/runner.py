@@ -1,0 +1,273 @@
+"""`run`: a configuration in, history and final state out; the one place where the engine meets clock, files, screen."""
+
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hardjax import checkpoint, data, models, results
+from hardjax.budget import dispatches
+from hardjax.config import Performance, TrainConfig
+from hardjax.data import Dataset, Split
+from hardjax.data.augment import resolve
+from hardjax.history import History, ReplayLog
+from hardjax.models.apply import init_variables, make_apply
+from hardjax.optimizers import Hyper
+from hardjax.programs import Programs, programs_for
+from hardjax.progress import ProgressBar, Silent
+from hardjax.schedules import make_schedule
+from hardjax.train import Recipe, TrainData, TrainState
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run` returns.
+
+    Attributes:
+        config: as given.
+        history: field -> (test points,) NumPy array, see `history.History`.
+        state: final `TrainState` on the device.
+        summary: final figures, as in summary.json; accuracies in percent.
+        replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
+        replay_counts: (N,) or (n,) times each slot was trained.
+    """
+
+    config: TrainConfig
+    history: dict[str, np.ndarray]
+    state: TrainState = field(repr=False)
+    summary: dict[str, Any]
+    replays: np.ndarray | None = field(repr=False)
+    replay_counts: np.ndarray = field(repr=False)
+
+
+def run(
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    performance: Performance | None = None,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RunResult:
+    """Train as configured: exactly epochs * N back-propagations, tested once per N by default.
+
+    Args:
+        config: everything that decides the result.
+        dataset: one's own data; None loads `config.dataset`.
+        model: one's own Linen module (`module(images, train) -> logits`); None creates `config.model`.
+        performance: speed and memory only.
+        output: folder for config.json, history.jsonl, summary.json and the checkpoint; None writes nothing.
+        overwrite: let `output` hold another run already.
+        progress: a progress bar on standard error.
+
+    Ctrl-C ends the run after the dispatch under way, with what was reached; pressed twice it raises.
+
+    Raises:
+        ValueError: data, model and configuration do not fit, in one line.
+    """
+    performance = performance or Performance()
+    setting = prepare(config, dataset, model)
+    folder = None if output is None else results.claim_folder(output, overwrite)
+    if folder is not None:
+        results.write_json(folder / "config.json", config.to_dict())
+    bar = ProgressBar(config.epochs) if progress else Silent()
+    with bar, _interruptible() as interrupted:
+        result = _train(setting, performance, bar, interrupted, folder)
+    if folder is not None:
+        results.write_json(folder / "summary.json", result.summary)
+        np.savez_compressed(
+            folder / "replays.npz",
+            counts=result.replay_counts,
+            **({} if result.replays is None else {"by_round": result.replays}),
+        )
+        checkpoint.save(folder, result.state)
+    return result
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration with its data on the device and its programs."""
+
+    config: TrainConfig
+    dataset: Dataset
+    recipe: Recipe
+    programs: Programs
+    hyper: Hyper
+    splits: dict[str, TrainData]
+
+    def init_state(self) -> TrainState:
+        return self.programs.init(self.config.selection, self.config.seed, self.hyper)
+
+
+def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = None) -> Setting:
+    """Everything that a run needs before its first step.
+
+    Raises:
+        ValueError: data, model and configuration do not fit.
+    """
+    dataset = dataset if dataset is not None else data.load(config.dataset, config.data_dir)
+    dataset = dataset.with_validation(config.validation)
+    num_samples = len(dataset.train.labels)
+    if config.batch_size > num_samples:
+        raise ValueError(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
+    if model is None:
+        model = models.create(config.model, num_classes=dataset.num_classes, **config.model_options)
+    init, apply = _functions(model)
+    recipe = Recipe(
+        init_variables=init,
+        apply=apply,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        augmentation=resolve(config.augmentation, dataset),
+        precision=config.precision,
+        batch_size=config.batch_size,
+        num_samples=num_samples,
+        image_shape=tuple(dataset.train.images.shape[1:]),
+    )
+    hyper = Hyper(
+        learning_rate=jnp.float32(config.peak_learning_rate),
+        weight_decay=jnp.float32(config.weight_decay),
+        momentum=jnp.float32(config.momentum),
+        total_steps=jnp.int32(config.epochs * recipe.num_batches),
+    )
+    splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+    splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
+    return Setting(config, dataset, recipe, programs_for(recipe), hyper, splits)
+
+
+def _train(
+    setting: Setting, performance: Performance, bar: Any, interrupted: threading.Event, folder: Any
+) -> RunResult:
+    config, recipe, programs = setting.config, setting.recipe, setting.programs
+    compiled_before = programs.compile_seconds
+    state = setting.init_state()
+    steps_per_round = config.selection.round_steps(recipe.num_batches)
+    history = History()
+    by_batch = config.selection.unit == "batch"
+    replays = ReplayLog(state.table.shape[0], by_batch)
+    seconds, pending, tested = 0.0, [], 0
+    plan = dispatches(
+        recipe.num_batches, steps_per_round, config.epochs, config.test_every, performance.steps_per_dispatch
+    )
+    for dispatch in plan:
+        selection = config.selection.first_round() if dispatch.first else config.selection
+        compiled, started = programs.compile_seconds, time.perf_counter()
+        state, info = programs.rounds(
+            selection,
+            dispatch.steps,
+            dispatch.max_rounds,
+            performance.donate,
+            state,
+            setting.splits["train"],
+            setting.hyper,
+            dispatch.rounds,
+        )
+        loss, top1, slots = (rows[: dispatch.rounds] for rows in jax.device_get(info))
+        seconds += time.perf_counter() - started - (programs.compile_seconds - compiled)
+        replays.add(slots)
+        pending.append(loss.ravel())
+        done = int(sum(len(losses) for losses in pending)) + tested
+        bar.update(done / recipe.num_batches, float(loss.mean()), 100 * float(top1.mean()))
+        if dispatch.test or interrupted.is_set():
+            entry = _test_point(setting, performance, state, np.concatenate(pending), done, seconds, history)
+            tested, pending = done, []
+            bar.tested(entry)
+            if folder is not None:
+                results.append_line(folder / "history.jsonl", entry)
+        if interrupted.is_set():
+            break
+    summary = _summarise(setting, history, seconds, programs.compile_seconds - compiled_before)
+    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts)
+
+
+def _test_point(
+    setting: Setting,
+    performance: Performance,
+    state: TrainState,
+    losses: np.ndarray,
+    done: int,
+    seconds: float,
+    history: History,
+) -> dict[str, float]:
+    config = setting.config
+    factor = make_schedule(config.schedule)((done - 1) / (config.epochs * setting.recipe.num_batches))
+    entry = {
+        "epoch": done / setting.recipe.num_batches,
+        "backprops": done,
+        "train_loss": float(losses.mean()),
+        "table_loss": float(state.table.mean()),
+        "learning_rate": config.peak_learning_rate * float(factor),
+        "batch_size": config.batch_size,
+        "seconds": seconds,
+    }
+    names = {"train": "full_train", "validation": "validation", "test": "test"}
+    for split, name in names.items():
+        if split not in setting.splits or (split == "train" and not config.evaluate_train):
+            continue
+        measured = setting.programs.evaluate(performance.eval_batch_size, state.variables, setting.splits[split])
+        entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": float(measured.top1)}
+    return history.add(**entry)
+
+
+def _summarise(setting: Setting, history: History, seconds: float, compile_seconds: float) -> dict[str, Any]:
+    last = history.entries[-1]
+    budget = setting.config.epochs * setting.recipe.num_batches
+    return {
+        "dataset": setting.dataset.name,
+        "backprops": last["backprops"],
+        "num_batches": setting.recipe.num_batches,
+        "seconds_per_step": seconds / last["backprops"],
+        "train_seconds": seconds,
+        "compile_seconds": compile_seconds,
+        **{f"final_{name}": last[name] for name in ("test_top1", "test_loss", "full_train_top1", "full_train_loss")},
+        "diverged": not bool(np.isfinite(last["train_loss"])),
+        "interrupted": last["backprops"] < budget,
+        **results.environment(),
+    }
+
+
+def _on_device(split: Split, dataset: Dataset) -> TrainData:
+    return TrainData(*(jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std)))
+
+
+def _functions(module: Any) -> tuple:
+    """(init, apply) of a module, the same objects for equal modules, so that equal recipes share programs."""
+    try:
+        return _cached_functions(module)
+    except TypeError:  # a module with unhashable fields has programs of its own
+        return _cached_functions.__wrapped__(module)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_functions(module: Any) -> tuple:
+    return functools.partial(init_variables, module), make_apply(module)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it never hits between a donated state and its successor."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
