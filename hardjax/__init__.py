@@ -1,6 +1,7 @@
 """hardjax: choosing what a network trains on, as pure, compiled JAX functions."""
 
 from hardjax import data, models, selection
+from hardjax._version import __version__
 from hardjax.config import Performance, TrainConfig
 from hardjax.data.augment import Augmentation
 from hardjax.runner import RunResult, run
@@ -12,6 +13,7 @@ __all__ = [
     "RunResult",
     "Schedule",
     "TrainConfig",
+    "__version__",
     "data",
     "models",
     "run",

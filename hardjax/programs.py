@@ -29,10 +29,9 @@ class Programs:
         self.traces: dict[str, int] = {}
         self._executables: dict[Hashable, Callable] = {}
 
-    def init(self, selection: Selection, seed: int, hyper: Hyper) -> TrainState:
-        """A fresh state; the seed is traced."""
-        build = functools.partial(make_init, self.recipe, selection)
-        return self._call("init", (type(selection), selection.unit), build, jnp.uint32(seed), hyper)
+    def init(self, seed: int, hyper: Hyper, table: Array) -> TrainState:
+        """A fresh state with this empty loss table; the seed is traced."""
+        return self._call("init", None, functools.partial(make_init, self.recipe), jnp.uint32(seed), hyper, table)
 
     def rounds(
         self,

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hardjax._version import __version__
+
 MARKS = ("config.json", "history.jsonl", "summary.json")
 
 
@@ -50,10 +52,11 @@ def append_line(path: Path, entry: Any) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and device, for summaries."""
-    packages = ("hardjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"hardjax": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
         "device": f"{device.platform}: {device.device_kind} x{jax.device_count()}, {os.cpu_count()} CPU cores",
     }
 

@@ -106,7 +106,9 @@ class Setting:
     splits: dict[str, TrainData]
 
     def init_state(self) -> TrainState:
-        return self.programs.init(self.config.selection, self.config.seed, self.hyper)
+        selection = self.config.selection
+        slots = self.recipe.num_batches if selection.unit == "batch" else self.recipe.num_samples
+        return self.programs.init(self.config.seed, self.hyper, selection.init(slots))
 
 
 def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = None) -> Setting:
@@ -215,7 +217,8 @@ def _test_point(
         if split not in setting.splits or (split == "train" and not config.evaluate_train):
             continue
         measured = setting.programs.evaluate(performance.eval_batch_size, state.variables, setting.splits[split])
-        entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": float(measured.top1)}
+        top1 = 100 * int(measured.correct) / len(setting.splits[split].labels)
+        entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
     return history.add(**entry)
 
 

@@ -123,19 +123,18 @@ def make_partition(key: Array, num_samples: int, batch_size: int) -> Array:
     return order[jnp.arange(num_batches * batch_size) % num_samples].reshape(num_batches, batch_size)
 
 
-def make_init(recipe: Recipe, selection: Selection) -> Callable[[Array, Hyper], TrainState]:
-    """`init(seed, hyper) -> TrainState`, pure; the seed is traced."""
+def make_init(recipe: Recipe) -> Callable[[Array, Hyper, Array], TrainState]:
+    """`init(seed, hyper, table) -> TrainState`, pure; `table` is the strategy's empty one, the seed is traced."""
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)
-    table_size = recipe.num_batches if selection.unit == "batch" else recipe.num_samples
 
-    def init(seed: Array, hyper: Hyper) -> TrainState:
+    def init(seed: Array, hyper: Hyper, table: Array) -> TrainState:
         init_key, key = jax.random.split(jax.random.key(seed))
         variables = recipe.init_variables(init_key, model_shape)
         return TrainState(
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=make_optimizer(recipe.optimizer, hyper, hyper.learning_rate).init(variables["params"]),
-            table=selection.init(table_size),
+            table=table,
             partition=make_partition(_draw(key, _PARTITION, 0), recipe.num_samples, recipe.batch_size),
             key=key,
             step=jnp.zeros((), jnp.int32),

@@ -1,0 +1,5 @@
+"""`python -m hardjax`."""
+
+from hardjax.cli import main
+
+main()

@@ -1,0 +1,144 @@
+"""Several ways of choosing, trained alike and set side by side over seeds, with their controls (P1, Tables 3 to 5)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hardjax import _validate, convergence
+from hardjax.config import Performance, TrainConfig
+from hardjax.data import Dataset
+from hardjax.runner import RunResult, run
+from hardjax.selection import AllBatches, HardBatches, RandomBatches, Selection
+
+CONTROLS = ("random", "fixed")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of choosing: name, share of the mini-batches, strategy."""
+
+    selection_name: str
+    delta: float
+    selection: Selection
+
+    @property
+    def label(self) -> str:
+        return f"{self.selection_name} {self.delta:g}" if self.delta < 1 else self.selection_name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results by arm, in order; `rows` is the table and `threshold` the loss that every run reached."""
+
+    config: TrainConfig
+    arms: tuple[Arm, ...]
+    results: tuple[tuple[RunResult, ...], ...]
+    threshold: float
+    rows: list[dict[str, Any]]
+
+
+def make_arms(deltas: Sequence[float], controls: Sequence[str] = CONTROLS) -> tuple[Arm, ...]:
+    """The baseline (delta 1: ordinary training, reshuffled each epoch), then hard replay, then the controls.
+
+    The baseline is always among them: every change is measured from it.
+
+    Args:
+        deltas: shares in (0, 1].
+        controls: "random" (replay picked at random, for every delta below 1) and "fixed" (the baseline with the very
+            batches that the others keep).
+
+    Raises:
+        ValueError: a share outside (0, 1], an unknown control.
+    """
+    for delta in deltas:
+        _validate.in_half_open_unit(delta=delta)
+    for control in controls:
+        _validate.one_of(CONTROLS, control=control)
+    shares = sorted({float(delta) for delta in deltas} - {1.0}, reverse=True)
+    arms = [Arm("all-batches", 1.0, AllBatches())]
+    arms += [Arm("hard-batches", delta, HardBatches(delta)) for delta in shares]
+    if "random" in controls:
+        arms += [Arm("random-batches", delta, RandomBatches(delta)) for delta in shares]
+    if "fixed" in controls:
+        arms.append(Arm("fixed-batches", 1.0, AllBatches(fixed=True)))
+    return tuple(arms)
+
+
+def compare(
+    config: TrainConfig,
+    arms: Sequence[Arm],
+    seeds: int = 3,
+    *,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    performance: Performance | None = None,
+    progress: bool = True,
+    on_result: Callable[[Arm, RunResult], None] = lambda arm, result: None,
+) -> Comparison:
+    """Train every arm with `seeds` seeds from `config.seed` on, all else as configured.
+
+    Args:
+        config: its selection is replaced by each arm's.
+        arms: see `make_arms`; the first one is the baseline.
+        seeds: runs of each arm.
+        dataset, model, performance, progress: as in `run`.
+        on_result: called after every run.
+
+    Raises:
+        ValueError: seeds below 1; what `run` refuses.
+    """
+    _validate.at_least(1, seeds=seeds)
+    results = []
+    for arm in arms:
+        runs = []
+        for seed in range(config.seed, config.seed + seeds):
+            settings = dataclasses.replace(config, selection=arm.selection, seed=seed)
+            result = run(settings, dataset=dataset, model=model, performance=performance, progress=progress)
+            on_result(arm, result)
+            if result.summary["interrupted"]:
+                raise KeyboardInterrupt
+            runs.append(result)
+        results.append(tuple(runs))
+    return summarise(config, tuple(arms), tuple(results))
+
+
+def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[RunResult, ...], ...]) -> Comparison:
+    """Rows with the columns of P1's Tables 3 to 5, means over seeds; accuracies in percent, signs kept."""
+    threshold = convergence.common_threshold([run.history["full_train_loss"] for runs in results for run in runs])
+    rows = []
+    for arm, runs in zip(arms, results, strict=True):
+        test = np.array([run.summary["final_test_top1"] for run in runs])
+        curves = [(run.history["epoch"], run.history["full_train_loss"]) for run in runs]
+        own = np.mean([convergence.own_level_epoch(*curve) for curve in curves])
+        common = np.mean([convergence.threshold_epoch(*curve, threshold) for curve in curves])
+        baseline = rows[0] if rows else {"convergence_epoch": own, "common_threshold_epoch": common}
+        rows.append(
+            {
+                "selection": arm.selection_name,
+                "delta": arm.delta,
+                "seeds": len(runs),
+                "train_top1": float(np.mean([run.summary["final_full_train_top1"] for run in runs])),
+                "test_top1": float(test.mean()),
+                "test_top1_ci95": half_width_95(test),
+                "convergence_epoch": float(own),
+                "common_threshold_epoch": float(common),
+                "convergence_change_percent": convergence.change_percent(baseline["convergence_epoch"], own),
+                "common_threshold_change_percent": convergence.change_percent(
+                    baseline["common_threshold_epoch"], common
+                ),
+                "backprops": int(runs[0].summary["backprops"]),
+                "seconds_per_step": float(np.median([run.summary["seconds_per_step"] for run in runs])),
+            }
+        )
+    return Comparison(config, arms, results, threshold, rows)
+
+
+def half_width_95(values: np.ndarray) -> float:
+    """Half width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))

@@ -1,0 +1,49 @@
+"""When training had converged: named, tested readings of `full_train_loss` (P1 prints an epoch e and no criterion)."""
+
+import numpy as np
+
+
+def own_level_epoch(epochs: np.ndarray, losses: np.ndarray, tolerance: float = 0.05) -> float:
+    """First test point from which the loss stays within a tolerance of its own final level.
+
+    The final level is the mean of the last tenth of the test points (at least one); the tolerance is a share of the fall
+    from the first test point to that level. A level of its own rewards an arm that stalls high: read it next to
+    `threshold_epoch`.
+
+    Args:
+        epochs: (points,) rising, in units of N back-propagations.
+        losses: (points,) nats.
+        tolerance: share of the fall, above 0.
+
+    Returns:
+        The epoch; NaN where a loss is not finite or the loss did not fall.
+    """
+    if len(losses) == 0 or not np.all(np.isfinite(losses)):
+        return float("nan")
+    level = losses[-max(1, len(losses) // 10) :].mean()
+    fall = losses[0] - level
+    if fall < 0 or (fall == 0 and len(losses) > 1):
+        return float("nan")
+    outside = np.flatnonzero(np.abs(losses - level) > tolerance * fall)
+    first = 0 if len(outside) == 0 else outside[-1] + 1
+    return float(epochs[min(first, len(epochs) - 1)])
+
+
+def common_threshold(curves: list[np.ndarray]) -> float:
+    """The lowest loss that every curve reached: the highest of their lowest losses; NaN where none is finite."""
+    lowest = [np.min(curve[np.isfinite(curve)]) for curve in curves if np.isfinite(curve).any()]
+    return float(max(lowest)) if lowest else float("nan")
+
+
+def threshold_epoch(epochs: np.ndarray, losses: np.ndarray, threshold: float) -> float:
+    """First test point whose loss is at most the threshold; NaN where there is none."""
+    reached = np.flatnonzero(losses <= threshold)
+    return float(epochs[reached[0]]) if len(reached) else float("nan")
+
+
+def change_percent(baseline_epoch: float, epoch: float) -> float:
+    """P1's change of the convergence epoch, 100 * (e1 - e) / e, with its sign: positive is sooner than the baseline.
+
+    The paper divides by its own epoch e, not by the baseline's e1: its 26.47 % is 20.93 % fewer epochs.
+    """
+    return 100 * (baseline_epoch - epoch) / epoch

@@ -1,0 +1,42 @@
+"""Which samples a run replayed most: the first thing to look at when labels are in doubt."""
+
+import numpy as np
+
+from hardjax.runner import RunResult, Setting
+
+_CHUNK = 500
+
+
+def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tuple[np.ndarray, ...]:
+    """The `count` training samples trained most often, ties by their loss under the final model.
+
+    Returns:
+        (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
+    """
+    replays = sample_counts(setting, result)
+    candidates = np.argsort(-replays, kind="stable")[: max(count, setting.recipe.batch_size)]
+    train = setting.splits["train"]
+    labels = np.asarray(train.labels[candidates])
+    logits = np.concatenate(
+        [
+            np.asarray(
+                setting.programs.predict(result.state.variables, train.images[chunk], train.mean, train.std), np.float64
+            )
+            for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
+        ]
+    )
+    top = logits.max(-1)
+    losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
+    order = np.lexsort((-losses, -replays[candidates]))[:count]
+    chosen = candidates[order]
+    return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]
+
+
+def sample_counts(setting: Setting, result: RunResult) -> np.ndarray:
+    """(n,) times each training sample was trained, for strategies that keep their batches or pick samples."""
+    if result.config.selection.unit == "sample":
+        return result.replay_counts
+    partition = np.asarray(result.state.partition)
+    counts = np.zeros(setting.recipe.num_samples, np.int64)
+    np.add.at(counts, partition, result.replay_counts[:, None])
+    return counts

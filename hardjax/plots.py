@@ -1,0 +1,97 @@
+"""Pictures: the comparison of arms, and the samples replayed most. Drawn off screen, returned as Matplotlib figures."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from hardjax.compare import Comparison, half_width_95
+from hardjax.data import Dataset
+
+_STYLES = {"hard-batches": "-", "random-batches": "--", "all-batches": "-", "fixed-batches": ":"}
+
+
+def comparison(result: Comparison) -> Figure:
+    """Training loss and test accuracy over back-propagations with 95 % bands, and which batches were replayed when."""
+    replayed = [i for i, arm in enumerate(result.arms) if arm.delta < 1]
+    hard = [i for i in replayed if result.arms[i].selection_name == "hard-batches"]
+    random = [i for i in replayed if result.arms[i].selection_name == "random-batches"]
+    maps = [chosen[-1] for chosen in (hard, random) if chosen]
+    figure = Figure(figsize=(13, 5 if not maps else 9), layout="constrained")
+    rows = figure.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [figure]
+    loss, accuracy = rows[0].subplots(1, 2)
+    for i, arm in enumerate(result.arms):
+        _curve(loss, result, i, "full_train_loss", arm.label)
+        _curve(accuracy, result, i, "test_top1", arm.label)
+    seeds = len(result.results[0])
+    loss.set(yscale="log", xlabel="epochs of back-propagations", ylabel="loss of the whole training split (nats)")
+    if np.isfinite(result.threshold):
+        loss.axhline(result.threshold, color="0.6", linewidth=0.8)
+        loss.annotate("common threshold", (0.01, result.threshold), ("axes fraction", "data"), fontsize=8, va="bottom")
+    accuracy.set(xlabel="epochs of back-propagations", ylabel="test accuracy (%)")
+    accuracy.legend(fontsize=8, loc="lower right")
+    config = result.config
+    rows[0].suptitle(
+        f"{config.model} on {config.dataset}, batch {config.batch_size}, {config.epochs} epochs; "
+        f"mean of {seeds} seed{'s' * (seeds > 1)}" + (", 95 % confidence band" if seeds > 1 else "")
+    )
+    if maps:
+        panels = rows[1].subplots(1, len(maps), squeeze=False)[0]
+        for panel, i in zip(panels, maps, strict=True):
+            _replay_map(panel, result.results[i][0].replays, result.arms[i].label)
+    return figure
+
+
+def hardest(
+    dataset: Dataset, samples: np.ndarray, replays: np.ndarray, losses: np.ndarray, predictions: np.ndarray
+) -> Figure:
+    """A grid of the samples replayed most, with label, prediction, loss; a wrong prediction is red.
+
+    Args:
+        dataset: they are from its training split.
+        samples: (k,) indices, the most replayed first.
+        replays, losses, predictions: (k,) times trained, nats under the final model, predicted class.
+    """
+    columns = 8
+    rows = -(-len(samples) // columns)
+    figure = Figure(figsize=(1.55 * columns, 2.0 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    images, labels = (np.asarray(leaf[samples]) for leaf in dataset.train)
+    for i, panel in enumerate(panels):
+        panel.axis("off")
+        if i >= len(samples):
+            continue
+        picture = images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]
+        panel.imshow(picture, cmap="gray_r", interpolation="nearest")
+        label, guess = dataset.class_names[labels[i]], dataset.class_names[predictions[i]]
+        right = labels[i] == predictions[i]
+        text = f"{label}" if right else f"{label}\nread as {guess}"
+        panel.set_title(f"{text}\n{replays[i]}x, loss {losses[i]:.2f}", fontsize=7.5, color="black" if right else "C3")
+    figure.suptitle(f"{dataset.name}: training samples replayed most (label; times trained; loss now; red: misread)")
+    return figure
+
+
+def _curve(axes: Any, result: Comparison, index: int, field: str, label: str) -> None:
+    arm, runs = result.arms[index], result.results[index]
+    values = np.stack([run.history[field] for run in runs])
+    epochs, mean = runs[0].history["epoch"], values.mean(0)
+    shares = sorted({arm.delta for arm in result.arms}, reverse=True)
+    color = f"C{shares.index(arm.delta)}"
+    axes.plot(epochs, mean, _STYLES.get(arm.selection_name, "-."), color=color, label=label, linewidth=1.4)
+    if len(runs) > 1:
+        width = np.array([half_width_95(column) for column in values.T])
+        low = np.maximum(mean - width, values.min() / 2) if axes.get_yscale() == "log" else mean - width
+        axes.fill_between(epochs, low, mean + width, color=color, alpha=0.1, linewidth=0)
+
+
+def _replay_map(axes: Any, replays: np.ndarray, label: str) -> None:
+    order = np.argsort(-replays.sum(0), kind="stable")
+    shown = replays[:, order].T > 0
+    axes.imshow(shown, aspect="auto", interpolation="nearest", cmap=ListedColormap(["white", "C0"]), origin="lower")
+    share = replays.sum(0)[order] / len(replays)
+    axes.set(
+        xlabel="round",
+        ylabel="mini-batch (most replayed at the bottom)",
+        title=f"replayed by {label} (first seed): most {share[0]:.0%}, least {share[-1]:.0%} of rounds",
+    )

@@ -1,0 +1,30 @@
+"""Test-wide settings: rank promotion is an error, compiled programs are kept between runs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", os.environ.get("HARDJAX_TEST_PLATFORM", ""))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def tiny():
+    """70 easily separated 6x6 images of 3 classes, 21 for testing."""
+    import hardjax as hj
+
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 3
+        images = rng.integers(0, 120, (count, 6, 6, 1))
+        images[np.arange(count), labels] += 100
+        return images.astype(np.uint8), labels
+
+    return hj.data.Dataset.from_arrays(*split(70), *split(21), num_classes=3, name="tiny")
