@@ -1,6 +1,6 @@
 """hardjax: choosing what a network trains on, as pure, compiled JAX functions."""
 
-from hardjax import data, models, selection
+from hardjax import data, models, results, selection
 from hardjax._version import __version__
 from hardjax.config import Performance, TrainConfig
 from hardjax.data.augment import Augmentation
@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "data",
     "models",
+    "results",
     "run",
     "selection",
 ]

@@ -1,0 +1,293 @@
+"""Taps on the layers of a Linen module: the one place of `fisher` that knows Flax.
+
+A tap is the identity on a layer's output. Going backward it meets the output's cotangent, forms that layer's share of
+the Gram matrix from it and the layer's own input, and hands the share on as the cotangent of an unused input, the
+sink. Automatic differentiation adds the shares up, and no cotangent outlives its layer.
+"""
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
+
+Path = tuple[str, ...]
+
+# Their __call__ has the signature of nn.BatchNorm and couples the samples of a batch.
+BATCH_NORMS: list[type[nn.Module]] = [nn.BatchNorm]
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm)
+_REWRITING = (nn.SpectralNorm, nn.WeightNorm)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a layer that a rule covers.
+
+    Attributes:
+        path: of its parameters in `variables["params"]`.
+        rule: how its rows are formed.
+        prepare: (input, statistics) -> what multiplies the parameters.
+        shapes: parameter name -> shape as the layer sees it.
+        input_shape, output_shape: of this call, as the rule takes them.
+    """
+
+    path: Path
+    rule: Rule
+    prepare: Callable[[Array, Any], Array]
+    shapes: Mapping[str, tuple[int, ...]]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path) or "the model itself"
+
+
+Emit = Callable[[Layer, Array, Array], Any]
+
+
+def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[Layer]:
+    """The layer calls of an abstract forward pass, in order.
+
+    Raises:
+        ValueError: a parameter that no rule covers, or a layer used in a way that no rule covers.
+    """
+    layers: list[Layer] = []
+    with _intercept(batch, lambda layer, x, y, aux: (layers.append(layer), y)[1]):
+        jax.eval_shape(forward)
+    shapes = {_keys(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    covered = {(*layer.path, name): shape for layer in layers for name, shape in layer.shapes.items()}
+    missing = sorted("/".join(path) for path in shapes.keys() - covered.keys())
+    if missing:
+        raise ValueError(
+            f"No rule gives per-sample gradients of {', '.join(missing)}: Dense, Conv, BatchNorm, GroupNorm, LayerNorm,"
+            ' RMSNorm and InstanceNorm are covered. method="vmap" takes any parameter.'
+        )
+    for path, shape in covered.items():
+        if shapes.get(path) != shape:
+            raise ValueError(
+                f"Parameter {'/'.join(path)} is {shapes.get(path)} in the model and {shape} in its layer: layers"
+                ' stacked by nn.scan or nn.vmap are not covered. method="vmap" takes them.'
+            )
+    return layers
+
+
+def shared_paths(layers: list[Layer]) -> set[Path]:
+    """Paths of layers called more than once: their rows add up before they are multiplied."""
+    return {path for path, calls in Counter(layer.path for layer in layers).items() if calls > 1}
+
+
+@contextlib.contextmanager
+def taps(batch: int, sink_of: Callable[[Path], Any], emit: Emit) -> Iterator[None]:
+    """Inside, every covered layer's output passes a tap whose sink `sink_of(path)` receives `emit(layer, a, d)`."""
+
+    def wire(layer: Layer, x: Array, y: Array, aux: Any) -> Array:
+        return _tap(layer, emit)(y, lax.stop_gradient(x), aux, sink_of(layer.path))
+
+    with _intercept(batch, wire):
+        yield
+
+
+@contextlib.contextmanager
+def shared_statistics(axis_name: str) -> Iterator[None]:
+    """Inside, batch norms normalise one mapped sample by the statistics of the whole mapped axis.
+
+    Scale and bias stay the mapped sample's own, so that `vmap` over copies of the parameters tells apart what each
+    sample contributes.
+    """
+    busy = False
+
+    def interceptor(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        nonlocal busy
+        module = context.module
+        if busy or context.method_name != "__call__" or _base(module) not in BATCH_NORMS:
+            return next_fun(*args, **kwargs)
+        if not module.scope.has_variable("params", "scale") and not module.scope.has_variable("params", "bias"):
+            names: dict[str, Array] = {}
+        else:
+            names = dict(module.variables["params"])
+        x, *rest = args
+        busy = True
+        everyone = lax.all_gather(x, axis_name).reshape(-1, *x.shape[1:])
+        normalised = _normalise(module, rest, kwargs)(everyone, module.variables.get("batch_stats", {}))
+        busy = False
+        y = jnp.take(normalised, lax.axis_index(axis_name), 0)[None]
+        for name, combine in (("scale", jnp.multiply), ("bias", jnp.add)):
+            if name in names:
+                y = combine(y, names[name].reshape((1,) * (y.ndim - 1) + names[name].shape))
+        return y
+
+    with nn.intercept_methods(interceptor):
+        yield
+
+
+def _intercept(batch: int, wire: Callable[[Layer, Array, Array, Any], Array]) -> contextlib.AbstractContextManager:
+    """Calls `wire(layer, x, y, statistics) -> y` at every outermost layer that a rule covers."""
+    inside = False
+
+    def interceptor(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        nonlocal inside
+        if inside or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        module = context.module
+        if isinstance(module, _REWRITING):
+            raise ValueError(
+                f"{type(module).__name__} at {'/'.join(module.path)} rewrites its layer's parameters, which no rule"
+                ' covers. method="vmap" takes it.'
+            )
+        base = _base(module)
+        if base is None:
+            return next_fun(*args, **kwargs)
+        inside = True
+        try:
+            y = next_fun(*args, **kwargs)
+        finally:
+            inside = False
+        layer = _describe(base, module, args, kwargs, y, batch)
+        aux = dict(module.variables.get("batch_stats", {}))
+        return y if layer is None else wire(layer, args[0], y, aux)
+
+    return nn.intercept_methods(interceptor)
+
+
+def _tap(layer: Layer, emit: Emit) -> Callable[[Array, Array, Any, Any], Array]:
+    @jax.custom_vjp
+    def tap(y: Array, x: Array, aux: Any, sink: Any) -> Array:
+        del x, aux, sink
+        return y
+
+    def forward(y: Array, x: Array, aux: Any, sink: Any) -> tuple[Array, tuple]:
+        del sink
+        return y, (x, aux)
+
+    def backward(residuals: tuple, cotangent: Array) -> tuple:
+        a = layer.prepare(*residuals)
+        dtype = jnp.promote_types(a.dtype, jnp.float32)
+        return cotangent, None, None, emit(layer, a.astype(dtype), cotangent.astype(dtype))
+
+    tap.defvjp(forward, backward)
+    return tap
+
+
+def _base(module: nn.Module) -> type[nn.Module] | None:
+    """The covered class whose behaviour `module` has; a subclass with a __call__ of its own has another."""
+    known = (nn.Dense, nn.Conv, *_NORMS, *BATCH_NORMS)
+    for cls in type(module).__mro__:
+        if cls in known:
+            return cls if type(module).__call__ is cls.__call__ else None
+    return None
+
+
+def _describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array, batch: int) -> Layer | None:
+    params = module.variables.get("params", {})
+    if not params:
+        return None
+    path = tuple(module.scope.path)
+    name = "/".join(path) or type(module).__name__
+    x, *rest = args if args else (kwargs.get("inputs", kwargs.get("x")),)
+    if x is None or not args:
+        raise ValueError(f"Layer {name} takes its input by keyword: pass it as the first positional argument.")
+    if any(isinstance(value, jax.Array | np.ndarray) for value in (*rest, *kwargs.values())):
+        raise ValueError(f"Layer {name} takes a mask or another array beside its input, which no rule covers.")
+    if x.ndim < 2 or x.shape[0] != batch or y.shape[0] != batch:
+        raise ValueError(
+            f"Layer {name} takes {x.shape} and gives {y.shape}: expected the batch of {batch} as the leading axis."
+        )
+    if base is nn.Dense:
+        rule, prepare = Linear("bias" in params), _cast(y.dtype)
+    elif base is nn.Conv:
+        rule, prepare = _convolution(module, x, name), _convolution_input(module, y.dtype)
+    else:
+        rule, prepare = _scaling(module, x, params, name), _normalise(module, rest, kwargs)
+    shapes = {key: tuple(value.shape) for key, value in params.items()}
+    return Layer(path, rule, prepare, shapes, tuple(x.shape), tuple(y.shape))
+
+
+def _convolution(module: Any, x: Array, name: str) -> Convolution:
+    kernel_size = _tuple(module.kernel_size, 1)
+    rank = len(kernel_size)
+    if x.ndim != rank + 2:
+        raise ValueError(f"Layer {name} takes {x.shape}: expected one batch axis, {rank} spatial axes and channels.")
+    if module.mask is not None:
+        raise ValueError(f"Layer {name} masks its kernel, which no rule covers.")
+    strides, input_dilation, kernel_dilation = (
+        _tuple(value, rank) for value in (module.strides, module.input_dilation, module.kernel_dilation)
+    )
+    extents = [(k - 1) * dilation + 1 for k, dilation in zip(kernel_size, kernel_dilation, strict=True)]
+    padding = module.padding
+    if isinstance(padding, str) and padding.upper() in ("SAME", "SAME_LOWER", "VALID"):
+        sizes = [(n - 1) * dilation + 1 for n, dilation in zip(x.shape[1:-1], input_dilation, strict=True)]
+        pads = lax.padtype_to_pads(sizes, extents, strides, padding.upper())
+    elif isinstance(padding, str):  # CIRCULAR, REFLECT, CAUSAL: `_convolution_input` pads
+        pads = [(0, 0)] * rank
+    else:
+        pads = [(p, p) if isinstance(p, int) else p for p in ([padding] * rank if isinstance(padding, int) else padding)]
+    return Convolution(
+        kernel_size,
+        strides,
+        tuple((int(low), int(high)) for low, high in pads),
+        input_dilation,
+        kernel_dilation,
+        module.feature_group_count,
+        module.use_bias,
+    )
+
+
+def _convolution_input(module: Any, dtype: Any) -> Callable[[Array, Any], Array]:
+    """The input as it enters the convolution itself: cast, and padded where Flax pads beforehand."""
+    rank = len(_tuple(module.kernel_size, 1))
+    modes = {"CIRCULAR": "wrap", "REFLECT": "reflect", "CAUSAL": "constant"}
+    if module.padding not in modes.keys() if isinstance(module.padding, str) else True:
+        return _cast(dtype)
+    extents = [k + (k - 1) * (d - 1) for k, d in zip(_tuple(module.kernel_size, 1), _tuple(module.kernel_dilation, rank), strict=True)]
+    causal = module.padding == "CAUSAL"
+    pads = [(k - 1, 0) if causal else ((k - 1) // 2, k // 2) for k in extents]
+    return lambda x, aux: jnp.pad(x.astype(dtype), [(0, 0), *pads, (0, 0)], mode=modes[module.padding])
+
+
+def _scaling(module: Any, x: Array, params: Mapping[str, Array], name: str) -> Scaling:
+    axes = getattr(module, "feature_axes", getattr(module, "axis", -1))
+    if isinstance(axes, Mapping) or axes is None:
+        axes = -1
+    feature_axes = tuple(sorted(axis % x.ndim for axis in _tuple(axes, 1)))
+    if 0 in feature_axes or math.prod(x.shape[axis] for axis in feature_axes) != math.prod(
+        next(iter(params.values())).shape
+    ):
+        raise ValueError(f"Layer {name} scales the axes {axes} of {x.shape}, which no rule covers.")
+    return Scaling(feature_axes, tuple(params))
+
+
+def _normalise(module: nn.Module, rest: list, kwargs: dict) -> Callable[[Array, Any], Array]:
+    """The layer itself with scale 1 and bias 0: the output cannot be divided by a scale that may be 0."""
+    twin = module.clone(parent=None, name=None)
+    shapes = {name: (value.shape, value.dtype) for name, value in module.variables.get("params", {}).items()}
+
+    def normalised(x: Array, batch_stats: Any) -> Array:
+        params = {name: (jnp.ones if name == "scale" else jnp.zeros)(*shape) for name, shape in shapes.items()}
+        variables = {"params": params, "batch_stats": batch_stats}
+        return twin.apply(variables, x, *rest, **kwargs, mutable=["batch_stats"])[0]
+
+    return normalised
+
+
+def _cast(dtype: Any) -> Callable[[Array, Any], Array]:
+    return lambda x, aux: x.astype(dtype)
+
+
+def _tuple(value: Any, rank: int) -> tuple[int, ...]:
+    if value is None:
+        value = 1
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def _keys(path: tuple) -> Path:
+    return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

@@ -1,0 +1,97 @@
+"""What choosing costs: seconds per step of hard replay over ordinary training, and of the round over a step from Python.
+
+    python scripts/bench_engine.py [--dataset cifar10 --data-dir DIR] [--repeats 5]
+
+Ratios are of medians within this one process, arms taken in turn. Without --data-dir the images are random (32x32x3),
+which changes no step time.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import hardjax as hj
+from hardjax.runner import prepare
+from hardjax.selection import AllBatches, HardBatches
+from hardjax.train import Batch, make_step
+
+
+def random_images(count: int, shape: tuple[int, int, int]) -> hj.data.Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *shape), np.uint8)
+    return hj.data.Dataset.from_arrays(
+        images, rng.integers(0, 10, count), images[:64], np.arange(64) % 10, num_classes=10, name="random"
+    )
+
+
+def replay_ratio(config: dict, dataset: hj.data.Dataset, repeats: int) -> dict[str, float]:
+    """Median seconds per step of `HardBatches(0.2)` and `AllBatches`, runs in turn after a warm-up of each."""
+    times: dict[str, list[float]] = {"all": [], "hard": []}
+    for repeat in range(repeats + 1):
+        for name, selection in {"all": AllBatches(), "hard": HardBatches(0.2)}.items():
+            settings = hj.TrainConfig(**config, selection=selection, evaluate_train=False, seed=repeat)
+            summary = hj.run(settings, dataset=dataset, progress=False).summary
+            if repeat:
+                times[name].append(summary["seconds_per_step"])
+    all_batches, hard = (statistics.median(times[name]) for name in ("all", "hard"))
+    return {"all_ms": 1e3 * all_batches, "hard_ms": 1e3 * hard, "ratio": hard / all_batches}
+
+
+def scan_ratio(config: dict, dataset: hj.data.Dataset, repeats: int, steps: int) -> dict[str, float]:
+    """A step inside the compiled round over the same jitted step called from Python, batches ready."""
+    setting = prepare(hj.TrainConfig(**config), dataset)
+    step = jax.jit(make_step(setting.recipe), donate_argnums=0)
+    key = jax.random.key(0)
+    images = (dataset.train.images[: config["batch_size"]] / 255.0).astype(jnp.float32)
+    batch = Batch(images, dataset.train.labels[: config["batch_size"]])
+    inside, outside = [], []
+    for repeat in range(repeats + 1):
+        state = setting.init_state()
+        started = time.perf_counter()
+        state, info = setting.programs.rounds(
+            AllBatches(fixed=True), steps, 1, True, state, setting.splits["train"], setting.hyper, 1
+        )
+        jax.block_until_ready(info)
+        first = time.perf_counter() - started
+        started = time.perf_counter()
+        for _ in range(steps):
+            state, info = step(state, batch, setting.hyper, key)
+        jax.block_until_ready(info)
+        second = time.perf_counter() - started
+        if repeat:
+            inside.append(first / steps)
+            outside.append(second / steps)
+    a, b = statistics.median(inside), statistics.median(outside)
+    return {"inside_ms": 1e3 * a, "outside_ms": 1e3 * b, "ratio": a / b}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=20, help="mini-batches an epoch of the ResNet-20 case")
+    options = parser.parse_args()
+    print(hj.results.environment())
+
+    count = 128 * options.batches
+    images = hj.data.load(options.dataset, options.data_dir) if options.data_dir else random_images(count, (32, 32, 3))
+    if options.data_dir:
+        images = hj.data.Dataset.from_arrays(
+            *(leaf[:count] for leaf in images.train), *(leaf[:64] for leaf in images.test), num_classes=10
+        )
+    resnet = dict(model="resnet20", batch_size=128, learning_rate=0.1)
+    print("resnet20, hard 0.2 over all:", replay_ratio({**resnet, "epochs": 3}, images, options.repeats))
+    print("resnet20, round over step from Python:", scan_ratio(resnet, images, options.repeats, options.batches))
+
+    mlp = dict(model="mlp", batch_size=128, epochs=200, learning_rate=0.01)
+    small = random_images(1280, (28, 28, 1))
+    print("mlp, ten batches an epoch, hard 0.2 over all:", replay_ratio(mlp, small, options.repeats))
+
+
+if __name__ == "__main__":
+    main()
