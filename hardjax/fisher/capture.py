@@ -6,7 +6,7 @@ sink. Automatic differentiation adds the shares up, and no cotangent outlives it
 """
 
 import contextlib
-import math
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,6 +55,30 @@ class Layer:
 Emit = Callable[[Layer, Array, Array], Any]
 
 
+def named_leaves(tree: Any) -> dict[str, Array]:
+    """A tree of variables as {"path/of/leaf": leaf}."""
+    return {"/".join(_keys(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def forward_of(model: Any, key: Array | None = None) -> Callable[[Mapping[str, Any], Array, bool], Array]:
+    """(variables, images, train) -> logits; new statistics are dropped.
+
+    `model` is a Linen module, with or without a `train` argument, or (variables, images, train, key) -> (logits, _).
+    """
+    if not isinstance(model, nn.Module):
+        return lambda variables, images, train: model(variables, images, train, key)[0]
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    rngs = None if key is None else {"dropout": key}
+
+    def forward(variables: Mapping[str, Any], images: Array, train: bool) -> Array:
+        mutable = [name for name in variables if name != "params"] if train else False
+        mode = {"train": train} if takes_train else {}
+        out = model.apply(variables, images, **mode, rngs=rngs if train else None, mutable=mutable)
+        return out[0] if train else out
+
+    return forward
+
+
 def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[Layer]:
     """The layer calls of an abstract forward pass, in order.
 
@@ -62,7 +86,12 @@ def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[L
         ValueError: a parameter that no rule covers, or a layer used in a way that no rule covers.
     """
     layers: list[Layer] = []
-    with _intercept(batch, lambda layer, x, y, aux: (layers.append(layer), y)[1]):
+
+    def note(layer: Layer, x: Array, y: Array, aux: Any) -> Array:
+        layers.append(layer)
+        return y
+
+    with _intercept(batch, note):
         jax.eval_shape(forward)
     shapes = {_keys(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     covered = {(*layer.path, name): shape for layer in layers for name, shape in layer.shapes.items()}
@@ -111,20 +140,18 @@ def shared_statistics(axis_name: str) -> Iterator[None]:
         module = context.module
         if busy or context.method_name != "__call__" or _base(module) not in BATCH_NORMS:
             return next_fun(*args, **kwargs)
-        if not module.scope.has_variable("params", "scale") and not module.scope.has_variable("params", "bias"):
-            names: dict[str, Array] = {}
-        else:
-            names = dict(module.variables["params"])
+        params = module.variables.get("params", {})
         x, *rest = args
         busy = True
         everyone = lax.all_gather(x, axis_name).reshape(-1, *x.shape[1:])
         normalised = _normalise(module, rest, kwargs)(everyone, module.variables.get("batch_stats", {}))
         busy = False
         y = jnp.take(normalised, lax.axis_index(axis_name), 0)[None]
-        for name, combine in (("scale", jnp.multiply), ("bias", jnp.add)):
-            if name in names:
-                y = combine(y, names[name].reshape((1,) * (y.ndim - 1) + names[name].shape))
-        return y
+        axes = _feature_axes(module, y.ndim)
+        spread = [n if axis in axes else 1 for axis, n in enumerate(y.shape)]
+        y = y * params["scale"].reshape(spread) if "scale" in params else y
+        y = y + params["bias"].reshape(spread) if "bias" in params else y
+        return y.astype(normalised.dtype)
 
     with nn.intercept_methods(interceptor):
         yield
@@ -193,9 +220,9 @@ def _describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array
         return None
     path = tuple(module.scope.path)
     name = "/".join(path) or type(module).__name__
-    x, *rest = args if args else (kwargs.get("inputs", kwargs.get("x")),)
-    if x is None or not args:
+    if not args:
         raise ValueError(f"Layer {name} takes its input by keyword: pass it as the first positional argument.")
+    x, *rest = args
     if any(isinstance(value, jax.Array | np.ndarray) for value in (*rest, *kwargs.values())):
         raise ValueError(f"Layer {name} takes a mask or another array beside its input, which no rule covers.")
     if x.ndim < 2 or x.shape[0] != batch or y.shape[0] != batch:
@@ -222,11 +249,10 @@ def _convolution(module: Any, x: Array, name: str) -> Convolution:
     strides, input_dilation, kernel_dilation = (
         _tuple(value, rank) for value in (module.strides, module.input_dilation, module.kernel_dilation)
     )
-    extents = [(k - 1) * dilation + 1 for k, dilation in zip(kernel_size, kernel_dilation, strict=True)]
+    extents = _extents(kernel_size, kernel_dilation)
     padding = module.padding
     if isinstance(padding, str) and padding.upper() in ("SAME", "SAME_LOWER", "VALID"):
-        sizes = [(n - 1) * dilation + 1 for n, dilation in zip(x.shape[1:-1], input_dilation, strict=True)]
-        pads = lax.padtype_to_pads(sizes, extents, strides, padding.upper())
+        pads = lax.padtype_to_pads(x.shape[1:-1], extents, strides, padding.upper())
     elif isinstance(padding, str):  # CIRCULAR, REFLECT, CAUSAL: `_convolution_input` pads
         pads = [(0, 0)] * rank
     else:
@@ -246,24 +272,28 @@ def _convolution_input(module: Any, dtype: Any) -> Callable[[Array, Any], Array]
     """The input as it enters the convolution itself: cast, and padded where Flax pads beforehand."""
     rank = len(_tuple(module.kernel_size, 1))
     modes = {"CIRCULAR": "wrap", "REFLECT": "reflect", "CAUSAL": "constant"}
-    if module.padding not in modes.keys() if isinstance(module.padding, str) else True:
+    mode = modes.get(module.padding) if isinstance(module.padding, str) else None
+    if mode is None:
         return _cast(dtype)
-    extents = [k + (k - 1) * (d - 1) for k, d in zip(_tuple(module.kernel_size, 1), _tuple(module.kernel_dilation, rank), strict=True)]
-    causal = module.padding == "CAUSAL"
-    pads = [(k - 1, 0) if causal else ((k - 1) // 2, k // 2) for k in extents]
-    return lambda x, aux: jnp.pad(x.astype(dtype), [(0, 0), *pads, (0, 0)], mode=modes[module.padding])
+    extents = _extents(_tuple(module.kernel_size, 1), _tuple(module.kernel_dilation, rank))
+    pads = [(k - 1, 0) if module.padding == "CAUSAL" else ((k - 1) // 2, k // 2) for k in extents]
+    return lambda x, aux: jnp.pad(x.astype(dtype), [(0, 0), *pads, (0, 0)], mode=mode)
+
+
+def _extents(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    return [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
 
 
 def _scaling(module: Any, x: Array, params: Mapping[str, Array], name: str) -> Scaling:
+    axes = _feature_axes(module, x.ndim)
+    if 0 in axes or any(tuple(x.shape[axis] for axis in axes) != value.shape for value in params.values()):
+        raise ValueError(f"Layer {name} scales axes {axes} of {x.shape}, which no rule covers.")
+    return Scaling(axes, tuple(params))
+
+
+def _feature_axes(module: Any, rank: int) -> tuple[int, ...]:
     axes = getattr(module, "feature_axes", getattr(module, "axis", -1))
-    if isinstance(axes, Mapping) or axes is None:
-        axes = -1
-    feature_axes = tuple(sorted(axis % x.ndim for axis in _tuple(axes, 1)))
-    if 0 in feature_axes or math.prod(x.shape[axis] for axis in feature_axes) != math.prod(
-        next(iter(params.values())).shape
-    ):
-        raise ValueError(f"Layer {name} scales the axes {axes} of {x.shape}, which no rule covers.")
-    return Scaling(feature_axes, tuple(params))
+    return tuple(sorted(axis % rank for axis in _tuple(axes, 1)))
 
 
 def _normalise(module: nn.Module, rest: list, kwargs: dict) -> Callable[[Array, Any], Array]:

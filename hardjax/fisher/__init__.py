@@ -1,0 +1,26 @@
+"""Spectra of per-sample gradients (P3): Gram matrices, and the measures of their eigenvalues."""
+
+from hardjax.fisher.gram import LayerPlan, coverage, gram, jacobian, make_gram, plan
+from hardjax.fisher.measures import (
+    Measures,
+    Trajectory,
+    eigenvalues,
+    measures,
+    sensitivity,
+    trajectory,
+)
+
+__all__ = [
+    "LayerPlan",
+    "Measures",
+    "Trajectory",
+    "coverage",
+    "eigenvalues",
+    "gram",
+    "jacobian",
+    "make_gram",
+    "measures",
+    "plan",
+    "sensitivity",
+    "trajectory",
+]

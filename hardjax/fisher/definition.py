@@ -1,0 +1,74 @@
+"""Per-sample gradients as they are defined, with nothing clever: what the layer rules are tested against.
+
+`Forward` is (variables, images, train) -> logits (B, classes).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from hardjax.fisher import capture
+
+Forward = Callable[[Mapping[str, Any], Array, bool], Array]
+_SAMPLES = "samples"
+
+
+def losses(logits: Array, labels: Array) -> Array:
+    """Softmax cross-entropy of each sample, (B,) nats, in at least float32."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def frozen_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
+    """Row i: the gradient of loss i alone, running statistics. Shaped like the parameters, with a leading B."""
+
+    def loss(params: Any, image: Array, label: Array) -> Array:
+        return losses(forward({**variables, "params": params}, image[None], False), label[None])[0]
+
+    return jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(variables["params"], images, labels)
+
+
+def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
+    """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, where batch
+    norms see the whole batch. Shaped like the parameters, with a leading B."""
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), variables["params"])
+
+    def summed(copies: Any) -> Array:
+        def loss(params: Any, image: Array, label: Array) -> Array:
+            with capture.shared_statistics(_SAMPLES):
+                logits = forward({**variables, "params": params}, image[None], True)
+            return losses(logits, label[None])[0]
+
+        return jax.vmap(loss, axis_name=_SAMPLES)(copies, images, labels).sum()
+
+    return jax.grad(summed)(copies)
+
+
+def coupled_rows(
+    forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array, chunk: int | None = None
+) -> Any:
+    """Row i: d loss_i / d parameters through the batch statistics; `chunk` cotangents are back-propagated at a time.
+    Shaped like the parameters, with a leading B."""
+
+    def all_losses(params: Any) -> Array:
+        return losses(forward({**variables, "params": params}, images, True), labels)
+
+    values, pull = jax.vjp(all_losses, variables["params"])
+    cotangents = jnp.eye(len(values), dtype=values.dtype)
+    return lax.map(lambda cotangent: pull(cotangent)[0], cotangents, batch_size=min(chunk or len(values), len(values)))
+
+
+def products(rows: Any) -> dict[str, Array]:
+    """Parameter path -> (B, B), the products of its rows."""
+    return {name: outer(leaf) for name, leaf in capture.named_leaves(rows).items()}
+
+
+def outer(rows: Array) -> Array:
+    """(B, ...) -> (B, B) inner products."""
+    flat = rows.reshape(len(rows), -1)
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    return jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)

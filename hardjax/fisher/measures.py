@@ -1,0 +1,209 @@
+"""Scalars of a Gram spectrum: P3's condition number and energy, and what the same eigenvalues give for free."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hardjax import _validate
+
+# Relative to the largest eigenvalue. Rounding moves each eigenvalue of a float32 Gram matrix by a few times 1e-7 of
+# the largest one (measured in tests/test_fisher_measures.py), so that 1e-6 keeps noise out and c <= 1000 is signal.
+TOLERANCE = 1e-6
+TOLERANCES = (0.0, 1e-7, 1e-6, 1e-5)
+
+
+class Measures(NamedTuple):
+    """Of one measured batch; every field has the shape of the leading axes of the eigenvalues.
+
+    Attributes:
+        condition_number: c, the largest over the smallest non-zero singular value of the rows (P3, eq. 7).
+        energy: l = learning_rate / B * sqrt(trace), nats per unit of the parameters, times the rate (P3, eq. 8).
+        effective_rank: exp of the entropy of eigenvalues / trace, between 1 and B (Roy and Vetterli, 2007).
+        trace: sum of squared norms of the B per-sample gradients, squared nats.
+        largest: largest eigenvalue, squared nats.
+        noise_scale: trace of the gradients' covariance over the squared norm of the mean gradient, in samples
+            (McCandlish et al., 2018, both unbiased); infinite where the mean gradient drowns in noise, NaN where no
+            mean entry is given.
+    """
+
+    condition_number: Array
+    energy: Array
+    effective_rank: Array
+    trace: Array
+    largest: Array
+    noise_scale: Array
+
+
+class Trajectory(NamedTuple):
+    """P3's measures over a run, NumPy arrays with one entry a measurement.
+
+    Attributes:
+        condition_number: c.
+        energy: l.
+        running_condition: C_K, mean of c over the measurements so far.
+        cumulative_energy: L_K, sum of l so far, each weighted by the steps that it stands for.
+    """
+
+    condition_number: np.ndarray
+    energy: np.ndarray
+    running_condition: np.ndarray
+    cumulative_energy: np.ndarray
+
+
+def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
+    """Raw eigenvalues of a symmetric (..., B, B) matrix, ascending (..., B), not clamped; NaN where the matrix is not finite.
+
+    Args:
+        gram: symmetric; only rounding may tell its triangles apart.
+        dtype: float32 or float64 of the decomposition. Float64 needs a float64 Gram matrix to mean much, and in
+            compiled code 64-bit mode; outside of it NumPy does the work.
+
+    Raises:
+        ValueError: another dtype, not a square matrix, or float64 in compiled code without 64-bit mode.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"Expected dtype={dtype.name} to be float32 or float64.")
+    if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
+        raise ValueError(f"Expected a gram of shape (..., B, B), got {gram.shape}.")
+    if dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        if isinstance(gram, jax.core.Tracer):
+            raise ValueError("Expected dtype=float64 outside of compiled code, or jax.enable_x64(True) around it.")
+        return _numpy_eigenvalues(np.asarray(gram, np.float64))
+    gram = jnp.asarray(gram, dtype)
+    finite = jnp.isfinite(gram).all((-2, -1), keepdims=True)
+    values = jnp.linalg.eigvalsh(jnp.where(finite, gram, 0))
+    return jnp.where(finite[..., 0], values, jnp.nan)
+
+
+def measures(
+    eigenvalues: Array,
+    learning_rate: Array | float,
+    batch_size: Array | float,
+    *,
+    tolerance: float = TOLERANCE,
+    mean_entry: Array | None = None,
+) -> Measures:
+    """P3's c and l of one spectrum, and four more; pure JAX, so that it can run inside a compiled round.
+
+    Args:
+        eigenvalues: (..., B) of the Gram matrix, in any order; negative ones are clamped at 0 (P3's code).
+        learning_rate: of the step on the batch's mean loss.
+        batch_size: B.
+        tolerance: an eigenvalue is non-zero if it exceeds this share of the largest. P3's code takes exact zeros of
+            float32 (tolerance 0), which rounding decides: negative noise is clamped to zero and left out, positive
+            noise of the same size becomes the smallest eigenvalue. Keep one tolerance for all runs compared.
+        mean_entry: (...) mean of all entries of the Gram matrix, the squared norm of the mean gradient.
+
+    Returns:
+        Fields that are NaN where the eigenvalues are not finite; c is NaN where all of them are 0.
+
+    Raises:
+        ValueError: a tolerance outside [0, 1).
+    """
+    _validate.in_unit(tolerance=tolerance)
+    values = jnp.maximum(jnp.asarray(eigenvalues), 0)
+    largest, trace = values.max(-1), values.sum(-1)
+    smallest = jnp.where(values > tolerance * largest[..., None], values, jnp.inf).min(-1)
+    shares = values / trace[..., None]
+    entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), -1)
+    known = jnp.isfinite(trace)
+    return Measures(
+        condition_number=jnp.where(known & (largest > 0), jnp.sqrt(largest / smallest), jnp.nan),
+        energy=learning_rate / batch_size * jnp.sqrt(trace),
+        effective_rank=jnp.where(known & (largest > 0), jnp.exp(entropy), jnp.nan),
+        trace=trace,
+        largest=largest,
+        noise_scale=jnp.full_like(trace, jnp.nan) if mean_entry is None else _noise_scale(trace, mean_entry, batch_size),
+    )
+
+
+def trajectory(
+    eigenvalues: Sequence[np.ndarray] | np.ndarray,
+    learning_rates: Sequence[float] | np.ndarray,
+    batch_sizes: Sequence[int] | np.ndarray,
+    steps: Sequence[float] | np.ndarray | float = 1.0,
+    *,
+    tolerance: float = TOLERANCE,
+) -> Trajectory:
+    """C_K and L_K from recorded raw eigenvalues, with any tolerance; NumPy, in float64.
+
+    Args:
+        eigenvalues: one (B,) spectrum a measurement; B may change, and NaN pads a rectangular record.
+        learning_rates, batch_sizes: of each measurement.
+        steps: training steps that each measurement stands for (the measuring interval, one number or one a
+            measurement). With a constant interval this is the published division by the sampling ratio.
+        tolerance: as in `measures`.
+
+    Returns:
+        A spectrum that is not finite (a diverged step) gives NaN in c and l and is left out of C_K and L_K.
+
+    Raises:
+        ValueError: lengths that differ, or a tolerance outside [0, 1).
+    """
+    _validate.in_unit(tolerance=tolerance)
+    count = len(eigenvalues)
+    if len(learning_rates) != count or len(batch_sizes) != count or np.ndim(steps) and len(steps) != count:  # type: ignore[arg-type]
+        raise ValueError(
+            f"Expected one learning rate, batch size and step count for each of {count} spectra, got"
+            f" {len(learning_rates)}, {len(batch_sizes)} and {np.shape(steps)}."
+        )
+    spectra = [
+        np.maximum(np.asarray(values, np.float64)[: int(batch)], 0.0)
+        for values, batch in zip(eigenvalues, batch_sizes, strict=True)
+    ]
+    condition = np.array([_condition(values, tolerance) for values in spectra])
+    energy = np.array([np.sqrt(values.sum()) for values in spectra]) * np.asarray(learning_rates, np.float64)
+    energy = energy / np.asarray(batch_sizes, np.float64)
+    energy = np.where(np.isfinite(energy), energy, np.nan)
+    measured = np.cumsum(np.isfinite(condition))
+    running = np.cumsum(np.nan_to_num(condition, nan=0.0)) / np.maximum(measured, 1)
+    running = np.where(measured > 0, running, np.nan)
+    return Trajectory(condition, energy, running, np.cumsum(np.nan_to_num(energy, nan=0.0) * np.asarray(steps)))
+
+
+def sensitivity(
+    eigenvalues: Sequence[np.ndarray] | np.ndarray, tolerances: Sequence[float] = TOLERANCES
+) -> Mapping[float, float]:
+    """C_K over all of these spectra (or one) for each tolerance: how much "non-zero" decides.
+
+    Args:
+        eigenvalues: one (B,) spectrum, or one a measurement; NaN where padded.
+
+    Raises:
+        ValueError: a tolerance outside [0, 1).
+    """
+    for tolerance in tolerances:
+        _validate.in_unit(tolerance=tolerance)
+    spectra = [eigenvalues] if np.ndim(eigenvalues[0]) == 0 else eigenvalues
+    clean = [np.asarray(values, np.float64) for values in spectra]
+    clean = [np.maximum(values[~np.isnan(values)], 0.0) for values in clean]
+    return {tolerance: _mean([_condition(values, tolerance) for values in clean]) for tolerance in tolerances}
+
+
+def _condition(values: np.ndarray, tolerance: float) -> float:
+    largest = values.max(initial=0.0)
+    if not np.isfinite(values).all() or largest == 0:
+        return float("nan")
+    return float(np.sqrt(largest / values[values > tolerance * largest].min()))
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _noise_scale(trace: Array, mean_entry: Array, batch_size: Array | float) -> Array:
+    covariance = (trace - batch_size * mean_entry) / (batch_size - 1)
+    signal = mean_entry - covariance / batch_size
+    scale = jnp.where(signal > 0, covariance / jnp.where(signal > 0, signal, 1), jnp.inf)
+    return jnp.where(jnp.isfinite(trace) & jnp.isfinite(mean_entry), scale, jnp.nan)
+
+
+def _numpy_eigenvalues(gram: np.ndarray) -> Any:
+    finite = np.isfinite(gram).all((-2, -1), keepdims=True)
+    return np.where(finite[..., 0], np.linalg.eigvalsh(np.where(finite, gram, 0)), np.nan)
