@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import shared
 
 from hardjax import fisher
-from shared import shared
 
 # Both sides are float64 with sums in different orders; entries of the reference agree with themselves to about 1e-14.
 RELATIVE = 1e-9

@@ -256,7 +256,8 @@ def _convolution(module: Any, x: Array, name: str) -> Convolution:
     elif isinstance(padding, str):  # CIRCULAR, REFLECT, CAUSAL: `_convolution_input` pads
         pads = [(0, 0)] * rank
     else:
-        pads = [(p, p) if isinstance(p, int) else p for p in ([padding] * rank if isinstance(padding, int) else padding)]
+        sides = [padding] * rank if isinstance(padding, int) else padding
+        pads = [(side, side) if isinstance(side, int) else side for side in sides]
     return Convolution(
         kernel_size,
         strides,

@@ -47,7 +47,12 @@ class LayerPlan(NamedTuple):
 
 
 def make_gram(
-    model: Any, rows: Rows = "contribution", *, method: str = "layers", chunk: int | None = None, by_parameter: bool = False
+    model: Any,
+    rows: Rows = "contribution",
+    *,
+    method: str = "layers",
+    chunk: int | None = None,
+    by_parameter: bool = False,
 ) -> Callable[..., Any]:
     """`fn(variables, images, labels, key=None) -> (B, B)`: a pure function for use inside `jit`, `scan` or `vmap`.
 
@@ -291,7 +296,7 @@ def _check_settings(rows: str, method: str, chunk: int | None) -> None:
     if chunk is not None:
         _validate.at_least(1, chunk=chunk)
         if method == "vmap" and rows != "coupled":
-            raise ValueError(f'Expected chunk=None with method="vmap", which forms all rows at once, got chunk={chunk}.')
+            raise ValueError(f'Expected chunk=None with method="vmap", which forms all rows at once, got {chunk}.')
 
 
 def _check_batch(images: Array, labels: Array) -> None:

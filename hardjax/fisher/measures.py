@@ -55,7 +55,7 @@ class Trajectory(NamedTuple):
 
 
 def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
-    """Raw eigenvalues of a symmetric (..., B, B) matrix, ascending (..., B), not clamped; NaN where the matrix is not finite.
+    """Raw eigenvalues of symmetric (..., B, B) matrices, ascending (..., B), not clamped; NaN for one not finite.
 
     Args:
         gram: symmetric; only rounding may tell its triangles apart.
@@ -108,17 +108,18 @@ def measures(
     _validate.in_unit(tolerance=tolerance)
     values = jnp.maximum(jnp.asarray(eigenvalues), 0)
     largest, trace = values.max(-1), values.sum(-1)
+    unknown = jnp.full_like(trace, jnp.nan)
     smallest = jnp.where(values > tolerance * largest[..., None], values, jnp.inf).min(-1)
     shares = values / trace[..., None]
     entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), -1)
-    known = jnp.isfinite(trace)
+    known = jnp.isfinite(trace) & (largest > 0)
     return Measures(
-        condition_number=jnp.where(known & (largest > 0), jnp.sqrt(largest / smallest), jnp.nan),
+        condition_number=jnp.where(known, jnp.sqrt(largest / smallest), jnp.nan),
         energy=learning_rate / batch_size * jnp.sqrt(trace),
-        effective_rank=jnp.where(known & (largest > 0), jnp.exp(entropy), jnp.nan),
+        effective_rank=jnp.where(known, jnp.exp(entropy), jnp.nan),
         trace=trace,
         largest=largest,
-        noise_scale=jnp.full_like(trace, jnp.nan) if mean_entry is None else _noise_scale(trace, mean_entry, batch_size),
+        noise_scale=unknown if mean_entry is None else _noise_scale(trace, mean_entry, batch_size),
     )
 
 
@@ -147,7 +148,7 @@ def trajectory(
     """
     _validate.in_unit(tolerance=tolerance)
     count = len(eigenvalues)
-    if len(learning_rates) != count or len(batch_sizes) != count or np.ndim(steps) and len(steps) != count:  # type: ignore[arg-type]
+    if len(learning_rates) != count or len(batch_sizes) != count or np.shape(steps) not in ((), (count,)):
         raise ValueError(
             f"Expected one learning rate, batch size and step count for each of {count} spectra, got"
             f" {len(learning_rates)}, {len(batch_sizes)} and {np.shape(steps)}."

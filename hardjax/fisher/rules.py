@@ -22,7 +22,7 @@ Form = Literal["rows", "pairs"]
 
 
 class Rule(Protocol):
-    """One layer's per-sample gradient, given `a` (what multiplies the parameters) and `d` (cotangent), both (B, ...)."""
+    """One layer's per-sample gradient, from `a` (what multiplies the parameters) and `d` (cotangent), both (B, ...)."""
 
     def rows(self, a: Array, d: Array) -> dict[str, Array]:
         """Parameter name -> (B, *parameter shape)."""
@@ -104,7 +104,7 @@ class Convolution:
     def _slices(self, a: Array, d: Array) -> list[Array]:
         """What each kernel offset sees: (B, positions, groups, channels per group). Slices are far cheaper than
         `conv_general_dilated_patches`, and XLA reads most of them in place."""
-        pads = [(low, high, dilation - 1) for (low, high), dilation in zip(self.padding, self.input_dilation, strict=True)]
+        pads = [(*pad, dilation - 1) for pad, dilation in zip(self.padding, self.input_dilation, strict=True)]
         padded = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
         outputs = d.shape[1:-1]
         return [
@@ -132,11 +132,7 @@ class Scaling:
 
     def rows(self, a: Array, d: Array) -> dict[str, Array]:
         shared = [axis for axis in range(1, d.ndim) if axis not in self.feature_axes]
-        factors = {"scale": a, "bias": None}
-        return {
-            name: (d if factors[name] is None else d * factors[name]).sum(shared)
-            for name in self.names
-        }
+        return {name: (d * a if name == "scale" else d).sum(shared) for name in self.names}
 
     def grams(self, a: Array, d: Array, chunk: int | None) -> dict[str, Array]:
         del chunk  # rows of one number a channel are never large
@@ -160,7 +156,7 @@ def _kernel_gram(slices: list[Array], d: Array, chunk: int | None) -> Array:
 
 
 def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
-    """Sum over groups and pairs of positions of (a_is . a_jt) (d_is . d_jt), at most about `limit` products at a time."""
+    """Sum over groups and pairs of positions of (a_is . a_jt) (d_is . d_jt), about `limit` products at a time."""
     batch, positions, groups, _ = d.shape
 
     def one_sample(sample: tuple[Array, Array]) -> Array:

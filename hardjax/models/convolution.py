@@ -1,0 +1,118 @@
+"""One convolution for all models: the built-in one, and on CPU exact forms that stay fast inside compiled loops.
+
+XLA on CPU rewrites only the convolutions of the entry computation into forms its fast kernels take; in the body of a
+`scan` a kernel gradient runs in naive loops (about 40 times slower), and depthwise convolutions are slow everywhere.
+Here the two backward convolutions are written in canonical NHWC/HWIO form on operands transposed explicitly behind an
+optimisation barrier, and depthwise convolutions are sums of shifted products.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_FLAX_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def convolve(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """`lax.conv_general_dilated`, equal in values and first derivatives; for `nn.Conv(conv_general_dilated=convolve)`.
+
+    Args:
+        lhs: (B, H, W, C) images.
+        rhs: (h, w, C / groups, D) kernel.
+        dimension_numbers: anything but NHWC/HWIO/NHWC goes to the built-in convolution.
+
+    On CPU only reverse-mode derivatives are available.
+    """
+    builtin = partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    plain = lhs.ndim == 4 and not dilated and batch_group_count == 1 and preferred_element_type is None
+    if not plain or lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _FLAX_NHWC:
+        return builtin(lhs, rhs)
+    strides = tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    on_cpu = partial(_on_cpu, strides=strides, pads=pads, groups=feature_group_count, precision=precision)
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=builtin)
+
+
+def _on_cpu(lhs: Array, rhs: Array, strides: tuple, pads: tuple, groups: int, precision: Any) -> Array:
+    if groups == 1:
+        return _dense(lhs, rhs, strides, pads, precision)
+    if groups == lhs.shape[-1] and rhs.shape[-1] == groups:
+        return _depthwise(lhs, rhs, strides, pads)
+    parts = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
+    return jnp.concatenate([_dense(x, kernel, strides, pads, precision) for x, kernel in parts], -1)
+
+
+def _depthwise(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> Array:
+    """A sum of h * w shifted products."""
+    padded = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
+    sizes = [(padded.shape[i + 1] - rhs.shape[i]) // strides[i] + 1 for i in (0, 1)]
+    total = None
+    for i in range(rhs.shape[0]):
+        for j in range(rhs.shape[1]):
+            stop = (i + strides[0] * (sizes[0] - 1) + 1, j + strides[1] * (sizes[1] - 1) + 1)
+            window = padded[:, i : stop[0] : strides[0], j : stop[1] : strides[1]]
+            product = window * rhs[i, j, 0]
+            total = product if total is None else total + product
+    return total
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dense(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> Array:
+    return lax.conv_general_dilated(lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision)
+
+
+def _dense_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> tuple:
+    return _dense(lhs, rhs, strides, pads, precision), (lhs, rhs)
+
+
+def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, cotangent: Array) -> tuple:
+    lhs, rhs = saved
+    kernel = rhs.shape[:2]
+    spread = [strides[i] * (cotangent.shape[i + 1] - 1) + 1 for i in (0, 1)]
+    # Input: the cotangent, dilated by the stride, against the kernel turned by 180 degrees with channels exchanged.
+    turned = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).transpose(0, 1, 3, 2))
+    back = [(kernel[i] - 1 - pads[i][0], lhs.shape[i + 1] + pads[i][0] - spread[i]) for i in (0, 1)]
+    lhs_bar = lax.conv_general_dilated(
+        cotangent, turned, (1, 1), back, lhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
+    )
+    # Kernel: images as channels; the cotangent, dilated by the stride, is the kernel of a convolution over the input.
+    images, filters = lax.optimization_barrier((lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
+    over = [(pads[i][0], spread[i] + kernel[i] - 1 - lhs.shape[i + 1] - pads[i][0]) for i in (0, 1)]
+    rhs_bar = lax.conv_general_dilated(
+        images, filters, (1, 1), over, rhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
+    )
+    return lhs_bar, rhs_bar.transpose(1, 2, 0, 3)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
