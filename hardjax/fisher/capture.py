@@ -199,7 +199,9 @@ def _tap(layer: Layer, emit: Emit) -> Callable[[Array, Array, Any, Any], Array]:
     def backward(residuals: tuple, cotangent: Array) -> tuple:
         a = layer.prepare(*residuals)
         dtype = jnp.promote_types(a.dtype, jnp.float32)
-        return cotangent, None, None, emit(layer, a.astype(dtype), cotangent.astype(dtype))
+        share = emit(layer, a.astype(dtype), cotangent.astype(dtype))
+        cotangent, share = lax.optimization_barrier((cotangent, share))
+        return cotangent, None, None, share
 
     tap.defvjp(forward, backward)
     return tap

@@ -1,0 +1,122 @@
+"""From stored images to what a model takes, on the device: crop, flip, placement, resize, normalisation."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hardjax import _validate
+
+NAMES = ("none", "standard")
+PLACES = ("center", "random")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to an image before the model, in this order; crops, flips and random places in training only.
+
+    Attributes:
+        pad: black pixels added on every side before a random crop back to the old size.
+        flip: mirror left to right with probability 1/2.
+        frame: side of a black square that the image is placed in; None keeps its size.
+        place: "center", or "random" (in evaluation always the centre).
+        resize: side after a bilinear resize (P1: 128, read from "cropped to the image size"); None keeps the size.
+        normalize: subtract the training split's mean and divide by its deviation, per channel.
+
+    Raises:
+        ValueError: a size below its least, an unknown place.
+    """
+
+    pad: int = 0
+    flip: bool = False
+    frame: int | None = None
+    place: str = "center"
+    resize: int | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        _validate.at_least(0, pad=self.pad)
+        _validate.one_of(PLACES, place=self.place)
+        for name in ("frame", "resize"):
+            if getattr(self, name) is not None:
+                _validate.at_least(1, **{name: getattr(self, name)})
+
+
+def named(
+    name: str, image_shape: tuple[int, ...], flip: bool, frame: int | None = None, resize: int | None = None
+) -> Augmentation:
+    """ "none", or "standard": crops padded by an eighth of the height (4 of 32), and flips where they keep the label.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    _validate.one_of(NAMES, augmentation=name)
+    if name == "none":
+        return Augmentation(frame=frame, resize=resize)
+    return Augmentation(pad=max(1, image_shape[0] // 8), flip=flip, frame=frame, resize=resize)
+
+
+def output_shape(augmentation: Augmentation, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(H, W, C) that the model sees.
+
+    Raises:
+        ValueError: the frame is smaller than the image.
+    """
+    height, width, channels = image_shape
+    if augmentation.frame is not None:
+        if augmentation.frame < max(height, width):
+            raise ValueError(f"Expected frame={augmentation.frame} to hold images of {height}x{width}.")
+        height = width = augmentation.frame
+    if augmentation.resize is not None:
+        height = width = augmentation.resize
+    return height, width, channels
+
+
+def preprocess(
+    images: Array, mean: Array, std: Array, augmentation: Augmentation, key: Array | None = None
+) -> Array:
+    """Stored images (B, H, W, C) to (B, H', W', C) float32, pure.
+
+    Args:
+        images: uint8, or float32 scaled to 0..1.
+        mean, std: (C,) of pixels scaled to 0..1.
+        key: the random draws of training; None is evaluation, without any.
+    """
+    crop_key, flip_key, place_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+    count, height, width, _ = images.shape
+    if key is not None and augmentation.pad:
+        room = augmentation.pad
+        padded = jnp.pad(images, ((0, 0), (room, room), (room, room), (0, 0)))
+        images = _windows(padded, jax.random.randint(crop_key, (count, 2), 0, 2 * room + 1), height, width)
+    if key is not None and augmentation.flip:
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    if augmentation.frame is not None:
+        images = _place(images, augmentation, place_key)
+    scale = 255.0 if images.dtype == jnp.uint8 else 1.0
+    images = images.astype(jnp.float32) / scale
+    if augmentation.resize is not None:
+        shape = (count, augmentation.resize, augmentation.resize, images.shape[-1])
+        images = jax.image.resize(images, shape, "bilinear", antialias=False)
+    return (images - mean) / std if augmentation.normalize else images
+
+
+def _place(images: Array, augmentation: Augmentation, key: Array | None) -> Array:
+    count, height, width, _ = images.shape
+    frame = augmentation.frame
+    if key is None or augmentation.place == "center":
+        top, left = (frame - height) // 2, (frame - width) // 2
+        return jnp.pad(images, ((0, 0), (top, frame - height - top), (left, frame - width - left), (0, 0)))
+    room = (frame - height, frame - width)
+    padded = jnp.pad(images, ((0, 0), (room[0], room[0]), (room[1], room[1]), (0, 0)))
+    corners = jax.random.randint(key, (count, 2), 0, jnp.array(room) + 1)
+    return _windows(padded, corners, frame, frame)
+
+
+def _windows(images: Array, corners: Array, height: int, width: int) -> Array:
+    """A window of each image: a gather of rows, then of columns."""
+    rows = corners[:, :1] + jnp.arange(height)
+    columns = corners[:, 1:] + jnp.arange(width)
+    each = jnp.arange(len(images))[:, None, None]
+    return images[each, rows[:, :, None], columns[:, None, :]]

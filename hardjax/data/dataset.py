@@ -1,0 +1,164 @@
+"""A data set on the device: uint8 images, int32 labels, statistics of the training split."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hardjax import _validate
+
+
+class Split(NamedTuple):
+    """images (n, H, W, C) uint8, or float32 scaled to 0..1; labels (n,) int32."""
+
+    images: Array
+    labels: Array
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits with what is known of them; build one with `from_arrays`.
+
+    Attributes:
+        name: for titles and summaries.
+        train, test: the splits; choosing is done on `validation`, reporting on `test`.
+        num_classes: labels lie in [0, num_classes).
+        class_names: one a class.
+        mean, std: (C,) float32, of the training split's pixels scaled to 0..1.
+        flip: whether mirroring an image keeps its label.
+        validation: a share split off the training data, or None.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    flip: bool = False
+    validation: Split | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: np.ndarray,
+        train_labels: np.ndarray,
+        test_images: np.ndarray,
+        test_labels: np.ndarray,
+        *,
+        num_classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+        name: str = "custom",
+        flip: bool = False,
+    ) -> "Dataset":
+        """People's own arrays.
+
+        Args:
+            train_images, test_images: (n, H, W, C) or (n, H, W); uint8, or finite floats scaled to 0..1.
+            train_labels, test_labels: (n,) integers.
+            num_classes: highest training label + 1 if not given.
+            class_names: the labels as text if not given.
+            flip: whether mirroring an image keeps its label.
+
+        Raises:
+            ValueError: rank, dtype, lengths, shapes, values or labels are not as above.
+        """
+        images = {"train": _checked_images("train", train_images), "test": _checked_images("test", test_images)}
+        labels = {"train": np.asarray(train_labels), "test": np.asarray(test_labels)}
+        if class_names is not None and num_classes is None:
+            num_classes = len(class_names)
+        if num_classes is None and np.issubdtype(labels["train"].dtype, np.integer) and labels["train"].size:
+            num_classes = int(labels["train"].max()) + 1
+        for split in images:
+            _check_labels(split, labels[split], len(images[split]), num_classes)
+        if images["train"].shape[1:] != images["test"].shape[1:]:
+            shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
+            raise ValueError(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"Expected {num_classes} class_names, got {len(class_names)}.")
+        mean, std = pixel_statistics(images["train"])
+        return cls(
+            name=name,
+            train=_on_device(images["train"], labels["train"]),
+            test=_on_device(images["test"], labels["test"]),
+            num_classes=num_classes,
+            class_names=tuple(class_names or (str(i) for i in range(num_classes))),
+            mean=mean,
+            std=std,
+            flip=flip,
+        )
+
+    def with_validation(self, share: float, seed: int = 0) -> "Dataset":
+        """Split a stratified share off the training data; the statistics are those of what remains.
+
+        Args:
+            share: in [0, 1); 0 changes nothing.
+            seed: which samples; the same seed takes the same ones.
+
+        Raises:
+            ValueError: share outside [0, 1), or a split would be left empty.
+        """
+        _validate.in_unit(validation=share)
+        if share == 0:
+            return self
+        labels = np.asarray(self.train.labels)
+        rng = np.random.default_rng(seed)
+        held = [rng.permutation(np.flatnonzero(labels == c)) for c in range(self.num_classes)]
+        held = np.sort(np.concatenate([members[: round(share * len(members))] for members in held]))
+        kept = np.setdiff1d(np.arange(len(labels)), held)
+        if len(held) == 0 or len(kept) == 0:
+            raise ValueError(f"validation={share} of {len(labels)} samples leaves a split empty.")
+        train = Split(self.train.images[kept], self.train.labels[kept])
+        mean, std = pixel_statistics(np.asarray(train.images))
+        validation = Split(self.train.images[held], self.train.labels[held])
+        return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) float32 of pixels scaled to 0..1; a constant channel has deviation 1."""
+    if images.dtype == np.uint8:
+        levels = np.arange(256) / 255
+        counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
+        mean = counts @ levels / counts.sum(1)
+        variance = counts @ levels**2 / counts.sum(1) - mean**2
+    else:
+        mean, variance = images.mean((0, 1, 2), np.float64), images.var((0, 1, 2), np.float64)
+    std = np.sqrt(np.maximum(variance, 0))
+    return mean.astype(np.float32), np.where(std < 1e-6, 1, std).astype(np.float32)
+
+
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(jax.device_put(images), jnp.asarray(labels, jnp.int32))
+
+
+def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise ValueError(f"Expected {split} images of shape (n, H, W, C) or (n, H, W), got {images.shape}.")
+    if 0 in images.shape:
+        raise ValueError(f"Expected at least one {split} image, got shape {images.shape}.")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"Expected {split} images of dtype uint8 or float (0..1), got {images.dtype}.")
+    bad = int((~np.isfinite(images)).sum())
+    if bad:
+        raise ValueError(f"Expected finite {split} images, got {bad} NaN or infinite values.")
+    return images.astype(np.float32)
+
+
+def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
+    if len(labels) != num_images:
+        raise ValueError(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
