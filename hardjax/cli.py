@@ -44,14 +44,12 @@ class Settings:
 
     def config(self, **changes: Any) -> Any:
         from hardjax.config import TrainConfig
-        from hardjax.data.augment import resolve_settings
         from hardjax.schedules import Schedule
 
         own = {f.name for f in dataclasses.fields(TrainConfig)}
         plain = {name: getattr(self, name) for name in own & {f.name for f in dataclasses.fields(Settings)}}
         plain["schedule"] = Schedule(self.schedule, self.decay_at, self.decay_factor, self.warmup)
         plain["model_options"] = dict(_option(text) for text in self.model_option)
-        plain["augmentation"] = resolve_settings(self.augmentation, self.frame, self.resize)
         return TrainConfig(**{**plain, **changes})
 
 

@@ -18,7 +18,7 @@ from hardjax import checkpoint, data, models, results
 from hardjax.budget import dispatches
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
-from hardjax.data.augment import resolve
+from hardjax.data.augment import Augmentation, named
 from hardjax.history import History, ReplayLog
 from hardjax.models.apply import init_variables, make_apply
 from hardjax.optimizers import Hyper
@@ -130,7 +130,9 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = No
         apply=apply,
         optimizer=config.optimizer,
         schedule=config.schedule,
-        augmentation=resolve(config.augmentation, dataset),
+        augmentation=config.augmentation
+        if isinstance(config.augmentation, Augmentation)
+        else named(config.augmentation, dataset.train.images.shape[1:], dataset.flip),
         precision=config.precision,
         batch_size=config.batch_size,
         num_samples=num_samples,

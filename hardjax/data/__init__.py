@@ -1,0 +1,80 @@
+"""Data sets by name, on the device as uint8."""
+
+import os
+import sys
+
+import numpy as np
+
+from hardjax.data import catalog, tfds
+from hardjax.data.dataset import Dataset, Split
+from hardjax.data.tfds import DataNotPrepared
+
+__all__ = ["DataNotPrepared", "Dataset", "Split", "load", "names"]
+
+
+def names() -> list[str]:
+    """Names that `load` takes."""
+    return list(catalog.CATALOG)
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = False) -> Dataset:
+    """A data set by name; the first load decodes it into the cache folder, later ones read arrays.
+
+    Args:
+        name: "digits" needs no download; the others are prepared TFDS data.
+        data_dir: folder of prepared data; None takes TFDS_DATA_DIR or TFDS's own default.
+        progress: a bar on standard error while decoding.
+
+    Raises:
+        ValueError: unknown name; the closest one is offered.
+        DataNotPrepared: no prepared data; the message names the command that prepares it.
+    """
+    entry = catalog.find(name)
+    if entry.tfds_name is None:
+        return _digits()
+    with _Bar(name, progress and sys.stderr.isatty()) as bar:
+        arrays, class_names, _ = tfds.load_arrays(name, data_dir, bar.advance)
+    return Dataset.from_arrays(**arrays, class_names=class_names, name=name, flip=entry.flip)
+
+
+def _digits() -> Dataset:
+    """scikit-learn's digits: values 0..16 rescaled to uint8, every fifth sample of each class for testing."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int32)
+    position = np.zeros(len(labels), np.int64)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        position[members] = np.arange(len(members))
+    test = position % 5 == 4
+    return Dataset.from_arrays(
+        images[~test], labels[~test], images[test], labels[test], num_classes=10, name="digits"
+    )
+
+
+class _Bar:
+    """A progress bar for decoding, made when there is something to decode."""
+
+    def __init__(self, name: str, shown: bool) -> None:
+        self._name, self._shown, self._bar = name, shown, None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(f"decoding {self._name} (once)", total=total)
+        self._bar.update(self._task, completed=done)
