@@ -33,7 +33,9 @@ def dispatches(
     programs at most.
     """
     total = epochs * num_batches
-    most = 1 if test_every == "round" else max(1, min(-(-num_batches // round_steps), steps_per_dispatch // round_steps))
+    most = (
+        1 if test_every == "round" else max(1, min(-(-num_batches // round_steps), steps_per_dispatch // round_steps))
+    )
     yield Dispatch(True, num_batches, 1, 1, True)
     done, target = num_batches, 2 * num_batches
     while done < total:

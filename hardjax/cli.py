@@ -34,7 +34,8 @@ class Settings:
     decay_factor: float = 0.1  # what "step" multiplies by
     warmup: float = 0.0  # share of training with a rising rate
     augmentation: str = "none"  # none | standard (random crops, and flips where they keep the label)
-    frame: int | None = None  # place images in a square of this side
+    frame: int | None = None  # place images in a black square of this side
+    place: str = "center"  # where in the frame: center | random (in training)
     resize: int | None = None  # bilinear resize to this side (the hard mini-batch paper: 128)
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round
@@ -143,11 +144,18 @@ class DataCheck:
         return 0
 
 
-Data = (
-    Annotated[DataList, tyro.conf.subcommand("list", prefix_name=False)]
-    | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
-    | Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
-)
+@dataclass(frozen=True)
+class Data:
+    """List, prepare or check data sets."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[DataList, tyro.conf.subcommand("list", prefix_name=False)]
+        | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+        | Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
+    ]
+
+    def __call__(self) -> int:
+        return self.action()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,14 +172,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _command(arguments: list[str]) -> Callable[[], int]:
-    app = tyro.extras.SubcommandApp()
-    for name, cls in {"train": Train, "compare": Compare, "models": Models}.items():
-        app.command(name=name)(_as_function(cls))
-    return app.cli(args=arguments)
-
-
-def _as_function(cls: type) -> Callable:
-    return cls
+    commands = (
+        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+        | Annotated[Data, tyro.conf.subcommand("data", prefix_name=False)]
+        | Annotated[Models, tyro.conf.subcommand("models", prefix_name=False)]
+    )
+    return tyro.cli(commands, args=arguments, prog="hardjax", description="Choosing what a network trains on.")
 
 
 def _train(options: Train, config: Any) -> int:
@@ -179,8 +186,8 @@ def _train(options: Train, config: Any) -> int:
     from hardjax import results
     from hardjax.runner import prepare, run
 
-    dataset = _load(config)
-    results.claim_folder(options.output, options.overwrite)
+    results.check_folder(options.output, options.overwrite)
+    dataset, config = _load(options, config)
     result = run(
         config, dataset=dataset, output=options.output, overwrite=options.overwrite, progress=not options.quiet
     )
@@ -208,14 +215,17 @@ def _compare(options: Compare) -> int:
     arms = make_arms(options.deltas, options.controls)
     _validate.at_least(1, seeds=options.seeds)
     config = options.config()
-    dataset = _load(config)
+    results.check_folder(options.output, options.overwrite)
+    dataset, config = _load(options, config)
     folder = results.claim_folder(options.output, options.overwrite)
     results.write_json(folder / "config.json", config.to_dict() | {"deltas": options.deltas, "seeds": options.seeds})
 
     def log(arm: Any, result: Any) -> None:
         entry = {"selection": arm.selection_name, "delta": arm.delta, "seed": result.config.seed}
         results.append_line(folder / "history.jsonl", entry | {"history": result.history, "summary": result.summary})
-        print(f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr)
+        print(
+            f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
+        )
 
     result = compare(config, arms, options.seeds, dataset=dataset, progress=not options.quiet, on_result=log)
     results.write_json(
@@ -256,11 +266,19 @@ def _paper_columns(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _load(config: Any) -> Any:
+def _load(options: Settings, config: Any) -> tuple[Any, Any]:
+    """(dataset, configuration): sizes that frame and resize images need the data to be known."""
     from hardjax import data, models
+    from hardjax.data.augment import named
+    from hardjax.runner import prepare
 
     _validate.one_of(models.names(), model=config.model)
-    return data.load(config.dataset, config.data_dir, progress=True)
+    dataset = data.load(config.dataset, config.data_dir, progress=True)
+    augmentation = named(options.augmentation, dataset.train.images.shape[1:], dataset.flip)
+    augmentation = dataclasses.replace(augmentation, frame=options.frame, place=options.place, resize=options.resize)
+    config = dataclasses.replace(config, augmentation=augmentation)
+    prepare(config, dataset)  # refuses what does not fit before any file is touched
+    return dataset, config
 
 
 def _use_compilation_cache() -> None:

@@ -16,8 +16,8 @@ from hardjax._version import __version__
 MARKS = ("config.json", "history.jsonl", "summary.json")
 
 
-def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Make the folder for a run's files.
+def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Look whether the folder may take a run's files; touches nothing.
 
     Raises:
         ValueError: it holds another run (unless `overwrite`), or is a file.
@@ -31,9 +31,19 @@ def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
             f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
             "name another, or pass --overwrite (overwrite=True)."
         )
+    return folder
+
+
+def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Make the folder for a run's files, without those of a run before.
+
+    Raises:
+        ValueError: as `check_folder`.
+    """
+    folder = check_folder(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in held:
-        (folder / name).unlink()
+    for name in MARKS:
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -97,7 +97,9 @@ def test_state_keeps_shapes_and_dtypes_and_a_seed_decides_everything(tiny, selec
     chex.assert_trees_all_equal(jax.tree.map(jax.random.key_data, first.key), jax.random.key_data(again.key))
     chex.assert_trees_all_equal(first.params, again.params)
     other, _ = drive(prepare(config(selection, seed=8), tiny))
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(other.params), strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(other.params), strict=True)
+    )
 
 
 @pytest.mark.parametrize("selection", [HardBatches(0.35), HardSamples(0.35), AllBatches()], ids=str)
@@ -142,7 +144,9 @@ def _callbacks(jaxpr) -> list[str]:
     for equation in jaxpr.eqns:
         if "callback" in equation.primitive.name or "print" in equation.primitive.name:
             found.append(equation.primitive.name)
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 found += _callbacks(inner)

@@ -49,9 +49,7 @@ def _digits() -> Dataset:
         members = np.flatnonzero(labels == label)
         position[members] = np.arange(len(members))
     test = position % 5 == 4
-    return Dataset.from_arrays(
-        images[~test], labels[~test], images[test], labels[test], num_classes=10, name="digits"
-    )
+    return Dataset.from_arrays(images[~test], labels[~test], images[test], labels[test], num_classes=10, name="digits")
 
 
 class _Bar:

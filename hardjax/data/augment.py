@@ -73,9 +73,7 @@ def output_shape(augmentation: Augmentation, image_shape: tuple[int, int, int]) 
     return height, width, channels
 
 
-def preprocess(
-    images: Array, mean: Array, std: Array, augmentation: Augmentation, key: Array | None = None
-) -> Array:
+def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentation, key: Array | None = None) -> Array:
     """Stored images (B, H, W, C) to (B, H', W', C) float32, pure.
 
     Args:

@@ -27,7 +27,9 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     except tfds.DataNotPrepared:
         pass
     if importlib.util.find_spec("tensorflow") is None:
-        raise ValueError("Preparing data needs TensorFlow: install hardjax[prepare] (tensorflow-cpu), then run this again.")
+        raise ValueError(
+            "Preparing data needs TensorFlow: install hardjax[prepare] (tensorflow-cpu), then run this again."
+        )
     try:
         socket.create_connection((entry.host, 443), timeout=_CONNECT_SECONDS).close()
     except OSError as error:

@@ -197,6 +197,7 @@ def _tap(layer: Layer, emit: Emit) -> Callable[[Array, Array, Any, Any], Array]:
         return y, (x, aux)
 
     def backward(residuals: tuple, cotangent: Array) -> tuple:
+        residuals, cotangent = lax.optimization_barrier((residuals, cotangent))
         a = layer.prepare(*residuals)
         dtype = jnp.promote_types(a.dtype, jnp.float32)
         share = emit(layer, a.astype(dtype), cotangent.astype(dtype))
