@@ -14,7 +14,7 @@ import pytest
 import hardjax as hj
 from hardjax import progress, runner
 from hardjax.data import Dataset
-from hardjax.programs import Programs
+from hardjax.programs import Programs, programs_for
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
@@ -173,6 +173,7 @@ def _pairs(row: tuple[int, ...]) -> set:
 
 @pytest.mark.parametrize("row", _pairwise(), ids=lambda row: "-".join(str(v) for v in row.values())[:120])
 def test_every_two_axes_work_together(tiny, row):
+    programs_for.cache_clear()
     model, options = row["model"]
     settings = hj.TrainConfig(
         **{**row, "model": model, "model_options": options},

@@ -5,18 +5,19 @@ their (B, B) products, the latter without ever holding more than `chunk` samples
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 # TF32 or bfloat16 products would decide which eigenvalues count as zero.
 _HIGHEST = lax.Precision.HIGHEST
-# Kernel offsets are joined until a product has this many columns: narrower ones waste a matrix unit, wider ones
-# copy the input once for every offset of the kernel.
-_JOINED_COLUMNS = 64
+# Patches that are cut and used in one go: what fits a CPU's cache, or enough to fill an accelerator.
+_PATCH_ENTRIES = {"cpu": 1 << 16}
 
 Form = Literal["rows", "pairs"]
 
@@ -54,13 +55,22 @@ class Linear:
 
     def rows(self, a: Array, d: Array) -> dict[str, Array]:
         a, d = _positions(a), _positions(d)
-        rows = {"kernel": jnp.einsum("btk,btc->bkc", a, d, precision=_HIGHEST)}
-        return rows | ({"bias": d.sum(1)} if self.use_bias else {})
+        kernel = _form_rows(_as_it_is, a[:, :, None], d[:, :, None]).reshape(len(a), a.shape[-1], d.shape[-1])
+        return {"kernel": kernel} | ({"bias": d.sum(1)} if self.use_bias else {})
 
     def grams(self, a: Array, d: Array, chunk: int | None) -> dict[str, Array]:
         a, d = _positions(a), _positions(d)
-        grams = {"kernel": _kernel_gram([a[:, :, None]], d[:, :, None], chunk)}
-        return grams | ({"bias": _outer(d.sum(1))} if self.use_bias else {})
+        cost = self.cost(a.shape, d.shape)
+        limit = cost.row_size * min(chunk or len(a), len(a))
+        if cost.form == "pairs":
+            kernel = _pairs_gram(a[:, :, None], d[:, :, None], limit)
+        else:
+            kernel = jnp.zeros((len(a), len(a)), a.dtype)
+            width = max(1, limit // (len(a) * a.shape[-1]))
+            for channel in range(0, d.shape[-1], width):
+                some = d[:, :, None, channel : channel + width]
+                kernel += _outer(_form_rows(_as_it_is, a[:, :, None], some))
+        return {"kernel": kernel} | ({"bias": _outer(d.sum(1))} if self.use_bias else {})
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
         return _cost(a_shape[0], math.prod(a_shape[1:-1]), 1, a_shape[-1], d_shape[-1], 1)
@@ -86,31 +96,56 @@ class Convolution:
     use_bias: bool
 
     def rows(self, a: Array, d: Array) -> dict[str, Array]:
-        slices, cotangent = self._slices(a, d), _split_groups(_positions(d), self.groups)
-        kernel = jnp.stack([_block(piece, cotangent) for piece in slices], 1)  # (B, offsets, g, k, c)
-        kernel = jnp.moveaxis(kernel, 2, 3).reshape(len(a), *self.kernel_size, kernel.shape[3], d.shape[-1])
+        offsets = _offsets(self.kernel_size)
+        blocks = _form_rows(lambda a: self._patches(a, d.shape, offsets), self._pad(a), self._grouped(d))
+        kernel = blocks.reshape(len(a), self.groups, len(offsets), -1, d.shape[-1] // self.groups)
+        kernel = kernel.transpose(0, 2, 3, 1, 4).reshape(len(a), *self.kernel_size, -1, d.shape[-1])
         return {"kernel": kernel} | ({"bias": _positions(d).sum(1)} if self.use_bias else {})
 
     def grams(self, a: Array, d: Array, chunk: int | None) -> dict[str, Array]:
-        cotangent = _split_groups(_positions(d), self.groups)
-        grams = {"kernel": _kernel_gram(self._slices(a, d), cotangent, chunk)}
-        return grams | ({"bias": _outer(_positions(d).sum(1))} if self.use_bias else {})
+        offsets, cost = _offsets(self.kernel_size), self.cost(a.shape, d.shape)
+        padded, cotangent = self._pad(a), self._grouped(d)
+        limit = cost.row_size * min(chunk or len(a), len(a))
+        if cost.form == "pairs":
+            kernel = _pairs_gram(self._patches(padded, d.shape, offsets), cotangent, limit)
+        else:
+            kernel = jnp.zeros((len(a), len(a)), a.dtype)
+            for some_offsets, channels in self._pieces(cost.row_size, limit // len(a), d.shape[-1]):
+                patches = partial(self._patches, outputs=d.shape, offsets=some_offsets)
+                kernel += _outer(_form_rows(patches, padded, cotangent[..., channels]))
+        return {"kernel": kernel} | ({"bias": _outer(_positions(d).sum(1))} if self.use_bias else {})
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
         columns, channels = a_shape[-1] // self.groups, d_shape[-1] // self.groups
         offsets = math.prod(self.kernel_size)
         return _cost(a_shape[0], math.prod(d_shape[1:-1]), offsets, columns, channels, self.groups)
 
-    def _slices(self, a: Array, d: Array) -> list[Array]:
-        """What each kernel offset sees: (B, positions, groups, channels per group). Slices are far cheaper than
-        `conv_general_dilated_patches`, and XLA reads most of them in place."""
+    def _pieces(self, size: int, limit: int, channels: int) -> Iterator[tuple[list, slice]]:
+        """Cuts a row of `size` entries by kernel offset, then by output channel, into about `limit` entries."""
+        offsets, channels = _offsets(self.kernel_size), channels // self.groups
+        together = max(1, min(len(offsets), len(offsets) * limit // size))
+        width = max(1, min(channels, channels * limit * len(offsets) // (size * together)))
+        for first in range(0, len(offsets), together):
+            for channel in range(0, channels, width):
+                yield offsets[first : first + together], slice(channel, channel + width)
+
+    def _pad(self, a: Array) -> Array:
         pads = [(*pad, dilation - 1) for pad, dilation in zip(self.padding, self.input_dilation, strict=True)]
-        padded = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-        outputs = d.shape[1:-1]
-        return [
-            _split_groups(_positions(self._slice(padded, offset, outputs)), self.groups)
-            for offset in _offsets(self.kernel_size)
-        ]
+        return lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+    def _patches(self, padded: Array, outputs: Sequence[int], offsets: list[tuple[int, ...]]) -> Array:
+        """What the kernel sees at each position: (B, positions, groups, offsets * channels per group).
+
+        Slices: `conv_general_dilated_patches` is ten times slower in compiled loops on CPU.
+        """
+        slices = [self._slice(padded, offset, outputs[1:-1]) for offset in offsets]
+        slices = [self._grouped(piece) for piece in slices]
+        return slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
+
+    def _grouped(self, array: Array) -> Array:
+        """(B, ..., C) -> (B, positions, groups, channels per group)."""
+        array = _positions(array)
+        return array.reshape(*array.shape[:2], self.groups, -1)
 
     def _slice(self, padded: Array, offset: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
         start = [o * dilation for o, dilation in zip(offset, self.kernel_dilation, strict=True)]
@@ -143,16 +178,20 @@ class Scaling:
         return Cost("rows", 2 * math.prod(d_shape) + 2 * d_shape[0] ** 2 * size, size)
 
 
-def _kernel_gram(slices: list[Array], d: Array, chunk: int | None) -> Array:
-    """Products of kernel rows; slices (B, T, g, k) for each kernel offset, d (B, T, g, c)."""
-    batch, positions, groups, channels = d.shape
-    cost = _cost(batch, positions, len(slices), slices[0].shape[-1], channels, groups)
-    limit = cost.row_size * min(chunk or batch, batch)
-    if cost.form == "pairs":
-        a = slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
-        return _pairs_gram(a, d, limit)
-    blocks = _row_blocks(slices, d, max(1, limit // batch))
-    return sum((_outer(block) for block in blocks), jnp.zeros((batch, batch), d.dtype))
+def _form_rows(patches: Callable[[Array], Array], a: Array, d: Array) -> Array:
+    """(B, entries) rows from `patches(a)` (B, T, g, k) and d (B, T, g, c), a few samples at a time.
+
+    A loop over samples keeps their patches in the cache, and keeps XLA from cutting the patches of all layers at once
+    during the forward pass.
+    """
+
+    def one_sample(sample: tuple[Array, Array]) -> Array:
+        a_i, d_i = sample
+        return _block(patches(a_i[None]), d_i[None]).reshape(-1)
+
+    size = jax.eval_shape(patches, a).size // len(a)
+    together = max(1, min(len(a), _PATCH_ENTRIES.get(jax.default_backend(), 1 << 25) // size))
+    return lax.map(one_sample, (a, d), batch_size=together)
 
 
 def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
@@ -169,20 +208,6 @@ def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
         return _outer(a[:, 0, 0]) * _outer(d[:, 0, 0])
     samples = max(1, limit // (2 * batch * groups * positions**2))
     return lax.map(one_sample, (a, d), batch_size=min(samples, batch))
-
-
-def _row_blocks(slices: list[Array], d: Array, max_columns: int) -> Iterator[Array]:
-    """Rows cut into (B, at most max_columns) where one kernel entry's groups allow it."""
-    batch, _, groups, channels = d.shape
-    columns = slices[0].shape[-1]
-    width = columns * channels * groups
-    joined = max(1, min(_JOINED_COLUMNS // columns, max_columns // width))
-    channels_at_once = max(1, min(channels, channels * max_columns // width))
-    for first in range(0, len(slices), joined):
-        pieces = slices[first : first + joined]
-        a = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, -1)
-        for channel in range(0, channels, channels_at_once):
-            yield _block(a, d[..., channel : channel + channels_at_once]).reshape(batch, -1)
 
 
 def _block(a: Array, d: Array) -> Array:
@@ -203,9 +228,8 @@ def _positions(array: Array) -> Array:
     return array.reshape(len(array), -1, array.shape[-1])
 
 
-def _split_groups(array: Array, groups: int) -> Array:
-    """(B, T, C) -> (B, T, g, C / g)."""
-    return array.reshape(*array.shape[:2], groups, -1)
+def _as_it_is(a: Array) -> Array:
+    return a
 
 
 def _offsets(kernel_size: Sequence[int]) -> list[tuple[int, ...]]:
