@@ -21,16 +21,18 @@ def comparison(result: Comparison) -> Figure:
     figure = Figure(figsize=(13, 5 if not maps else 9), layout="constrained")
     rows = figure.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [figure]
     loss, accuracy = rows[0].subplots(1, 2)
-    for i, arm in enumerate(result.arms):
-        _curve(loss, result, i, "full_train_loss", arm.label)
-        _curve(accuracy, result, i, "test_top1", arm.label)
-    seeds = len(result.results[0])
     loss.set(yscale="log", xlabel="epochs of back-propagations", ylabel="loss of the whole training split (nats)")
+    for axes, field in ((loss, "full_train_loss"), (accuracy, "test_top1")):
+        means = [_curve(axes, result, i, field, arm.label) for i, arm in enumerate(result.arms)]
+        _frame(axes, np.concatenate(means))
+    seeds = len(result.results[0])
     if np.isfinite(result.threshold):
         loss.axhline(result.threshold, color="0.6", linewidth=0.8)
-        loss.annotate("common threshold", (0.01, result.threshold), ("axes fraction", "data"), fontsize=8, va="bottom")
+        loss.annotate(
+            "common threshold", (0.01, result.threshold), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
+        )
     accuracy.set(xlabel="epochs of back-propagations", ylabel="test accuracy (%)")
-    accuracy.legend(fontsize=8, loc="lower right")
+    accuracy.legend(fontsize=8, loc="lower right", ncols=2)
     config = result.config
     rows[0].suptitle(
         f"{config.model} on {config.dataset}, batch {config.batch_size}, {config.epochs} epochs; "
@@ -72,17 +74,34 @@ def hardest(
     return figure
 
 
-def _curve(axes: Any, result: Comparison, index: int, field: str, label: str) -> None:
+def _curve(axes: Any, result: Comparison, index: int, field: str, label: str) -> np.ndarray:
+    """Mean over seeds with its band (both of the logarithm on a logarithmic axis); returns the mean."""
     arm, runs = result.arms[index], result.results[index]
     values = np.stack([run.history[field] for run in runs])
-    epochs, mean = runs[0].history["epoch"], values.mean(0)
+    epochs = runs[0].history["epoch"]
+    logarithmic = axes.get_yscale() == "log"
+    values = np.log(values) if logarithmic else values
+    mean = values.mean(0)
+    back = np.exp if logarithmic else np.asarray
     shares = sorted({arm.delta for arm in result.arms}, reverse=True)
     color = f"C{shares.index(arm.delta)}"
-    axes.plot(epochs, mean, _STYLES.get(arm.selection_name, "-."), color=color, label=label, linewidth=1.4)
+    axes.plot(epochs, back(mean), _STYLES.get(arm.selection_name, "-."), color=color, label=label, linewidth=1.4)
     if len(runs) > 1:
         width = np.array([half_width_95(column) for column in values.T])
-        low = np.maximum(mean - width, values.min() / 2) if axes.get_yscale() == "log" else mean - width
-        axes.fill_between(epochs, low, mean + width, color=color, alpha=0.1, linewidth=0)
+        axes.fill_between(epochs, back(mean - width), back(mean + width), color=color, alpha=0.1, linewidth=0)
+    return back(mean)
+
+
+def _frame(axes: Any, values: np.ndarray) -> None:
+    """Limits from the curves, not from their bands, which few seeds make wide."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0 or values.min() == values.max():
+        return
+    if axes.get_yscale() == "log":
+        axes.set_ylim(values.min() / 1.6, values.max() * 1.6)
+    else:
+        room = 0.25 * (values.max() - values.min())
+        axes.set_ylim(values.min() - room, min(100.5, values.max() + room))
 
 
 def _replay_map(axes: Any, replays: np.ndarray, label: str) -> None:
@@ -93,5 +112,5 @@ def _replay_map(axes: Any, replays: np.ndarray, label: str) -> None:
     axes.set(
         xlabel="round",
         ylabel="mini-batch (most replayed at the bottom)",
-        title=f"replayed by {label} (first seed): most {share[0]:.0%}, least {share[-1]:.0%} of rounds",
+        title=f"{label}, first seed: replayed in {share[-1]:.0%} to {share[0]:.0%} of rounds",
     )

@@ -97,22 +97,22 @@ class Convolution:
 
     def rows(self, a: Array, d: Array) -> dict[str, Array]:
         offsets = _offsets(self.kernel_size)
-        blocks = _form_rows(lambda a: self._patches(a, d.shape, offsets), self._pad(a), self._grouped(d))
+        blocks = _form_rows(lambda a: self._patches(a, d.shape, offsets), a, self._grouped(d))
         kernel = blocks.reshape(len(a), self.groups, len(offsets), -1, d.shape[-1] // self.groups)
         kernel = kernel.transpose(0, 2, 3, 1, 4).reshape(len(a), *self.kernel_size, -1, d.shape[-1])
         return {"kernel": kernel} | ({"bias": _positions(d).sum(1)} if self.use_bias else {})
 
     def grams(self, a: Array, d: Array, chunk: int | None) -> dict[str, Array]:
         offsets, cost = _offsets(self.kernel_size), self.cost(a.shape, d.shape)
-        padded, cotangent = self._pad(a), self._grouped(d)
+        cotangent = self._grouped(d)
         limit = cost.row_size * min(chunk or len(a), len(a))
         if cost.form == "pairs":
-            kernel = _pairs_gram(self._patches(padded, d.shape, offsets), cotangent, limit)
+            kernel = _pairs_gram(self._patches(a, d.shape, offsets), cotangent, limit)
         else:
             kernel = jnp.zeros((len(a), len(a)), a.dtype)
             for some_offsets, channels in self._pieces(cost.row_size, limit // len(a), d.shape[-1]):
                 patches = partial(self._patches, outputs=d.shape, offsets=some_offsets)
-                kernel += _outer(_form_rows(patches, padded, cotangent[..., channels]))
+                kernel += _outer(_form_rows(patches, a, cotangent[..., channels]))
         return {"kernel": kernel} | ({"bias": _outer(_positions(d).sum(1))} if self.use_bias else {})
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
@@ -133,11 +133,12 @@ class Convolution:
         pads = [(*pad, dilation - 1) for pad, dilation in zip(self.padding, self.input_dilation, strict=True)]
         return lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
-    def _patches(self, padded: Array, outputs: Sequence[int], offsets: list[tuple[int, ...]]) -> Array:
+    def _patches(self, a: Array, outputs: Sequence[int], offsets: list[tuple[int, ...]]) -> Array:
         """What the kernel sees at each position: (B, positions, groups, offsets * channels per group).
 
         Slices: `conv_general_dilated_patches` is ten times slower in compiled loops on CPU.
         """
+        padded = self._pad(a)
         slices = [self._slice(padded, offset, outputs[1:-1]) for offset in offsets]
         slices = [self._grouped(piece) for piece in slices]
         return slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
