@@ -192,7 +192,7 @@ def _form_rows(patches: Callable[[Array], Array], a: Array, d: Array) -> Array:
 
     size = jax.eval_shape(patches, a).size // len(a)
     together = max(1, min(len(a), _PATCH_ENTRIES.get(jax.default_backend(), 1 << 25) // size))
-    return lax.map(one_sample, (a, d), batch_size=together)
+    return lax.map(one_sample, (a, d), batch_size=None if together == 1 else together)
 
 
 def _pairs_gram(a: Array, d: Array, limit: int) -> Array:

@@ -1,0 +1,106 @@
+"""The command line as a user meets it."""
+
+import json
+
+import pytest
+
+from hardjax import cli
+
+FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """The user's cache and data folders stay out of it; the compilation cache of the tests stays in place."""
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+
+
+def command(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def test_train_writes_its_files(tmp_path, capsys):
+    assert command("train", *FAST, "--selection", "hard-batches", "--delta", 0.5, "--output", tmp_path / "run") == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = {"config.json", "history.jsonl", "summary.json", "checkpoint", "hardest.png", "replays.npz"}
+    assert expected <= names
+    lines = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert {"epoch", "backprops", "train_loss", "table_loss", "full_train_top1", "test_top1", "seconds"} <= set(
+        lines[0]
+    )
+    assert "final_test_top1" in capsys.readouterr().out
+
+
+def test_hard_samples_draw_the_hardest_too(tmp_path):
+    assert command("train", *FAST, "--selection", "hard-samples", "--output", tmp_path / "run") == 0
+    assert (tmp_path / "run/hardest.png").stat().st_size > 10_000
+
+
+def test_compare_writes_rows_and_picture(tmp_path, capsys):
+    folder = tmp_path / "compare"
+    assert command("compare", *FAST, "--deltas", 1.0, 0.5, "--seeds", 2, "--output", folder) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {(row["selection"], row["delta"]): row for row in summary["rows"]}
+    assert list(rows) == [("all-batches", 1.0), ("hard-batches", 0.5), ("random-batches", 0.5), ("fixed-batches", 1.0)]
+    wanted = "train_top1 test_top1 test_top1_ci95 convergence_epoch common_threshold_epoch convergence_change_percent"
+    assert set(wanted.split()) | {"seeds", "backprops", "seconds_per_step"} <= set(rows["all-batches", 1.0])
+    assert all(row["seeds"] == 2 and row["backprops"] == 2 * 23 for row in rows.values())
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    assert "change of e (%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
+        (("train", "--selection", "hard-batches", "--delta", 0), "delta=0.0 in (0, 1]"),
+        (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1443 training samples"),
+        (("train", "--dataset", "digit"), "did you mean 'digits'"),
+        (("train", "--model", "resnet21"), "did you mean 'resnet"),
+        (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),
+        (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
+        (("train", "--epochs", 0), "epochs=0"),
+        (("train", "--delta", 0.5), "delta=0.5 goes with hard-batches"),
+        (("train", "--model-option", "widths"), "key=value"),
+        (("train", "--model-option", "depth=3"), "option of mlp 'depth'"),
+        (("train", "--frame", 4), "frame=4 to hold images of 8x8"),
+        (("compare", "--seeds", 0), "seeds=0"),
+        (("compare", "--deltas", 2.0), "delta=2.0 in (0, 1]"),
+        (("compare", "--controls", "rnadom"), "did you mean 'random'"),
+        (("data", "check", "mnist"), "hardjax data prepare mnist"),
+        (("data", "prepare", "digits"), "needs no preparation"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+    output = ("--output", tmp_path / "out") if arguments[0] in ("train", "compare") else ()
+    assert command(*arguments, *output) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stderr.count("\n") == 1 and stderr.startswith("hardjax: ") and words in stderr
+    assert stdout == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
+    (tmp_path / "summary.json").write_text("{}")
+    assert command(name, *FAST, "--output", tmp_path) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    # Even with --overwrite nothing is lost before the input is known to be good.
+    assert command(name, *FAST, "--batch-size", 5000, "--output", tmp_path, "--overwrite") == 2
+    assert (tmp_path / "summary.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "data", "models"])
+def test_help_reads_well(capsys, name):
+    assert command(name, "--help") == 0
+    printed = capsys.readouterr().out
+    assert "usage: hardjax" in printed
+    assert "{None}" not in printed
+
+
+def test_data_list(capsys):
+    assert command("data", "list") == 0
+    assert "fashion_mnist" in capsys.readouterr().out
