@@ -6,10 +6,13 @@ import sys
 import numpy as np
 
 from hardjax.data import catalog, tfds
-from hardjax.data.dataset import Dataset, Split
+from hardjax.data.augment import Augmentation
+from hardjax.data.dataset import Dataset, Split, evenly
 from hardjax.data.tfds import DataNotPrepared
 
-__all__ = ["DataNotPrepared", "Dataset", "Split", "load", "names"]
+__all__ = ["Augmentation", "DataNotPrepared", "Dataset", "Split", "load", "names"]
+
+_DIGITS_TEST = 360
 
 
 def names() -> list[str]:
@@ -38,17 +41,13 @@ def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = 
 
 
 def _digits() -> Dataset:
-    """scikit-learn's digits: values 0..16 rescaled to uint8, every fifth sample of each class for testing."""
+    """scikit-learn's digits: values 0..16 rescaled to uint8; 1,437 for training, 360 (evenly by class) for testing."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int32)
-    position = np.zeros(len(labels), np.int64)
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        position[members] = np.arange(len(members))
-    test = position % 5 == 4
+    test = np.isin(np.arange(len(labels)), evenly(labels, _DIGITS_TEST))
     return Dataset.from_arrays(images[~test], labels[~test], images[test], labels[test], num_classes=10, name="digits")
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _validate
+from hardjax.data.dataset import Dataset
 
 NAMES = ("none", "standard")
 PLACES = ("center", "random")
@@ -25,7 +26,7 @@ class Augmentation:
         normalize: subtract the training split's mean and divide by its deviation, per channel.
 
     Raises:
-        ValueError: a size below its least, an unknown place.
+        ValueError: a size below its least, an unknown place, a random place without a frame.
     """
 
     pad: int = 0
@@ -38,23 +39,41 @@ class Augmentation:
     def __post_init__(self) -> None:
         _validate.at_least(0, pad=self.pad)
         _validate.one_of(PLACES, place=self.place)
+        for name in ("flip", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Expected {name}={getattr(self, name)!r} to be True or False.")
         for name in ("frame", "resize"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
+        if self.place == "random" and self.frame is None:
+            raise ValueError("Expected a frame (its side in pixels) with place='random', got frame=None.")
 
 
-def named(
-    name: str, image_shape: tuple[int, ...], flip: bool, frame: int | None = None, resize: int | None = None
-) -> Augmentation:
+def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
     """ "none", or "standard": crops padded by an eighth of the height (4 of 32), and flips where they keep the label.
 
+    Args:
+        image_shape: (H, W, C) of the stored images.
+        flip: whether mirroring keeps the label, as `Dataset.flip` says.
+
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name; the closest one is offered.
     """
     _validate.one_of(NAMES, augmentation=name)
-    if name == "none":
-        return Augmentation(frame=frame, resize=resize)
-    return Augmentation(pad=max(1, image_shape[0] // 8), flip=flip, frame=frame, resize=resize)
+    return Augmentation() if name == "none" else Augmentation(pad=max(1, image_shape[0] // 8), flip=flip)
+
+
+def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
+    """An augmentation as it is, or the one that a name stands for on this data set.
+
+    Raises:
+        ValueError: unknown name, or a frame that does not hold the images.
+    """
+    shape = dataset.train.images.shape[1:]
+    if isinstance(augmentation, str):
+        augmentation = named(augmentation, shape, dataset.flip)
+    output_shape(augmentation, shape)
+    return augmentation
 
 
 def output_shape(augmentation: Augmentation, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -80,7 +99,11 @@ def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentatio
         images: uint8, or float32 scaled to 0..1.
         mean, std: (C,) of pixels scaled to 0..1.
         key: the random draws of training; None is evaluation, without any.
+
+    Raises:
+        ValueError: the frame is smaller than the images.
     """
+    output_shape(augmentation, images.shape[1:])
     crop_key, flip_key, place_key = (None,) * 3 if key is None else jax.random.split(key, 3)
     count, height, width, _ = images.shape
     if key is not None and augmentation.pad:

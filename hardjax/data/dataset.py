@@ -4,12 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from hardjax import _validate
+
+_CHUNK = 2048  # images counted at a time: a count widens pixels eightfold
+_LEAST_STD = 1e-6
 
 
 class Split(NamedTuple):
@@ -56,7 +58,7 @@ class Dataset:
         name: str = "custom",
         flip: bool = False,
     ) -> "Dataset":
-        """People's own arrays.
+        """People's own arrays, copied: changing them afterwards changes nothing here.
 
         Args:
             train_images, test_images: (n, H, W, C) or (n, H, W); uint8, or finite floats scaled to 0..1.
@@ -70,17 +72,12 @@ class Dataset:
         """
         images = {"train": _checked_images("train", train_images), "test": _checked_images("test", test_images)}
         labels = {"train": np.asarray(train_labels), "test": np.asarray(test_labels)}
-        if class_names is not None and num_classes is None:
-            num_classes = len(class_names)
-        if num_classes is None and np.issubdtype(labels["train"].dtype, np.integer) and labels["train"].size:
-            num_classes = int(labels["train"].max()) + 1
+        num_classes = _count_classes(num_classes, class_names, labels["train"])
         for split in images:
             _check_labels(split, labels[split], len(images[split]), num_classes)
         if images["train"].shape[1:] != images["test"].shape[1:]:
             shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
             raise ValueError(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"Expected {num_classes} class_names, got {len(class_names)}.")
         mean, std = pixel_statistics(images["train"])
         return cls(
             name=name,
@@ -100,40 +97,71 @@ class Dataset:
             share: in [0, 1); 0 changes nothing.
             seed: which samples; the same seed takes the same ones.
 
+        Returns:
+            A data set with round(share * n) validation samples, each class in proportion to within one sample.
+
         Raises:
-            ValueError: share outside [0, 1), or a split would be left empty.
+            ValueError: share outside [0, 1), a split would be left empty, or one was split off before.
         """
         _validate.in_unit(validation=share)
         if share == 0:
             return self
+        if self.validation is not None:
+            raise ValueError(f"{self.name} already has a validation split of {len(self.validation.labels)} samples.")
         labels = np.asarray(self.train.labels)
-        rng = np.random.default_rng(seed)
-        held = [rng.permutation(np.flatnonzero(labels == c)) for c in range(self.num_classes)]
-        held = np.sort(np.concatenate([members[: round(share * len(members))] for members in held]))
-        kept = np.setdiff1d(np.arange(len(labels)), held)
-        if len(held) == 0 or len(kept) == 0:
+        count = round(share * len(labels))
+        if count in (0, len(labels)):
             raise ValueError(f"validation={share} of {len(labels)} samples leaves a split empty.")
+        order = np.random.default_rng(seed).permutation(len(labels))
+        held = np.sort(evenly(labels, count, order))
+        kept = np.setdiff1d(np.arange(len(labels)), held)
         train = Split(self.train.images[kept], self.train.labels[kept])
         mean, std = pixel_statistics(np.asarray(train.images))
         validation = Split(self.train.images[held], self.train.labels[held])
         return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
 
 
+def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> np.ndarray:
+    """Indices (count,) spread evenly over the classes, the first ones of `order` in each stretch."""
+    order = np.arange(len(labels)) if order is None else order
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    return by_class[np.arange(count) * len(labels) // count]
+
+
 def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (C,) float32 of pixels scaled to 0..1; a constant channel has deviation 1."""
-    if images.dtype == np.uint8:
-        levels = np.arange(256) / 255
-        counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
-        mean = counts @ levels / counts.sum(1)
-        variance = counts @ levels**2 / counts.sum(1) - mean**2
-    else:
-        mean, variance = images.mean((0, 1, 2), np.float64), images.var((0, 1, 2), np.float64)
-    std = np.sqrt(np.maximum(variance, 0))
-    return mean.astype(np.float32), np.where(std < 1e-6, 1, std).astype(np.float32)
+    channels = images.shape[-1]
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(images), _CHUNK):
+        pixels = images[start : start + _CHUNK].reshape(-1, channels)
+        if images.dtype == np.uint8:
+            levels = np.arange(256) / 255
+            counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)])
+            total, squares = total + counts @ levels, squares + counts @ levels**2
+        else:
+            pixels = pixels.astype(np.float64)
+            total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
+    mean, square = (sums * channels / images.size for sums in (total, squares))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return mean.astype(np.float32), np.where(std < _LEAST_STD, 1, std).astype(np.float32)
 
 
 def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(jax.device_put(images), jnp.asarray(labels, jnp.int32))
+    # A copy: on CPU device_put may share memory with the caller's array, or with a file mapped into memory.
+    return Split(jnp.array(images, copy=True), jnp.array(labels, jnp.int32, copy=True))
+
+
+def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None, labels: np.ndarray) -> int | None:
+    """None where the labels are no integers, which is for `_check_labels` to say."""
+    if num_classes is None and class_names is not None:
+        num_classes = len(class_names)
+    if num_classes is None:
+        return int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else None
+    num_classes = int(num_classes) if isinstance(num_classes, np.integer) else num_classes
+    _validate.at_least(1, num_classes=num_classes)
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"Expected {num_classes} class_names, got {len(class_names)}.")
+    return num_classes
 
 
 def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
@@ -148,10 +176,12 @@ def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
         return images
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"Expected {split} images of dtype uint8 or float (0..1), got {images.dtype}.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is counted below
+        images = images.astype(np.float32)
     bad = int((~np.isfinite(images)).sum())
     if bad:
         raise ValueError(f"Expected finite {split} images, got {bad} NaN or infinite values.")
-    return images.astype(np.float32)
+    return images
 
 
 def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:
@@ -159,6 +189,7 @@ def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: 
         raise ValueError(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
     if len(labels) != num_images:
         raise ValueError(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
+    assert num_classes is not None
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise ValueError(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
