@@ -13,12 +13,20 @@ import tyro
 from hardjax import _validate
 
 
+def _optional(kind: type, metavar: str) -> Any:
+    """A setting that may be left out, with a legible help entry."""
+    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
+_Folder, _Number, _Side = _optional(str, "DIR"), _optional(float, "FLOAT"), _optional(int, "PIXELS")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What every training command shares; each maps onto the field of `TrainConfig` of that name."""
 
     dataset: str = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100 | svhn_cropped | stl10 ...
-    data_dir: str | None = None  # folder of prepared TFDS data (default: TFDS's own)
+    data_dir: _Folder = None  # folder of prepared TFDS data (default: TFDS's own)
     validation: float = 0.0  # share of the training split held out for choosing
     model: str = "mlp"  # a name from `hardjax models`
     model_option: tuple[str, ...] = ()  # options of the model as key=value
@@ -26,17 +34,17 @@ class Settings:
     batch_size: int = 128  # samples a mini-batch
     optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw
     momentum: float = 0.9  # read by momentum and nesterov
-    learning_rate: float | None = None  # peak rate (0.005 if neither rate is given)
-    base_learning_rate: float | None = None  # rate per sample of the batch; give one of the two
+    learning_rate: _Number = None  # peak rate (0.005 if neither rate is given)
+    base_learning_rate: _Number = None  # rate per sample of the batch; give one of the two
     weight_decay: float = 0.0  # L2 on every parameter
     schedule: str = "constant"  # constant | step | cosine
     decay_at: tuple[float, ...] = (0.5, 0.75)  # shares of training at which "step" decays
     decay_factor: float = 0.1  # what "step" multiplies by
     warmup: float = 0.0  # share of training with a rising rate
     augmentation: str = "none"  # none | standard (random crops, and flips where they keep the label)
-    frame: int | None = None  # place images in a black square of this side
+    frame: _Side = None  # place images in a black square of this side
     place: str = "center"  # where in the frame: center | random (in training)
-    resize: int | None = None  # bilinear resize to this side (the hard mini-batch paper: 128)
+    resize: _Side = None  # bilinear resize to this side (the hard mini-batch paper: 128)
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round
     evaluate_train: bool = True  # evaluate the whole training split at every test point
@@ -59,7 +67,7 @@ class Train(Settings):
     """Train one network and write what happened to a folder."""
 
     selection: str = "all-batches"  # all-batches | hard-batches | random-batches | hard-samples
-    delta: float | None = None  # share of the mini-batches (or samples) in a round, in (0, 1]
+    delta: _Number = None  # share of the mini-batches (or samples) in a round, in (0, 1]
     fixed: bool = False  # with all-batches: one partition for the whole run
     output: str = "runs/train"  # folder for config.json, history.jsonl, summary.json, checkpoint, pictures
     overwrite: bool = False  # let the folder hold another run already
@@ -106,7 +114,7 @@ class Models:
 class DataList:
     """List the data sets and what of them is on this machine."""
 
-    data_dir: str | None = None  # folder of prepared TFDS data
+    data_dir: _Folder = None  # folder of prepared TFDS data
 
     def __call__(self) -> int:
         from hardjax.data import prepare
@@ -120,7 +128,7 @@ class DataPrepare:
     """Download and prepare a data set (needs the network and `pip install hardjax[prepare]`)."""
 
     name: tyro.conf.Positional[str]  # a name from `hardjax data list`
-    data_dir: str | None = None  # folder for prepared TFDS data
+    data_dir: _Folder = None  # folder for prepared TFDS data
 
     def __call__(self) -> int:
         from hardjax.data import prepare
@@ -134,7 +142,7 @@ class DataCheck:
     """Read a prepared data set and report its counts, shapes and statistics."""
 
     name: tyro.conf.Positional[str]  # a name from `hardjax data list`
-    data_dir: str | None = None  # folder of prepared TFDS data
+    data_dir: _Folder = None  # folder of prepared TFDS data
 
     def __call__(self) -> int:
         from hardjax.data import prepare

@@ -18,7 +18,7 @@ from hardjax import checkpoint, data, models, results
 from hardjax.budget import dispatches
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
-from hardjax.data.augment import Augmentation, named
+from hardjax.data.augment import Augmentation, named, output_shape
 from hardjax.history import History, ReplayLog
 from hardjax.models.apply import init_variables, make_apply
 from hardjax.optimizers import Hyper
@@ -138,6 +138,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = No
         num_samples=num_samples,
         image_shape=tuple(dataset.train.images.shape[1:]),
     )
+    output_shape(recipe.augmentation, recipe.image_shape)  # refuses a frame that does not hold the images
     hyper = Hyper(
         learning_rate=jnp.float32(config.peak_learning_rate),
         weight_decay=jnp.float32(config.weight_decay),
