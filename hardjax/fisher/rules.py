@@ -185,14 +185,18 @@ def _form_rows(patches: Callable[[Array], Array], a: Array, d: Array) -> Array:
     A loop over samples keeps their patches in the cache, and keeps XLA from cutting the patches of all layers at once
     during the forward pass.
     """
+    batch, shape = len(a), jax.eval_shape(patches, a).shape
+    most = max(1, _PATCH_ENTRIES.get(jax.default_backend(), 1 << 25) // math.prod(shape[1:]))
+    together = next(count for count in range(min(most, batch), 0, -1) if batch % count == 0)
+    # Every entry is overwritten. Zeros would be constants, which XLA lays out for all layers before the first is done.
+    start = jnp.broadcast_to(d.ravel()[0], (batch, shape[2] * shape[3] * d.shape[3]))
 
-    def one_sample(sample: tuple[Array, Array]) -> Array:
-        a_i, d_i = sample
-        return _block(patches(a_i[None]), d_i[None]).reshape(-1)
+    def some_samples(index: Array, rows: Array) -> Array:
+        some_a, some_d = (lax.dynamic_slice_in_dim(array, index * together, together) for array in (a, d))
+        block = _block(patches(some_a), some_d).reshape(together, -1)
+        return lax.dynamic_update_slice_in_dim(rows, block, index * together, 0)
 
-    size = jax.eval_shape(patches, a).size // len(a)
-    together = max(1, min(len(a), _PATCH_ENTRIES.get(jax.default_backend(), 1 << 25) // size))
-    return lax.map(one_sample, (a, d), batch_size=None if together == 1 else together)
+    return lax.fori_loop(0, batch // together, some_samples, start)
 
 
 def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
