@@ -29,7 +29,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = 
         progress: a bar on standard error while decoding.
 
     Raises:
-        ValueError: unknown name; the closest one is offered.
+        ValueError: unknown name (the closest one is offered), or damaged files.
         DataNotPrepared: no prepared data; the message names the command that prepares it.
     """
     entry = catalog.find(name)

@@ -13,7 +13,7 @@ class Entry:
         tfds_name: its TFDS builder; None where it comes with a package.
         train, test: TFDS split names; several training splits are joined.
         flip: mirroring keeps the label.
-        host: where its preparation downloads from.
+        url: where its preparation downloads from.
         about: one line.
     """
 
@@ -21,36 +21,36 @@ class Entry:
     train: tuple[str, ...] = ("train",)
     test: str = "test"
     flip: bool = False
-    host: str | None = None
+    url: str | None = None
     about: str = ""
 
 
 CATALOG = {
     "digits": Entry(None, about="1,797 scanned digits of 8x8 from scikit-learn; nothing to download"),
-    "mnist": Entry("mnist", host="storage.googleapis.com", about="70,000 handwritten digits of 28x28"),
+    "mnist": Entry("mnist", url="https://storage.googleapis.com", about="70,000 handwritten digits of 28x28"),
     "fashion_mnist": Entry(
         "fashion_mnist",
         flip=True,
-        host="fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         about="70,000 pieces of clothing of 28x28",
     ),
     "cifar10": Entry(
-        "cifar10", flip=True, host="www.cs.toronto.edu", about="60,000 colour images of 32x32, 10 classes"
+        "cifar10", flip=True, url="https://www.cs.toronto.edu", about="60,000 colour images of 32x32, 10 classes"
     ),
     "cifar100": Entry(
-        "cifar100", flip=True, host="www.cs.toronto.edu", about="60,000 colour images of 32x32, 100 classes"
+        "cifar100", flip=True, url="https://www.cs.toronto.edu", about="60,000 colour images of 32x32, 100 classes"
     ),
-    "svhn_cropped": Entry("svhn_cropped", host="ufldl.stanford.edu", about="99,289 house-number digits of 32x32"),
+    "svhn_cropped": Entry("svhn_cropped", url="http://ufldl.stanford.edu", about="99,289 house-number digits of 32x32"),
     "svhn_cropped_extra": Entry(
         "svhn_cropped",
         train=("train", "extra"),
-        host="ufldl.stanford.edu",
+        url="http://ufldl.stanford.edu",
         about="svhn_cropped with its extra split: 604,388 training images",
     ),
     "stl10": Entry(
         "stl10",
         flip=True,
-        host="ai.stanford.edu",
+        url="http://ai.stanford.edu",
         about="13,000 colour images of 96x96; the unlabelled split is never read",
     ),
 }

@@ -3,21 +3,25 @@
 import importlib.util
 import os
 import socket
+import threading
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hardjax.data import catalog, tfds
+from hardjax.data import catalog, load, tfds
 
 _CONNECT_SECONDS = 3.0
+_FEW_CLASSES = 20
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     """Download and prepare a data set with TFDS; returns its folder.
 
     Raises:
-        ValueError: unknown name, no TensorFlow, or no network.
+        ValueError: unknown name, no TensorFlow, no network, a folder that cannot be written, or a failed download.
     """
     entry = catalog.find(name)
     if entry.tfds_name is None:
@@ -28,21 +32,18 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         pass
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
-            "Preparing data needs TensorFlow: install hardjax[prepare] (tensorflow-cpu), then run this again."
+            f"Preparing {name} needs TensorFlow: `pip install tensorflow-cpu` (the extra hardjax[prepare]), "
+            "then run this again."
         )
+    folder = tfds.data_folder(data_dir)
     try:
-        socket.create_connection((entry.host, 443), timeout=_CONNECT_SECONDS).close()
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"No way to {entry.host} ({error}), where {name} is downloaded from; prepare it on a machine with a network "
-            "and name that folder with --data-dir."
-        ) from None
-    import tensorflow_datasets
-
-    builder = tensorflow_datasets.builder(
-        entry.tfds_name, data_dir=str(tfds.data_folder(data_dir)), file_format="array_record"
-    )
-    builder.download_and_prepare()
+        raise ValueError(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"Expected a folder to write prepared data in, got {folder}: read-only.")
+    _check_reachable(name, entry.url)
+    _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)
 
 
@@ -53,16 +54,13 @@ def check(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, Any
         ValueError: unknown name, labels outside the classes.
         DataNotPrepared: no prepared data.
     """
-    from hardjax.data import load
-
     dataset = load(name, data_dir)
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
         images, labels = (np.asarray(leaf) for leaf in getattr(dataset, split))
-        counts = np.bincount(labels, minlength=dataset.num_classes)
         report |= {
             f"{split} images": f"{images.shape} {images.dtype}, values {images.min()} to {images.max()}",
-            f"{split} samples per class": f"{counts.min()} to {counts.max()}",
+            f"{split} samples per class": _histogram(np.bincount(labels, minlength=dataset.num_classes)),
         }
     report["mean (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.mean)
     report["std (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.std)
@@ -73,29 +71,78 @@ def check(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, Any
 
 
 def status(data_dir: str | os.PathLike | None = None) -> list[dict[str, str]]:
-    """A row for each data set: is it prepared, is it decoded into the cache."""
+    """A row for each data set: is it prepared, is it decoded into the cache, where, and its size on disk."""
     rows = []
     for name, entry in catalog.CATALOG.items():
-        prepared, cached = "comes with scikit-learn", "-"
+        prepared, decoded = "comes with scikit-learn", "-"
         if entry.tfds_name is not None:
             try:
                 source = tfds.prepared_folder(name, data_dir)
-                prepared = str(source)
-                kept = tfds.cache_folder() / "datasets" / f"{name}-{source.name}-{tfds.fingerprint(source)}"
-                cached = "yes" if kept.is_dir() else "no"
+                prepared = f"{source} ({_megabytes(source)})"
+                kept = tfds.cache_entry(name, source)
+                decoded = f"yes ({_megabytes(kept)})" if kept.is_dir() else "no"
             except tfds.DataNotPrepared:
-                prepared, cached = f"no: hardjax data prepare {name}", "no"
-        rows.append({"name": name, "about": entry.about, "prepared": prepared, "decoded": cached})
+                prepared, decoded = f"no: hardjax data prepare {name}", "no"
+        rows.append({"name": name, "about": entry.about, "prepared": prepared, "decoded": decoded})
     return rows
+
+
+def _check_reachable(name: str, url: str) -> None:
+    """TFDS itself retries for minutes; through a proxy it is the proxy that must answer."""
+    proxy = urllib.request.getproxies().get(urllib.parse.urlsplit(url).scheme)
+    address = urllib.parse.urlsplit(proxy if proxy and "//" in proxy else f"http://{proxy}" if proxy else url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    outcome: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((address.hostname, port), timeout=_CONNECT_SECONDS).close()
+            outcome.append("")
+        except OSError as error:
+            outcome.append(str(error))
+
+    # In a thread: looking up a name takes no time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS + 1)
+    problem = outcome[0] if outcome else "no answer"
+    if problem:
+        raise ValueError(
+            f"No way to {address.hostname} ({problem}), which {name} is downloaded through; prepare it on a machine "
+            "with a network and name that folder with --data-dir."
+        )
+
+
+def _download(tfds_name: str, folder: Path) -> None:
+    import tensorflow_datasets
+    from tensorflow_datasets.core.download import download_manager, extractor, util
+
+    failures = (OSError, util.DownloadError, download_manager.NonMatchingChecksumError, extractor.ExtractError)
+    try:
+        builder = tensorflow_datasets.builder(tfds_name, data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare()
+    except failures as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"Preparing {tfds_name} in {folder} failed: {first}") from error
+
+
+def _histogram(counts: np.ndarray) -> str:
+    if counts.min() == counts.max():
+        return f"{counts[0]:,} each"
+    if len(counts) <= _FEW_CLASSES:
+        return ", ".join(f"{count:,}" for count in counts)
+    return f"{counts.min():,} to {counts.max():,}"
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.0f} MB"
 
 
 def _encoding(source: Path) -> str:
     """PNG is lossless; JPEG re-encodings are fit for comparing methods, not for published figures."""
     from array_record.python import array_record_data_source
 
-    file = next(iter(sorted(source.glob("*train*array_record*"))), None)
-    if file is None:
-        return "unknown"
+    file = min(source.glob("*-train.array_record-*"))
     record = array_record_data_source.ArrayRecordDataSource(str(file))[0]
     if b"\x89PNG" in record:
         return "PNG (lossless)"

@@ -1,13 +1,16 @@
 """Prepared TFDS data without TensorFlow, decoded once into plain arrays in the user's cache folder."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +44,23 @@ def prepared_folder(name: str, data_dir: str | os.PathLike | None = None) -> Pat
         DataNotPrepared: there is none.
     """
     entry = catalog.find(name)
-    base = data_folder(data_dir) / entry.tfds_name
-    versions = [path.parent for path in base.glob("**/dataset_info.json")]
-    if not versions:
+    folder = data_folder(data_dir)
+    infos = (folder / entry.tfds_name).glob("**/dataset_info.json")
+    found = sorted((path.parent for path in infos if ".incomplete" not in path.parent.name), key=_version)
+    if not found:
         where = "" if data_dir is None else f" --data-dir {data_dir}"
         raise DataNotPrepared(
-            f"No prepared {name} in {data_folder(data_dir)}; run `hardjax data prepare {name}{where}`, "
+            f"No prepared {name} in {folder}; run `hardjax data prepare {name}{where}`, "
             "or name a folder of prepared TFDS data with --data-dir (data_dir=)."
         )
-    return max(versions, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
+    lacking = {path: _lacking(path, entry) for path in found}
+    whole = [path for path in found if not lacking[path]]
+    if not whole:
+        raise DataNotPrepared(
+            f"Prepared {name} in {found[-1]} {lacking[found[-1]]}; "
+            f"run `hardjax data prepare {name} --data-dir FOLDER` with another folder."
+        )
+    return whole[-1]
 
 
 def load_arrays(
@@ -67,30 +78,76 @@ def load_arrays(
 
     Raises:
         DataNotPrepared: no prepared data.
+        ValueError: prepared files are damaged.
     """
     source = prepared_folder(name, data_dir)
-    kept = cache_folder() / "datasets" / f"{name}-{source.name}-{fingerprint(source)}"
-    arrays = _read_cache(kept)
-    if arrays is None:
-        decoded, class_names = _decode(name, source, advance)
-        _write_cache(kept, decoded, class_names)
-        arrays = _read_cache(kept) or (decoded, class_names)
-    return *arrays, source
+    kept = cache_entry(name, source)
+    cached = _read_cache(kept)
+    if cached is None:
+        cached = _decode(name, source, advance)
+        _write_cache(kept, *cached)
+    return *cached, source
+
+
+def cache_entry(name: str, source: Path) -> Path:
+    """The folder that the decoded arrays of a prepared folder are kept in, present or not."""
+    return cache_folder() / "datasets" / f"{name}-{source.name}-{fingerprint(source)}"
 
 
 def fingerprint(source: Path) -> str:
     """Twelve hex digits of the names, sizes and times of the files, so that other data never meets an old cache."""
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.iterdir())]
-    return hashlib.sha256(json.dumps([str(source.resolve()), facts]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def _version(path: Path) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in path.name.split(".")]
+
+
+def _lacking(source: Path, entry: catalog.Entry) -> str:
+    """Why a prepared folder cannot be read, empty where it can."""
+    try:
+        info = json.loads((source / "dataset_info.json").read_text())
+        shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "has an unreadable dataset_info.json"
+    if info.get("fileFormat") != "array_record":
+        return f"is stored as {info.get('fileFormat')}, which is not read here (array_record is)"
+    for part in (*entry.train, entry.test):
+        if part not in shards:
+            return f"has no split {part!r}"
+        files = len(list(source.glob(f"*-{part}.array_record-*")))
+        if files != shards[part]:
+            return f"has {files} of {shards[part]} files of split {part!r}"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS recommends OpenCV at every image."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _decode(name: str, source: Path, advance: Callable[[int, int], None]) -> tuple[dict, tuple[str, ...]]:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends OpenCV at every image
-    import tensorflow_datasets as tfds
+    with _quiet():
+        import tensorflow_datasets as tfds
 
-    entry = catalog.find(name)
-    builder = tfds.builder_from_directory(str(source))
-    label = builder.info.features["label"]
+        builder = tfds.builder_from_directory(str(source))
+        try:
+            return _decode_splits(catalog.find(name), builder, advance)
+        except (RuntimeError, OSError) as error:  # from array_record and from the image decoder
+            raise ValueError(f"Prepared {name} in {source} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _decode_splits(
+    entry: catalog.Entry, builder: Any, advance: Callable[[int, int], None]
+) -> tuple[dict, tuple[str, ...]]:
     splits = {"train": entry.train, "test": (entry.test,)}
     total = sum(builder.info.splits[part].num_examples for parts in splits.values() for part in parts)
     arrays, done = {}, 0
@@ -110,35 +167,37 @@ def _decode(name: str, source: Path, advance: Callable[[int, int], None]) -> tup
                 done += len(rows)
                 advance(done, total)
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays, tuple(label.names)
+    return arrays, tuple(builder.info.features["label"].names)
 
 
 def _read_cache(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]] | None:
-    """None where there is no whole cache entry."""
+    """None where there is no whole cache entry: absent, cut short, or changed since it was written."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["arrays"]}
-        whole = all(list(arrays[name].shape) == shape for name, shape in about["arrays"].items())
-    except (OSError, ValueError, KeyError):
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["crc32"]}
+        class_names = tuple(about["class_names"])
+        whole = all(zlib.crc32(arrays[name]) == crc for name, crc in about["crc32"].items())
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    return (arrays, tuple(about["class_names"])) if whole else None
+    return (arrays, class_names) if whole else None
 
 
 def _write_cache(folder: Path, arrays: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
     """Written aside and moved into place, so that a reader never meets half of it; a cache that cannot be written is
-    done without."""
+    done without, with a warning."""
+    about = {"class_names": class_names, "crc32": {name: zlib.crc32(array) for name, array in arrays.items()}}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    except OSError:
-        return
-    try:
-        for name, array in arrays.items():
-            np.save(scratch / f"{name}.npy", array)
-        about = {"arrays": {name: array.shape for name, array in arrays.items()}, "class_names": class_names}
-        (scratch / "about.json").write_text(json.dumps(about))
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            for name, array in arrays.items():
+                np.save(whole / f"{name}.npy", array)
+            (whole / "about.json").write_text(json.dumps(about))
+            if folder.exists():
+                folder.replace(Path(scratch) / "old")
+            whole.replace(folder)
+    except OSError as error:
+        warnings.warn(
+            f"Decoded data is not kept for next time: {error} (HARDJAX_CACHE names the folder).", stacklevel=4
+        )
