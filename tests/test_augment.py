@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from hardjax.data.augment import Augmentation, named, output_shape, preprocess
+from hardjax.data import Dataset
+from hardjax.data.augment import Augmentation, named, output_shape, preprocess, resolve
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (6, 5, 4, 3)).astype(np.uint8)
 MEAN, STD = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.3, 0.1])
@@ -80,6 +81,41 @@ def test_a_key_decides_the_draws_and_evaluation_has_none():
     np.testing.assert_array_equal(run(augmentation), run(Augmentation(frame=9)))
 
 
+def test_crops_move_each_image_by_itself():
+    images = np.repeat(IMAGES[:1], 64, axis=0)
+    crops = {bytes(image) for image in run(Augmentation(pad=1), 0, images)}
+    assert len(crops) == 9
+
+
+def test_steps_come_in_the_stated_order():
+    # Framed after the crop and resized after the frame; black is 0 before normalisation, not the mean.
+    out = run(Augmentation(pad=2, frame=10, resize=5), 3)
+    half = run(Augmentation(pad=2, frame=10), 3)  # halving with half-pixel centres averages 2x2 blocks
+    np.testing.assert_allclose(out, half.reshape(6, 5, 2, 5, 2, 3).mean((2, 4)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(half[:, 0, 0], np.broadcast_to(-MEAN / STD, (6, 3)), rtol=1e-5)
+
+
+def test_inside_a_compiled_scan_it_is_the_same():
+    augmentation = Augmentation(pad=1, flip=True, frame=8, place="random", resize=12)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def scanned(images, mean, std):
+        return jax.lax.scan(lambda _, key: (None, preprocess(images, mean, std, augmentation, key)), None, keys)[1]
+
+    for key, out in zip(keys, scanned(IMAGES, MEAN, STD), strict=True):
+        np.testing.assert_allclose(out, preprocess(IMAGES, MEAN, STD, augmentation, key), rtol=1e-5, atol=1e-5)
+
+
+def test_a_name_is_resolved_on_the_data_set():
+    labels = np.arange(6) % 2
+    dataset = Dataset.from_arrays(IMAGES, labels, IMAGES, labels, flip=True)
+    assert resolve("standard", dataset) == Augmentation(pad=1, flip=True)
+    assert resolve(Augmentation(pad=3), dataset) == Augmentation(pad=3)
+    with pytest.raises(ValueError, match="frame=4 to hold images of 5x4"):
+        resolve(Augmentation(frame=4), dataset)
+
+
 def test_named():
     assert named("none", (32, 32, 3), True) == Augmentation()
     assert named("standard", (32, 32, 3), True) == Augmentation(pad=4, flip=True)
@@ -88,12 +124,25 @@ def test_named():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [(dict(pad=-1), "pad=-1"), (dict(place="left"), "Unknown place 'left'"), (dict(resize=0), "resize=0")],
+    [
+        (dict(pad=-1), "pad=-1"),
+        (dict(pad=1.5), "pad=1.5 to be a whole number"),
+        (dict(flip=1), "flip=1 to be True or False"),
+        (dict(frame=9, place="left"), "Unknown place 'left'"),
+        (dict(place="random"), "Expected a frame .* with place='random'"),
+        (dict(frame=0), "frame=0"),
+        (dict(resize=0), "resize=0"),
+        (dict(normalize=None), "normalize=None to be True or False"),
+    ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**settings)
-    with pytest.raises(ValueError, match="frame=4 to hold images of 5x4"):
-        output_shape(Augmentation(frame=4), (5, 4, 3))
+
+
+def test_a_frame_too_small_and_an_unknown_name():
+    for refused in (lambda: output_shape(Augmentation(frame=4), (5, 4, 3)), lambda: run(Augmentation(frame=4))):
+        with pytest.raises(ValueError, match="frame=4 to hold images of 5x4"):
+            refused()
     with pytest.raises(ValueError, match="did you mean 'standard'"):
         named("standrd", (8, 8, 1), False)

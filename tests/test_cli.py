@@ -58,7 +58,7 @@ def test_compare_writes_rows_and_picture(tmp_path, capsys):
     [
         (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
         (("train", "--selection", "hard-batches", "--delta", 0), "delta=0.0 in (0, 1]"),
-        (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1442 training samples"),
+        (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1437 training samples"),
         (("train", "--dataset", "digit"), "did you mean 'digits'"),
         (("train", "--model", "resnet21"), "did you mean 'resnet"),
         (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),

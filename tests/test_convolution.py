@@ -1,0 +1,45 @@
+"""The CPU convolution against the built-in one, in float64."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from hardjax.models.convolution import _FLAX_NHWC, convolve
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_values_and_gradients_equal_the_built_in_ones(kernel, stride, groups):
+    with jax.enable_x64():
+        for padding, (height, width) in itertools.product(range(4), [(7, 9), (10, 8)]):
+            keys = jax.random.split(jax.random.key(0), 2)
+            images = jax.random.normal(keys[0], (2, height, width, 4), jnp.float64)
+            weights = jax.random.normal(keys[1], (kernel, kernel, 4 // groups, 4 if groups == 4 else 6), jnp.float64)
+
+            def value(images, weights, conv):
+                out = conv(
+                    images,
+                    weights,
+                    (stride, stride),
+                    [(padding, padding)] * 2,
+                    dimension_numbers=_FLAX_NHWC,
+                    feature_group_count=groups,
+                )
+                return jnp.sin(out).sum(), out
+
+            ours = jax.value_and_grad(value, (0, 1), has_aux=True)(images, weights, convolve)
+            theirs = jax.value_and_grad(value, (0, 1), has_aux=True)(images, weights, lax.conv_general_dilated)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
+
+
+def test_strings_for_padding_mean_the_same():
+    images, weights = jnp.ones((1, 7, 7, 2)), jnp.ones((3, 3, 2, 3))
+    for padding in ("SAME", "VALID"):
+        ours = convolve(images, weights, (2, 2), padding, dimension_numbers=_FLAX_NHWC)
+        theirs = lax.conv_general_dilated(images, weights, (2, 2), padding, dimension_numbers=_FLAX_NHWC)
+        np.testing.assert_allclose(ours, theirs)
