@@ -1,7 +1,5 @@
 """The CPU convolution against the built-in one, in float64."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,25 +14,24 @@ from hardjax.models.convolution import _FLAX_NHWC, convolve
 @pytest.mark.parametrize("stride", [1, 2])
 def test_values_and_gradients_equal_the_built_in_ones(kernel, stride, groups):
     with jax.enable_x64():
-        for padding, (height, width) in itertools.product(range(4), [(7, 9), (10, 8)]):
+        for padding in range(4):
             keys = jax.random.split(jax.random.key(0), 2)
-            images = jax.random.normal(keys[0], (2, height, width, 4), jnp.float64)
+            images = jax.random.normal(keys[0], (2, 9, 7 + padding, 4), jnp.float64)
             weights = jax.random.normal(keys[1], (kernel, kernel, 4 // groups, 4 if groups == 4 else 6), jnp.float64)
 
-            def value(images, weights, conv):
-                out = conv(
-                    images,
-                    weights,
-                    (stride, stride),
-                    [(padding, padding)] * 2,
-                    dimension_numbers=_FLAX_NHWC,
-                    feature_group_count=groups,
-                )
+            def value(images, weights, conv, padding=padding):
+                pads = [(padding, padding)] * 2
+                settings = dict(dimension_numbers=_FLAX_NHWC, feature_group_count=groups)
+                out = conv(images, weights, (stride, stride), pads, **settings)
                 return jnp.sin(out).sum(), out
 
-            ours = jax.value_and_grad(value, (0, 1), has_aux=True)(images, weights, convolve)
-            theirs = jax.value_and_grad(value, (0, 1), has_aux=True)(images, weights, lax.conv_general_dilated)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
+            both = jax.jit(
+                lambda *args, value=value: [
+                    jax.value_and_grad(value, (0, 1), has_aux=True)(*args, conv)
+                    for conv in (convolve, lax.conv_general_dilated)
+                ]
+            )
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both(images, weights))
 
 
 def test_strings_for_padding_mean_the_same():
