@@ -6,8 +6,8 @@ import numpy as np
 def own_level_epoch(epochs: np.ndarray, losses: np.ndarray, tolerance: float = 0.05) -> float:
     """First test point from which the loss stays within a tolerance of its own final level.
 
-    The final level is the mean of the last tenth of the test points (at least one); the tolerance is a share of the fall
-    from the first test point to that level. A level of its own rewards an arm that stalls high: read it next to
+    The final level is the mean of the last tenth of the test points (at least one); the tolerance is a share of the
+    fall from the first test point to that level. A level of its own rewards an arm that stalls high: read it next to
     `threshold_epoch`.
 
     Args:

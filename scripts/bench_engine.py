@@ -1,4 +1,4 @@
-"""What choosing costs: seconds per step of hard replay over ordinary training, and of the round over a step from Python.
+"""What choosing costs: seconds per step of hard replay over ordinary training, and of the round over a Python loop.
 
     python scripts/bench_engine.py [--dataset cifar10 --data-dir DIR] [--repeats 5]
 

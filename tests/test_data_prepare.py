@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import socket
+import threading
 import time
 
 import pytest
@@ -65,9 +66,16 @@ def test_a_refused_connection(tmp_path, with_tensorflow, monkeypatch):
 
 
 def test_a_name_server_that_never_answers(tmp_path, with_tensorflow, monkeypatch):
+    given_up = threading.Event()
+
+    def wait(address, timeout):
+        given_up.wait(30)
+        raise TimeoutError
+
     monkeypatch.setattr(prepare, "_CONNECT_SECONDS", 0.1)
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: time.sleep(30))
+    monkeypatch.setattr(socket, "create_connection", wait)
     refused("cifar10", tmp_path, r"No way to www.cs.toronto.edu \(no answer\)")
+    given_up.set()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, with_tensorflow, connections, monkeypatch):
@@ -80,11 +88,13 @@ def test_a_folder_that_cannot_be_written(tmp_path, with_tensorflow, connections,
 
 @pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if entry.tfds_name])
 def test_the_host_is_asked_at_the_port_that_the_download_uses(name, connections):
-    pytest.importorskip("tensorflow_datasets")
-    url = catalog.find(name).url
-    prepare._check_reachable(name, url)
-    host = url.split("//")[1]
-    assert connections == [(host, 443 if url.startswith("https") else 80)]
+    import tensorflow_datasets
+
+    entry = catalog.find(name)
+    downloads = tensorflow_datasets.builder_cls(entry.tfds_name).url_infos
+    assert all(url.startswith(f"{entry.url}/") for url in downloads) and downloads
+    prepare._check_reachable(name, entry.url)
+    assert connections == [(entry.url.split("//")[1], 443 if entry.url.startswith("https") else 80)]
 
 
 @pytest.mark.parametrize("proxy", ["http://proxy.example:3128", "proxy.example:3128"])
@@ -95,13 +105,13 @@ def test_behind_a_proxy_the_proxy_is_asked(proxy, connections, monkeypatch):
 
 
 def test_a_failed_download_is_one_line(tmp_path, with_tensorflow, connections, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets
 
     def builder(name, data_dir, file_format):
         assert (name, data_dir, file_format) == ("svhn_cropped", str(tmp_path), "array_record")
         raise OSError("HTTPConnectionPool: Read timed out.\nA page of advice.")
 
-    monkeypatch.setattr(tfds, "builder", builder)
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
     refused("svhn_cropped_extra", tmp_path, "Preparing svhn_cropped in .* failed: HTTPConnectionPool: Read timed out.")
 
 

@@ -1,6 +1,6 @@
 """Spectra of per-sample gradients (P3): Gram matrices, and the measures of their eigenvalues."""
 
-from hardjax.fisher.gram import LayerPlan, coverage, gram, jacobian, make_gram, plan
+from hardjax.fisher.gram import METHODS, ROWS, LayerPlan, coverage, gram, jacobian, make_gram, plan
 from hardjax.fisher.measures import (
     Measures,
     Trajectory,
@@ -11,6 +11,8 @@ from hardjax.fisher.measures import (
 )
 
 __all__ = [
+    "METHODS",
+    "ROWS",
     "LayerPlan",
     "Measures",
     "Trajectory",

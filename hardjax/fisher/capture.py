@@ -6,7 +6,6 @@ sink. Automatic differentiation adds the shares up, and no cotangent outlives it
 """
 
 import contextlib
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
+from hardjax.models.apply import make_apply
 
 Path = tuple[str, ...]
 
@@ -63,20 +63,10 @@ def named_leaves(tree: Any) -> dict[str, Array]:
 def forward_of(model: Any, key: Array | None = None) -> Callable[[Mapping[str, Any], Array, bool], Array]:
     """(variables, images, train) -> logits; new statistics are dropped.
 
-    `model` is a Linen module, with or without a `train` argument, or (variables, images, train, key) -> (logits, _).
+    `model` is a Linen module, or (variables, images, train, key) -> (logits, new statistics) around one.
     """
-    if not isinstance(model, nn.Module):
-        return lambda variables, images, train: model(variables, images, train, key)[0]
-    takes_train = "train" in inspect.signature(type(model).__call__).parameters
-    rngs = None if key is None else {"dropout": key}
-
-    def forward(variables: Mapping[str, Any], images: Array, train: bool) -> Array:
-        mutable = [name for name in variables if name != "params"] if train else False
-        mode = {"train": train} if takes_train else {}
-        out = model.apply(variables, images, **mode, rngs=rngs if train else None, mutable=mutable)
-        return out[0] if train else out
-
-    return forward
+    apply = make_apply(model) if isinstance(model, nn.Module) else model
+    return lambda variables, images, train: apply(variables, images, train, key)[0]
 
 
 def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[Layer]:

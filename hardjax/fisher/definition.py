@@ -18,9 +18,11 @@ _SAMPLES = "samples"
 
 
 def losses(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy of each sample, (B,) nats, in at least float32."""
+    """Softmax cross-entropy of each sample, (B,) nats, in at least float32; NaN, derivatives included, for a label out
+    of range (optax alone would leave its gradient finite and wrong)."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    known = jnp.where((labels >= 0) & (labels < logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
+    return known * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def frozen_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:

@@ -60,7 +60,7 @@ def make_gram(
     float32 (float64 if the parameters are float64), whatever the precision of the training around it.
 
     Args:
-        model: a Linen module, with or without a `train` argument, or the engine's
+        model: a Linen module (with an argument `train`, `training` or `deterministic`, or none), or the engine's
             `apply(variables, images, train, key) -> (logits, new batch_stats)` around one.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
         method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes any module).

@@ -16,7 +16,7 @@ Conv = partial(nn.Conv, conv_general_dilated=convolve)
 
 
 def conv(features: int, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
-    """A square convolution padded by kernel // 2 on every side, as PyTorch does; `SAME` would pad unevenly at stride 2."""
+    """A square convolution padded by kernel // 2 on every side, as in PyTorch; `SAME` pads unevenly at stride 2."""
     pad = (kernel // 2, kernel // 2)
     return Conv(features, (kernel, kernel), (stride, stride), padding=(pad, pad), **options)
 

@@ -1,0 +1,139 @@
+"""Rows and products of single layers against `vmap(grad)` of that layer, in float64, over many geometries."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardjax.fisher import by_layers, capture, definition, rules
+
+# float64 sums of at most a few thousand products; the two sides differ in order only.
+RELATIVE = 1e-11
+
+
+class Wrapped(nn.Module):
+    """A layer between a fixed non-linearity and a mean, so that its cotangent is not constant."""
+
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnp.tanh(self.layer(x))
+        return jnp.stack([y.reshape(len(y), -1).mean(1), (y * jnp.cos(y)).reshape(len(y), -1).sum(1)], 1)
+
+
+def _check(layer, shape, chunk, seed=0):
+    """The layer's rows, Gram (whole and in chunks) and sums equal those of `vmap(grad)`."""
+    model, labels = Wrapped(layer), np.arange(shape[0]) % 2
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape)
+
+    def everything(params, x):
+        def forward(variables, images, train):
+            return model.apply(variables, images)
+
+        problem = by_layers.problem(forward, {"params": params}, x, labels, True)
+        expected = capture.named_leaves(definition.frozen_rows(forward, {"params": params}, x, labels))
+        return expected, by_layers.rows(problem), by_layers.grams(problem, None), by_layers.grams(problem, chunk)
+
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))["params"]
+        params = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes)
+        expected, rows, whole, chunked = jax.jit(everything)(params, x)
+    assert rows.keys() == whole.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(rows[name], value, rtol=RELATIVE, atol=RELATIVE * np.abs(value).max())
+        flat = np.asarray(value).reshape(shape[0], -1)
+        for gram in (whole[name], chunked[name]):
+            np.testing.assert_allclose(gram, flat @ flat.T, rtol=RELATIVE, atol=RELATIVE * np.abs(flat @ flat.T).max())
+
+
+@st.composite
+def convolutions(draw):
+    rank = draw(st.sampled_from([1, 2, 2, 2]))
+    groups = draw(st.sampled_from([1, 1, 2, 4]))
+    per_group = 1 if groups == 4 else draw(st.integers(1, 3))
+    kernel = tuple(draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)))
+    each = st.lists(st.integers(1, 2), min_size=rank, max_size=rank).map(tuple)
+    padding = draw(
+        st.sampled_from(
+            ["SAME", "VALID", 1, "CIRCULAR", "REFLECT", [(1, 0)] * rank, *(["CAUSAL"] if rank == 1 else [])]
+        )
+    )
+    return nn.Conv(
+        groups * draw(st.integers(1, 3)),
+        kernel,
+        draw(each),
+        padding,
+        input_dilation=1 if isinstance(padding, str) else draw(each),
+        kernel_dilation=draw(each),
+        feature_group_count=groups,
+        use_bias=draw(st.booleans()),
+    ), (draw(st.integers(2, 5)), *draw(st.lists(st.integers(6, 8), min_size=rank, max_size=rank)), groups * per_group)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(convolutions(), st.integers(1, 3))
+def test_convolutions(layer_and_shape, chunk):
+    _check(*layer_and_shape, chunk)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Dense(3), (4, 5)),
+        (nn.Dense(3, use_bias=False), (4, 5)),
+        (nn.Dense(3), (4, 2, 3, 5)),
+        (nn.Dense(2), (3, 40, 2)),
+        (nn.Conv(64, (3, 3)), (4, 2, 2, 64)),
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)),
+        (nn.Conv(8, (1, 1), (2, 2), use_bias=False), (4, 7, 7, 6)),
+        (nn.Conv(12, (5, 5), feature_group_count=6), (3, 6, 6, 6)),
+        (nn.LayerNorm(), (4, 5)),
+        (nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 3)), (4, 5, 3, 2)),
+        (nn.LayerNorm(use_bias=False), (4, 3, 5)),
+        (nn.RMSNorm(), (4, 3, 5)),
+        (nn.GroupNorm(2), (4, 5, 5, 6)),
+        (nn.InstanceNorm(), (4, 5, 5, 6)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
+)
+def test_layers(layer, shape):
+    _check(layer, shape, chunk=1)
+
+
+def test_the_cheaper_form_is_chosen():
+    pairs = nn.Conv(64, (3, 3)), (4, 2, 2, 64)
+    rows = nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)
+    assert _form(*pairs) == "pairs"
+    assert _form(*rows) == "rows"
+
+
+def test_a_chunk_bounds_what_is_formed_at_once(monkeypatch):
+    sizes = []
+    form = rules._form_rows
+
+    def spy(patches, a, d):
+        sizes.append(form(patches, a, d).size)
+        return form(patches, a, d)
+
+    monkeypatch.setattr(rules, "_form_rows", spy)
+    rule = rules.Convolution((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, False)
+    a, d = jnp.ones((8, 6, 6, 4)), jnp.ones((8, 6, 6, 10))
+    whole = rule.grams(a, d, None)["kernel"]
+    assert sizes == [8 * 360]
+    for chunk in (1, 3):
+        sizes.clear()
+        np.testing.assert_allclose(rule.grams(a, d, chunk)["kernel"], whole, rtol=1e-6)
+        assert max(sizes) <= chunk * 360
+        assert sum(sizes) == 8 * 360
+
+
+def _form(layer, shape):
+    x = jnp.ones(shape)
+    params = layer.init(jax.random.key(0), x)["params"]
+    (found,) = capture.find_layers(lambda: layer.apply({"params": params}, x), params, shape[0])
+    return found.rule.cost(found.input_shape, found.output_shape).form
