@@ -1,6 +1,6 @@
 """hardjax: choosing what a network trains on, as pure, compiled JAX functions."""
 
-from hardjax import data, models, results, selection
+from hardjax import data, fisher, models, results, selection, trimming
 from hardjax._version import __version__
 from hardjax.config import Performance, TrainConfig
 from hardjax.data.augment import Augmentation
@@ -15,8 +15,10 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "data",
+    "fisher",
     "models",
     "results",
     "run",
     "selection",
+    "trimming",
 ]

@@ -10,6 +10,7 @@ from hardjax import _validate, optimizers, selection
 from hardjax.data.augment import Augmentation
 from hardjax.schedules import Schedule
 from hardjax.selection import AllBatches, Selection
+from hardjax.trimming import PATHS, Trimming
 
 PRECISIONS = ("default", "high", "highest")
 DEFAULT_LEARNING_RATE = 0.005  # P1
@@ -28,6 +29,7 @@ class TrainConfig:
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
         batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
         selection: which mini-batches a round trains.
+        trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
         learning_rate: peak rate for a batch's mean loss; 0.005 if neither rate is given.
@@ -52,6 +54,7 @@ class TrainConfig:
     epochs: int = 10
     batch_size: int = 128
     selection: Selection = field(default_factory=AllBatches)
+    trimming: Trimming | None = None
     optimizer: str = "momentum"
     momentum: float = 0.9
     learning_rate: float | None = None
@@ -73,6 +76,10 @@ class TrainConfig:
         _validate.at_least(0, seed=self.seed)
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
+        if self.trimming is not None and not isinstance(self.trimming, Trimming):
+            raise ValueError(f"Expected trimming={self.trimming!r} to be Trimming(start=1.0, end=0.2) or None.")
+        if self.trimming is not None and self.batch_size < 2:
+            raise ValueError(f"Expected batch_size={self.batch_size} to be at least 2 with trimming.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
@@ -96,7 +103,7 @@ class TrainConfig:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain["selection"] = selection.to_dict(self.selection)
         plain["model_options"] = dict(self.model_options)
-        for name in ("schedule", "augmentation"):
+        for name in ("schedule", "augmentation", "trimming"):
             if dataclasses.is_dataclass(plain[name]):
                 plain[name] = dataclasses.asdict(plain[name])
         return json.loads(json.dumps(plain))
@@ -116,6 +123,7 @@ class TrainConfig:
             "selection": selection.from_dict,
             "schedule": lambda value: Schedule(**value),
             "augmentation": lambda value: Augmentation(**value),
+            "trimming": lambda value: Trimming(**value),
         }
         for name, read in readers.items():
             if isinstance(settings.get(name), Mapping):
@@ -131,14 +139,20 @@ class Performance:
         steps_per_dispatch: short rounds run several per dispatch, up to about this many steps.
         eval_batch_size: samples per evaluation batch.
         donate: let a round overwrite the state that it was given.
+        trim_path: "auto", "plain" or "gather", see `trimming`; "gather" is refused where it would change the result.
+        trim_programs: most programs compiled for the counts that trimming keeps.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, an unknown path.
     """
 
     steps_per_dispatch: int = 64
     eval_batch_size: int = 500
     donate: bool = True
+    trim_path: str = "auto"
+    trim_programs: int = 6
 
     def __post_init__(self) -> None:
-        _validate.at_least(1, steps_per_dispatch=self.steps_per_dispatch, eval_batch_size=self.eval_batch_size)
+        sizes = ("steps_per_dispatch", "eval_batch_size", "trim_programs")
+        _validate.at_least(1, **{name: getattr(self, name) for name in sizes})
+        _validate.one_of(PATHS, trim_path=self.trim_path)

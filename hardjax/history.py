@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hardjax.train import RoundInfo
+
 FIELDS = (
     "epoch",
     "backprops",
@@ -15,6 +17,9 @@ FIELDS = (
     "test_top1",
     "learning_rate",
     "batch_size",
+    "keep_fraction",
+    "kept_loss",
+    "dropped_loss",
     "seconds",
 )
 
@@ -25,7 +30,8 @@ class History:
     Losses are in nats, accuracies in percent, `seconds` of training so far (planning and dispatch included, compilation
     and testing not). `train_loss` is the mean over what was trained since the test point before, so replay of hard
     batches biases it upwards; `table_loss` is the mean of the loss table; `full_train_*` evaluate the whole training
-    split and are what arms are compared by.
+    split and are what arms are compared by. `keep_fraction` is trimming's share in the epoch before the test point,
+    `kept_loss` and `dropped_loss` the mean losses of the samples kept and dropped since the test point before.
     """
 
     def __init__(self) -> None:
@@ -42,6 +48,44 @@ class History:
             name: np.asarray([entry[name] for entry in self.entries], np.int64 if name in whole else np.float64)
             for name in FIELDS
         }
+
+
+class TrainLog:
+    """What the rounds report, on the host.
+
+    Attributes:
+        done: back-propagations so far.
+        replays: which slots were trained when.
+        drops: (n,) times each sample was dropped by trimming.
+    """
+
+    def __init__(self, num_slots: int, num_samples: int, by_round: bool) -> None:
+        self.done = 0
+        self.replays = ReplayLog(num_slots, by_round)
+        self.drops = np.zeros(num_samples, np.int64)
+        self._recent: dict[str, list[np.ndarray]] = {"train_loss": [], "kept_loss": [], "dropped_loss": []}
+        self._share = 1.0
+
+    def add(self, info: RoundInfo, share: float) -> None:
+        """Rounds of one dispatch, NumPy leaves (rounds, ...), trained on this share of each batch."""
+        self.done += info.loss.size
+        self.replays.add(info.slots)
+        self._share = share
+        self._recent["train_loss"].append(info.loss.ravel())
+        if info.trim is None:
+            self._recent["kept_loss"].append(info.loss.ravel())
+            return
+        self._recent["kept_loss"].append(info.trim.kept_loss.ravel())
+        self._recent["dropped_loss"].append(info.trim.dropped_loss.ravel())
+        self.drops += info.trim.dropped.sum(0)
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {
+            name: float(np.concatenate(rows).mean()) if rows else float("nan") for name, rows in self._recent.items()
+        }
+        self._recent = {name: [] for name in self._recent}
+        return means | {"keep_fraction": self._share}
 
 
 class ReplayLog:

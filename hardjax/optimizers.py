@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import optax
 from jax import Array
 
@@ -18,12 +19,14 @@ class Hyper(NamedTuple):
         weight_decay: L2 added to the gradient (`adamw`: decoupled, times the rate, as in PyTorch).
         momentum: read by `momentum` and `nesterov`.
         total_steps: back-propagations of the whole run; progress = step / total_steps.
+        keep: samples of each batch that are trained, read under trimming alone.
     """
 
     learning_rate: Array
     weight_decay: Array
     momentum: Array
     total_steps: Array
+    keep: Array = np.int32(0)
 
 
 def make_optimizer(name: str, hyper: Hyper, learning_rate: Array) -> optax.GradientTransformation:

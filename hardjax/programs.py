@@ -11,8 +11,7 @@ from jax import Array
 
 from hardjax.evaluate import Evaluation, make_evaluate, make_predict
 from hardjax.optimizers import Hyper
-from hardjax.selection import Selection
-from hardjax.train import Recipe, RoundInfo, TrainData, TrainState, make_init, make_rounds
+from hardjax.train import Recipe, RoundInfo, RoundSpec, TrainData, TrainState, make_init, make_rounds
 
 
 class Programs:
@@ -35,19 +34,17 @@ class Programs:
 
     def rounds(
         self,
-        selection: Selection,
-        steps: int,
-        max_rounds: int,
+        spec: RoundSpec,
         donate: bool,
         state: TrainState,
         data: TrainData,
         hyper: Hyper,
         count: int,
+        phase: int = 0,
     ) -> tuple[TrainState, RoundInfo]:
         """`count` rounds in one dispatch; see `train.make_rounds`."""
-        build = functools.partial(make_rounds, self.recipe, selection, steps, max_rounds)
-        key = (selection, steps, max_rounds)
-        return self._call("round", key, build, state, data, hyper, jnp.int32(count), donate=donate)
+        build = functools.partial(make_rounds, self.recipe, spec)
+        return self._call("round", spec, build, state, data, hyper, jnp.int32(count), jnp.int32(phase), donate=donate)
 
     def evaluate(self, batch_size: int, variables: Any, split: TrainData) -> Evaluation:
         """Loss and accuracy over a whole split."""

@@ -1,5 +1,6 @@
 """`run`: a configuration in, history and final state out; the one place where the engine meets clock, files, screen."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -14,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardjax import checkpoint, data, models, results
-from hardjax.budget import dispatches
+from hardjax import checkpoint, data, models, results, trimming
+from hardjax.budget import Dispatch, dispatches
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import Augmentation, named, output_shape
-from hardjax.history import History, ReplayLog
-from hardjax.models.apply import init_variables, make_apply
+from hardjax.history import History, TrainLog
+from hardjax.models.apply import init_variables, make_apply, samples_are_independent
 from hardjax.optimizers import Hyper
 from hardjax.programs import Programs, programs_for
 from hardjax.progress import ProgressBar, Silent
 from hardjax.schedules import make_schedule
-from hardjax.train import Recipe, TrainData, TrainState
+from hardjax.train import Recipe, RoundInfo, RoundSpec, TrainData, TrainState
+from hardjax.trimming import TrimPlan
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RunResult:
         summary: final figures, as in summary.json; accuracies in percent.
         replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
         replay_counts: (N,) or (n,) times each slot was trained.
+        drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
     """
 
     config: TrainConfig
@@ -47,6 +50,7 @@ class RunResult:
     summary: dict[str, Any]
     replays: np.ndarray | None = field(repr=False)
     replay_counts: np.ndarray = field(repr=False)
+    drop_counts: np.ndarray = field(repr=False)
 
 
 def run(
@@ -76,18 +80,19 @@ def run(
         ValueError: data, model and configuration do not fit, in one line.
     """
     performance = performance or Performance()
-    setting = prepare(config, dataset, model)
+    setting = prepare(config, dataset, model, performance)
     folder = None if output is None else results.claim_folder(output, overwrite)
     if folder is not None:
         results.write_json(folder / "config.json", config.to_dict())
     bar = ProgressBar(config.epochs) if progress else Silent()
     with bar, _interruptible() as interrupted:
-        result = _train(setting, performance, bar, interrupted, folder)
+        result = _train(setting, bar, interrupted, folder)
     if folder is not None:
         results.write_json(folder / "summary.json", result.summary)
         np.savez_compressed(
             folder / "replays.npz",
             counts=result.replay_counts,
+            drops=result.drop_counts,
             **({} if result.replays is None else {"by_round": result.replays}),
         )
         checkpoint.save(folder, result.state)
@@ -99,19 +104,38 @@ class Setting:
     """A configuration with its data on the device and its programs."""
 
     config: TrainConfig
+    performance: Performance
     dataset: Dataset
     recipe: Recipe
     programs: Programs
     hyper: Hyper
     splits: dict[str, TrainData]
+    trims: TrimPlan | None
 
     def init_state(self) -> TrainState:
         selection = self.config.selection
         slots = self.recipe.num_batches if selection.unit == "batch" else self.recipe.num_samples
         return self.programs.init(self.config.seed, self.hyper, selection.init(slots))
 
+    def at(self, dispatch: Dispatch, done: int) -> tuple[RoundSpec, Hyper, float]:
+        """(program, traced numbers, share of each batch) of a dispatch that starts after `done` back-propagations."""
+        selection = self.config.selection.first_round() if dispatch.first else self.config.selection
+        spec = RoundSpec(selection, dispatch.steps, dispatch.max_rounds)
+        if self.trims is None:
+            return spec, self.hyper, 1.0
+        trimming, epochs = self.config.trimming, self.config.epochs
+        epoch = done // self.recipe.num_batches
+        keep = trimming.keep_count(epoch, epochs, self.recipe.batch_size)
+        spec = dataclasses.replace(spec, trim=self.trims.trim(keep))
+        return spec, self.hyper._replace(keep=jnp.int32(keep)), trimming.share(epoch, epochs)
 
-def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = None) -> Setting:
+
+def prepare(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    performance: Performance | None = None,
+) -> Setting:
     """Everything that a run needs before its first step.
 
     Raises:
@@ -138,91 +162,87 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None, model: Any = No
         num_samples=num_samples,
         image_shape=tuple(dataset.train.images.shape[1:]),
     )
-    output_shape(recipe.augmentation, recipe.image_shape)  # refuses a frame that does not hold the images
+    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+    performance = performance or Performance()
+    trims = None if config.trimming is None else _trim_plan(config, recipe, model_shape, performance)
     hyper = Hyper(
         learning_rate=jnp.float32(config.peak_learning_rate),
         weight_decay=jnp.float32(config.weight_decay),
         momentum=jnp.float32(config.momentum),
         total_steps=jnp.int32(config.epochs * recipe.num_batches),
+        keep=jnp.int32(config.batch_size),
     )
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
-    return Setting(config, dataset, recipe, programs_for(recipe), hyper, splits)
+    return Setting(config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims)
 
 
-def _train(
-    setting: Setting, performance: Performance, bar: Any, interrupted: threading.Event, folder: Any
-) -> RunResult:
-    config, recipe, programs = setting.config, setting.recipe, setting.programs
+def _trim_plan(config: TrainConfig, recipe: Recipe, model_shape: tuple, performance: Performance) -> TrimPlan:
+    variables = jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
+    return trimming.make_plan(
+        config.trimming,
+        config.epochs,
+        config.batch_size,
+        samples_are_independent(recipe.apply, variables, model_shape),
+        performance.trim_path,
+        performance.trim_programs,
+    )
+
+
+def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Any) -> RunResult:
+    config, recipe, programs, performance = setting.config, setting.recipe, setting.programs, setting.performance
     compiled_before = programs.compile_seconds
     state = setting.init_state()
     steps_per_round = config.selection.round_steps(recipe.num_batches)
     history = History()
-    by_batch = config.selection.unit == "batch"
-    replays = ReplayLog(state.table.shape[0], by_batch)
-    seconds, pending, tested = 0.0, [], 0
+    log = TrainLog(state.table.shape[0], recipe.num_samples, by_round=config.selection.unit == "batch")
+    seconds = 0.0
     plan = dispatches(
         recipe.num_batches, steps_per_round, config.epochs, config.test_every, performance.steps_per_dispatch
     )
     for dispatch in plan:
-        selection = config.selection.first_round() if dispatch.first else config.selection
+        spec, hyper, share = setting.at(dispatch, log.done)
         compiled, started = programs.compile_seconds, time.perf_counter()
-        state, info = programs.rounds(
-            selection,
-            dispatch.steps,
-            dispatch.max_rounds,
-            performance.donate,
-            state,
-            setting.splits["train"],
-            setting.hyper,
-            dispatch.rounds,
-        )
-        loss, top1, slots = (rows[: dispatch.rounds] for rows in jax.device_get(info))
+        state, info = programs.rounds(spec, performance.donate, state, setting.splits["train"], hyper, dispatch.rounds)
+        info = _first_rounds(jax.device_get(info), dispatch.rounds)
         seconds += time.perf_counter() - started - (programs.compile_seconds - compiled)
-        replays.add(slots)
-        pending.append(loss.ravel())
-        done = int(sum(len(losses) for losses in pending)) + tested
-        bar.update(done / recipe.num_batches, float(loss.mean()), 100 * float(top1.mean()))
+        log.add(info, share)
+        bar.update(log.done / recipe.num_batches, float(info.loss.mean()), 100 * float(info.top1.mean()))
         if dispatch.test or interrupted.is_set():
-            entry = _test_point(setting, performance, state, np.concatenate(pending), done, seconds, history)
-            tested, pending = done, []
+            entry = history.add(**_test_point(setting, state, log.done), **log.take(), seconds=seconds)
             bar.tested(entry)
             if folder is not None:
                 results.append_line(folder / "history.jsonl", entry)
         if interrupted.is_set():
             break
     summary = _summarise(setting, history, seconds, programs.compile_seconds - compiled_before)
-    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts)
+    replays = log.replays
+    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts, log.drops)
 
 
-def _test_point(
-    setting: Setting,
-    performance: Performance,
-    state: TrainState,
-    losses: np.ndarray,
-    done: int,
-    seconds: float,
-    history: History,
-) -> dict[str, float]:
+def _first_rounds(info: RoundInfo, rounds: int) -> RoundInfo:
+    return jax.tree.map(lambda leaf: leaf[:rounds], info)
+
+
+def _test_point(setting: Setting, state: TrainState, done: int) -> dict[str, float]:
     config = setting.config
     factor = make_schedule(config.schedule)((done - 1) / (config.epochs * setting.recipe.num_batches))
     entry = {
         "epoch": done / setting.recipe.num_batches,
         "backprops": done,
-        "train_loss": float(losses.mean()),
         "table_loss": float(state.table.mean()),
         "learning_rate": config.peak_learning_rate * float(factor),
         "batch_size": config.batch_size,
-        "seconds": seconds,
     }
     names = {"train": "full_train", "validation": "validation", "test": "test"}
+    size = setting.performance.eval_batch_size
     for split, name in names.items():
         if split not in setting.splits or (split == "train" and not config.evaluate_train):
             continue
-        measured = setting.programs.evaluate(performance.eval_batch_size, state.variables, setting.splits[split])
+        measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
         top1 = 100 * int(measured.correct) / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
-    return history.add(**entry)
+    return entry
 
 
 def _summarise(setting: Setting, history: History, seconds: float, compile_seconds: float) -> dict[str, Any]:

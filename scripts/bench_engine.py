@@ -17,7 +17,7 @@ import numpy as np
 import hardjax as hj
 from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches
-from hardjax.train import Batch, make_step
+from hardjax.train import Batch, RoundSpec, make_step
 
 
 def random_images(count: int, shape: tuple[int, int, int]) -> hj.data.Dataset:
@@ -53,7 +53,7 @@ def scan_ratio(config: dict, dataset: hj.data.Dataset, repeats: int, steps: int)
         state = setting.init_state()
         started = time.perf_counter()
         state, info = setting.programs.rounds(
-            AllBatches(fixed=True), steps, 1, True, state, setting.splits["train"], setting.hyper, 1
+            RoundSpec(AllBatches(fixed=True), steps), True, state, setting.splits["train"], setting.hyper, 1
         )
         jax.block_until_ready(info)
         first = time.perf_counter() - started

@@ -12,7 +12,7 @@ from hardjax import checkpoint
 from hardjax.budget import dispatches
 from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
-from hardjax.train import make_partition, make_rounds
+from hardjax.train import RoundSpec, make_partition, make_rounds
 
 
 def config(selection=None, **changes) -> hj.TrainConfig:
@@ -30,7 +30,12 @@ def drive(setting, state=None, calls=None):
     for call in calls:
         chosen = cfg.selection.first_round() if call.first else cfg.selection
         state, info = setting.programs.rounds(
-            chosen, call.steps, call.max_rounds, True, state, setting.splits["train"], setting.hyper, call.rounds
+            RoundSpec(chosen, call.steps, call.max_rounds),
+            True,
+            state,
+            setting.splits["train"],
+            setting.hyper,
+            call.rounds,
         )
         rounds += [(info.slots[i].tolist(), info.loss[i].tolist()) for i in range(call.rounds)]
     return state, rounds
@@ -60,7 +65,7 @@ def test_the_loss_in_the_table_is_that_of_the_very_forward_pass_that_trained(tin
     before = setting.init_state()
     partition, variables = np.asarray(before.partition), jax.tree.map(np.asarray, before.variables)
     _, info = setting.programs.rounds(
-        AllBatches(fixed=True), 9, 1, False, before, setting.splits["train"], setting.hyper, 1
+        RoundSpec(AllBatches(fixed=True), 9), False, before, setting.splits["train"], setting.hyper, 1
     )
     images = np.asarray(tiny.train.images)[partition[0]] / 255
     logits = setting.recipe.apply(variables, ((images - tiny.mean) / tiny.std).astype(np.float32), True)[0]
@@ -128,7 +133,7 @@ def test_short_rounds_in_one_dispatch_equal_one_dispatch_each(tiny):
 @pytest.mark.parametrize("selection, steps", [(AllBatches(), 9), (HardBatches(0.3), 3), (HardSamples(0.3), 3)], ids=str)
 def test_no_callbacks_in_a_round(tiny, selection, steps):
     setting = prepare(config(selection, augmentation="standard"), tiny)
-    rounds = make_rounds(setting.recipe, selection, steps, 2)
+    rounds = make_rounds(setting.recipe, RoundSpec(selection, steps, 2))
     args = (setting.init_state(), setting.splits["train"], setting.hyper, jnp.int32(2))
     assert not _callbacks(jax.make_jaxpr(rounds)(*args).jaxpr)
 

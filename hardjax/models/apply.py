@@ -37,6 +37,24 @@ def make_apply(module: nn.Module) -> Callable[..., tuple[Array, Any]]:
     return apply
 
 
+def samples_are_independent(apply: Callable, variables: Any, image_shape: tuple[int, int, int]) -> bool:
+    """Whether each sample's logits in training depend on that sample alone: no batch statistics, nothing drawn.
+
+    Args:
+        apply: as `make_apply` returns.
+        variables: arrays or their shapes.
+        image_shape: (H, W, C).
+    """
+    if jax.tree.leaves(variables["batch_stats"]):
+        return False
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    traced = jax.make_jaxpr(lambda key, variables, images: apply(variables, images, True, key)[0])(
+        jax.eval_shape(lambda: jax.random.key(0)), variables, images
+    )
+    key = traced.jaxpr.invars[0]
+    return not any(key is var for equation in traced.jaxpr.eqns for var in equation.invars)
+
+
 def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
     names = inspect.signature(type(module).__call__).parameters
     for name, value in {"train": train, "training": train, "deterministic": not train}.items():

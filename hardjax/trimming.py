@@ -1,0 +1,170 @@
+"""Training on the largest losses of every mini-batch (P2, mini-batch trimming), and its control.
+
+Two exact ways to a trimmed step. `plain`: one pass over the whole batch, the gradient of the trimmed mean; right for
+every network, saves nothing. `gather`: score all samples forward only, then differentiate on the kept ones alone; the
+same gradient where samples do not influence each other (no batch statistics), at the price of the kept share.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hardjax import _validate
+
+SCHEDULES = ("linear", "cosine")
+KEEPS = ("hardest", "random")
+PATHS = ("auto", "plain", "gather")
+# A forward pass costs about a third of a step: above this share a second one costs more than the backward it saves.
+_GATHER_BELOW = 0.66
+
+
+@dataclass(frozen=True)
+class Trimming:
+    """The share of each mini-batch that is trained, falling over the epochs (P2: linearly from 1.0 to 0.2).
+
+    Attributes:
+        start: share in the first epoch, in (0, 1].
+        end: share in the last epoch, in (0, start].
+        schedule: "linear" or "cosine" between them, by epoch.
+        keep: "hardest" (P2) or "random": the control, the same share without regard to the losses.
+
+    Raises:
+        ValueError: a share outside (0, 1], end above start, an unknown word.
+    """
+
+    start: float = 1.0
+    end: float = 0.2
+    schedule: str = "linear"
+    keep: str = "hardest"
+
+    def __post_init__(self) -> None:
+        _validate.in_half_open_unit(start=self.start, end=self.end)
+        if self.end > self.start:
+            raise ValueError(f"Expected end={self.end!r} to be at most start={self.start!r}: the share does not grow.")
+        _validate.one_of(SCHEDULES, **{"trimming schedule": self.schedule})
+        _validate.one_of(KEEPS, keep=self.keep)
+
+    def share(self, epoch: int, epochs: int) -> float:
+        """p of an epoch in 0..epochs-1: exactly `start` in the first and `end` in the last; one epoch has `start`."""
+        passed = epoch / (epochs - 1) if epochs > 1 else 0.0
+        if self.schedule == "cosine":
+            passed = (1 - np.cos(np.pi * passed)) / 2
+        return float(self.start * (1 - passed) + self.end * passed)
+
+    def keep_count(self, epoch: int, epochs: int, batch_size: int) -> int:
+        """k = max(1, round(p * B)), Python's rounding (halves to even)."""
+        return max(1, round(self.share(epoch, epochs) * batch_size))
+
+
+def trimmed_mean(losses: Array, keep_count: int) -> Array:
+    """Mean of the `keep_count` largest losses; among equal ones the lower index is kept (`lax.top_k`).
+
+    Args:
+        losses: (B,) nats, one a sample, unweighted; NaN counts as largest.
+        keep_count: k in 1..B, static.
+
+    Returns:
+        () nats; the gradient reaches the kept losses alone, 1 / k each.
+
+    Raises:
+        ValueError: losses of another rank, k outside 1..B.
+    """
+    if losses.ndim != 1:
+        raise ValueError(f"Expected losses of shape (B,), got {losses.shape}.")
+    if not 1 <= keep_count <= len(losses):
+        raise ValueError(f"Expected keep_count={keep_count!r} in 1..{len(losses)}, the size of the batch.")
+    return lax.top_k(losses, keep_count)[0].mean()
+
+
+@dataclass(frozen=True)
+class Trim:
+    """How a step trims: static, part of its trace; the count kept is traced (`Hyper.keep`) and at most `capacity`.
+
+    Attributes:
+        path: "plain" or "gather".
+        capacity: samples that the program has room for; those beyond the count kept weigh nothing.
+        keep: as in `Trimming`.
+    """
+
+    path: str
+    capacity: int
+    keep: str = "hardest"
+
+    def choose(self, losses: Array, key: Array) -> Array:
+        """(capacity,) positions in the batch; the first `Hyper.keep` of them are the ones kept."""
+        scores = lax.stop_gradient(losses) if self.keep == "hardest" else jax.random.uniform(key, losses.shape)
+        return lax.top_k(scores, self.capacity)[1]
+
+
+def mean_of_first(losses: Array, count: Array) -> Array:
+    """Mean of the first `count` entries; the others, finite or not, have no part in it nor in its gradient."""
+    return jnp.where(jnp.arange(len(losses)) < count, losses, 0).sum() / count
+
+
+def kept_mask(order: Array, count: Array, batch_size: int) -> Array:
+    """(B,) bool: the samples at the first `count` positions of `order`."""
+    return jnp.zeros(batch_size, bool).at[order].set(jnp.arange(len(order)) < count)
+
+
+@dataclass(frozen=True)
+class TrimPlan:
+    """Which program trains which count.
+
+    Attributes:
+        batch_size: B.
+        keep: as in `Trimming`.
+        capacities: rising sizes of the gathering programs; a count above all of them goes the plain way.
+    """
+
+    batch_size: int
+    keep: str
+    capacities: tuple[int, ...]
+
+    def trim(self, keep_count: int) -> Trim | None:
+        """The program for this count; None, ordinary training, where all samples are kept."""
+        if keep_count == self.batch_size:
+            return None
+        for capacity in self.capacities:
+            if keep_count <= capacity:
+                return Trim("gather", capacity, self.keep)
+        return Trim("plain", self.batch_size, self.keep)
+
+
+def make_plan(
+    trimming: Trimming, epochs: int, batch_size: int, independent: bool, path: str = "auto", most_programs: int = 6
+) -> TrimPlan:
+    """At most `most_programs` trimmed programs for the counts of a run.
+
+    Args:
+        independent: no sample of a batch influences another one's logits, and nothing random is drawn.
+        path: "auto" (gather where it is exact and cheaper), "plain" or "gather".
+
+    Raises:
+        ValueError: path "gather" for a network it would change, or a batch of 1.
+    """
+    _validate.one_of(PATHS, trim_path=path)
+    if batch_size < 2:
+        raise ValueError(f"Expected batch_size={batch_size} of at least 2 with trimming: one sample leaves no choice.")
+    if path == "gather" and not independent:
+        raise ValueError(
+            "trim_path='gather' would change the result of this network (batch statistics over the kept samples only, "
+            "or dropout drawn anew); allowed here: 'auto', 'plain'."
+        )
+    counts = sorted({trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)} - {batch_size})
+    if path == "plain" or not independent:
+        return TrimPlan(batch_size, trimming.keep, ())
+    if path == "auto":
+        plain = [count for count in counts if count > _GATHER_BELOW * batch_size]
+        counts, most_programs = counts[: len(counts) - len(plain)], most_programs - bool(plain)
+    return TrimPlan(batch_size, trimming.keep, _buckets(counts, most_programs))
+
+
+def _buckets(counts: Iterable[int], most: int) -> tuple[int, ...]:
+    """Capacities that share the counts out evenly: each count a program of its own where they are few."""
+    counts = list(counts)
+    parts = np.array_split(counts, min(len(counts), max(1, most))) if counts else []
+    return tuple(int(part[-1]) for part in parts)
