@@ -1,7 +1,7 @@
-"""Several ways of choosing, trained alike and set side by side over seeds, with their controls (P1, Tables 3 to 5)."""
+"""Several ways of choosing, trained alike and set side by side over seeds, with their controls (P1, P2)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +12,29 @@ from hardjax import _validate, convergence
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.runner import RunResult, run
-from hardjax.selection import AllBatches, HardBatches, RandomBatches, Selection
+from hardjax.selection import AllBatches, HardBatches, RandomBatches
+from hardjax.trimming import Trimming
 
 CONTROLS = ("random", "fixed")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of choosing: name, share of the mini-batches, strategy."""
+    """One way of choosing.
 
-    selection_name: str
+    Attributes:
+        name: of the strategy or method.
+        delta: share of the mini-batches in a round.
+        settings: fields of `TrainConfig` that it sets.
+    """
+
+    name: str
     delta: float
-    selection: Selection
+    settings: Mapping[str, Any]
 
     @property
     def label(self) -> str:
-        return f"{self.selection_name} {self.delta:g}" if self.delta < 1 else self.selection_name
+        return f"{self.name} {self.delta:g}" if self.delta < 1 else self.name
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,37 @@ def make_arms(deltas: Sequence[float], controls: Sequence[str] = CONTROLS) -> tu
     for control in controls:
         _validate.one_of(CONTROLS, control=control)
     shares = sorted({float(delta) for delta in deltas} - {1.0}, reverse=True)
-    arms = [Arm("all-batches", 1.0, AllBatches())]
-    arms += [Arm("hard-batches", delta, HardBatches(delta)) for delta in shares]
+    arms = [Arm("all-batches", 1.0, {"selection": AllBatches()})]
+    arms += [Arm("hard-batches", delta, {"selection": HardBatches(delta)}) for delta in shares]
     if "random" in controls:
-        arms += [Arm("random-batches", delta, RandomBatches(delta)) for delta in shares]
+        arms += [Arm("random-batches", delta, {"selection": RandomBatches(delta)}) for delta in shares]
     if "fixed" in controls:
-        arms.append(Arm("fixed-batches", 1.0, AllBatches(fixed=True)))
+        arms.append(Arm("fixed-batches", 1.0, {"selection": AllBatches(fixed=True)}))
     return tuple(arms)
+
+
+def make_methods(methods: Sequence[str], trimming: Trimming) -> tuple[Arm, ...]:
+    """Ordinary training, trimmed training (P2), and the control that keeps the same share at random.
+
+    Ordinary training is always among them.
+
+    Args:
+        methods: of "standard", "trimmed", "random-trimmed".
+        trimming: its shares.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    settings = {
+        "standard": None,
+        "trimmed": dataclasses.replace(trimming, keep="hardest"),
+        "random-trimmed": dataclasses.replace(trimming, keep="random"),
+    }
+    for method in methods:
+        _validate.one_of(settings, method=method)
+    return tuple(
+        Arm(name, 1.0, {"trimming": value}) for name, value in settings.items() if name in {"standard", *methods}
+    )
 
 
 def compare(
@@ -82,8 +113,8 @@ def compare(
     """Train every arm with `seeds` seeds from `config.seed` on, all else as configured.
 
     Args:
-        config: its selection is replaced by each arm's.
-        arms: see `make_arms`; the first one is the baseline.
+        config: each arm's settings replace its own.
+        arms: see `make_arms` and `make_methods`; the first one is the baseline.
         seeds: runs of each arm.
         dataset, model, performance, progress: as in `run`.
         on_result: called after every run.
@@ -96,7 +127,7 @@ def compare(
     for arm in arms:
         runs = []
         for seed in range(config.seed, config.seed + seeds):
-            settings = dataclasses.replace(config, selection=arm.selection, seed=seed)
+            settings = dataclasses.replace(config, **arm.settings, seed=seed)
             result = run(settings, dataset=dataset, model=model, performance=performance, progress=progress)
             on_result(arm, result)
             if result.summary["interrupted"]:
@@ -107,7 +138,7 @@ def compare(
 
 
 def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[RunResult, ...], ...]) -> Comparison:
-    """Rows with the columns of P1's Tables 3 to 5, means over seeds; accuracies in percent, signs kept."""
+    """Rows with the columns of P1's Tables 3 to 5 and P2's Table 1: means over seeds, percent, signs kept."""
     threshold = convergence.common_threshold([run.history["full_train_loss"] for runs in results for run in runs])
     rows = []
     for arm, runs in zip(arms, results, strict=True):
@@ -115,15 +146,17 @@ def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[R
         curves = [(run.history["epoch"], run.history["full_train_loss"]) for run in runs]
         own = np.mean([convergence.own_level_epoch(*curve) for curve in curves])
         common = np.mean([convergence.threshold_epoch(*curve, threshold) for curve in curves])
+        seconds = float(np.median([run.summary["seconds_per_step"] for run in runs]))
         baseline = rows[0] if rows else {"convergence_epoch": own, "common_threshold_epoch": common}
         rows.append(
             {
-                "selection": arm.selection_name,
+                "selection": arm.name,
                 "delta": arm.delta,
                 "seeds": len(runs),
                 "train_top1": float(np.mean([run.summary["final_full_train_top1"] for run in runs])),
                 "test_top1": float(test.mean()),
                 "test_top1_ci95": half_width_95(test),
+                "test_error": float(100 - test.mean()),
                 "convergence_epoch": float(own),
                 "common_threshold_epoch": float(common),
                 "convergence_change_percent": convergence.change_percent(baseline["convergence_epoch"], own),
@@ -131,7 +164,10 @@ def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[R
                     baseline["common_threshold_epoch"], common
                 ),
                 "backprops": int(runs[0].summary["backprops"]),
-                "seconds_per_step": float(np.median([run.summary["seconds_per_step"] for run in runs])),
+                "seconds_per_step": seconds,
+                "time_ratio": seconds / (rows[0]["seconds_per_step"] if rows else seconds),
+                "keep_first": float(runs[0].history["keep_fraction"][0]),
+                "keep_last": float(runs[0].history["keep_fraction"][-1]),
             }
         )
     return Comparison(config, arms, results, threshold, rows)

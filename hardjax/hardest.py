@@ -33,10 +33,15 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
 
 
 def sample_counts(setting: Setting, result: RunResult) -> np.ndarray:
-    """(n,) times each training sample was trained, for strategies that keep their batches or pick samples."""
+    """(n,) times each training sample was trained: visits of its batches, less the times that trimming dropped it.
+
+    Where partitions are redrawn, visits are counted one a round.
+    """
     if result.config.selection.unit == "sample":
-        return result.replay_counts
-    partition = np.asarray(result.state.partition)
-    counts = np.zeros(setting.recipe.num_samples, np.int64)
-    np.add.at(counts, partition, result.replay_counts[:, None])
-    return counts
+        visits = result.replay_counts
+    elif result.config.selection.redraws:
+        visits = np.full(setting.recipe.num_samples, int(result.state.round))
+    else:
+        visits = np.zeros(setting.recipe.num_samples, np.int64)
+        np.add.at(visits, np.asarray(result.state.partition), result.replay_counts[:, None])
+    return np.maximum(visits - result.drop_counts, 0)

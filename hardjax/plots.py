@@ -15,8 +15,8 @@ _STYLES = {"hard-batches": "-", "random-batches": "--", "all-batches": "-", "fix
 def comparison(result: Comparison) -> Figure:
     """Training loss and test accuracy over back-propagations with 95 % bands, and which batches were replayed when."""
     replayed = [i for i, arm in enumerate(result.arms) if arm.delta < 1]
-    hard = [i for i in replayed if result.arms[i].selection_name == "hard-batches"]
-    random = [i for i in replayed if result.arms[i].selection_name == "random-batches"]
+    hard = [i for i in replayed if result.arms[i].name == "hard-batches"]
+    random = [i for i in replayed if result.arms[i].name == "random-batches"]
     maps = [chosen[-1] for chosen in (hard, random) if chosen]
     figure = Figure(figsize=(13, 5 if not maps else 9), layout="constrained")
     rows = figure.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [figure]
@@ -42,6 +42,39 @@ def comparison(result: Comparison) -> Figure:
         panels = rows[1].subplots(1, len(maps), squeeze=False)[0]
         for panel, i in zip(panels, maps, strict=True):
             _replay_map(panel, result.results[i][0].replays, result.arms[i].label)
+    return figure
+
+
+def trimming(result: Comparison) -> Figure:
+    """Test error and training loss over epochs with 95 % bands, and what trimming kept and dropped."""
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    error, loss, parts = figure.subplots(1, 3)
+    epochs = result.results[0][0].history["epoch"]
+    for axes, field, scale in ((error, "test_top1", "linear"), (loss, "full_train_loss", "log")):
+        axes.set(yscale=scale, xlabel="epoch")
+        means = []
+        for i, (arm, runs) in enumerate(zip(result.arms, result.results, strict=True)):
+            values = np.stack([run.history[field] for run in runs])
+            values = 100 - values if field == "test_top1" else values
+            means.append(_band(axes, epochs, values, arm.label, f"C{i}", "-"))
+        _frame(axes, np.concatenate(means))
+    error.set(ylabel="test error (%)")
+    loss.set(ylabel="loss of the whole training split (nats)")
+    error.legend(fontsize=9)
+    parts.set(xlabel="epoch", ylabel="training loss in the batch, first seed (nats)", yscale="log")
+    for i, (arm, runs) in enumerate(zip(result.arms, result.results, strict=True)):
+        history = runs[0].history
+        if (history["keep_fraction"] == 1).all():
+            continue
+        parts.plot(epochs, history["kept_loss"], "-", color=f"C{i}", label=f"{arm.label}: kept")
+        parts.plot(epochs, history["dropped_loss"], ":", color=f"C{i}", label=f"{arm.label}: dropped")
+    if parts.lines:
+        parts.legend(fontsize=9)
+    config, seeds = result.config, len(result.results[0])
+    figure.suptitle(
+        f"{config.model} on {config.dataset}, batch {config.batch_size}; mean of {seeds} seed{'s' * (seeds > 1)}"
+        + (", 95 % confidence band" if seeds > 1 else "")
+    )
     return figure
 
 
@@ -78,15 +111,19 @@ def _curve(axes: Any, result: Comparison, index: int, field: str, label: str) ->
     """Mean over seeds with its band (both of the logarithm on a logarithmic axis); returns the mean."""
     arm, runs = result.arms[index], result.results[index]
     values = np.stack([run.history[field] for run in runs])
-    epochs = runs[0].history["epoch"]
+    shares = sorted({arm.delta for arm in result.arms}, reverse=True)
+    color = f"C{shares.index(arm.delta)}"
+    return _band(axes, runs[0].history["epoch"], values, label, color, _STYLES.get(arm.name, "-."))
+
+
+def _band(axes: Any, epochs: np.ndarray, values: np.ndarray, label: str, color: str, style: str) -> np.ndarray:
+    """Mean of (seeds, points) with its band; returns the mean."""
     logarithmic = axes.get_yscale() == "log"
     values = np.log(values) if logarithmic else values
     mean = values.mean(0)
     back = np.exp if logarithmic else np.asarray
-    shares = sorted({arm.delta for arm in result.arms}, reverse=True)
-    color = f"C{shares.index(arm.delta)}"
-    axes.plot(epochs, back(mean), _STYLES.get(arm.selection_name, "-."), color=color, label=label, linewidth=1.4)
-    if len(runs) > 1:
+    axes.plot(epochs, back(mean), style, color=color, label=label, linewidth=1.4)
+    if len(values) > 1:
         width = np.array([half_width_95(column) for column in values.T])
         axes.fill_between(epochs, back(mean - width), back(mean + width), color=color, alpha=0.1, linewidth=0)
     return back(mean)

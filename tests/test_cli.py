@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from hardjax import cli
+from hardjax import cli, commands
 
 FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
 
@@ -14,7 +15,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     """The user's cache and data folders stay out of it; the compilation cache of the tests stays in place."""
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(commands, "_use_compilation_cache", lambda: None)
 
 
 def command(*arguments) -> int:
@@ -53,9 +54,34 @@ def test_compare_writes_rows_and_picture(tmp_path, capsys):
     assert "change of e (%)" in capsys.readouterr().out
 
 
+def test_compare_methods_of_trimming(tmp_path, capsys):
+    folder = tmp_path / "compare"
+    arguments = ("--methods", "trimmed", "random-trimmed", "--seeds", 2, "--trim-end", 0.25, "--output", folder)
+    assert command("compare", *FAST, *arguments) == 0
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    assert [row["selection"] for row in rows] == ["standard", "trimmed", "random-trimmed"]
+    assert [row["keep_last"] for row in rows] == [1.0, 0.25, 0.25]
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "test error (%)" in printed and "trimming disabled / enabled / kept at random: " in printed
+
+
+def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
+    assert command("train", *FAST, "--trim-end", 0.2, "--output", tmp_path / "run") == 0
+    assert (tmp_path / "run/hardest.png").stat().st_size > 10_000
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["trimming"] == {"start": 1.0, "end": 0.2, "schedule": "linear", "keep": "hardest"}
+    assert np.load(tmp_path / "run/replays.npz")["drops"].sum() > 0
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (("train", "--trim-end", 0), "end=0.0 in (0, 1]"),
+        (("train", "--trim-end", 0.8, "--trim-start", 0.5), "end=0.8 to be at most start=0.5"),
+        (("train", "--trim-keep", "random"), "need --trim-end"),
+        (("train", "--trim-end", 0.5, "--batch-size", 1), "batch_size=1 to be at least 2"),
+        (("compare", "--methods", "trimed"), "did you mean 'trimmed'"),
         (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
         (("train", "--selection", "hard-batches", "--delta", 0), "delta=0.0 in (0, 1]"),
         (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1437 training samples"),

@@ -1,5 +1,7 @@
 """Trimming (P2) against sorted NumPy losses, loops over samples and ordinary training."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,7 @@ def test_the_share_falls_from_exactly_start_to_exactly_end(schedule):
     trimming = Trimming(schedule=schedule)
     shares = [trimming.share(epoch, 150) for epoch in range(150)]
     assert shares[0] == 1.0 and shares[-1] == 0.2
-    assert all(a > b for a, b in zip(shares, shares[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(shares))
     if schedule == "linear":
         np.testing.assert_allclose(shares, 1 - 0.8 * np.arange(150) / 149, rtol=1e-12)
     assert trimming.share(0, 1) == 1.0

@@ -1,0 +1,179 @@
+"""What the commands do: load, train, write files, draw, print. `cli` turns arguments into these calls."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hardjax import _validate
+
+
+def train(options: Any, config: Any) -> int:
+    """`hardjax train`."""
+    _use_compilation_cache()
+    from hardjax import results
+    from hardjax.runner import prepare, run
+
+    results.check_folder(options.output, options.overwrite)
+    dataset, config = _load(options, config)
+    result = run(
+        config, dataset=dataset, output=options.output, overwrite=options.overwrite, progress=not options.quiet
+    )
+    folder = Path(options.output)
+    if options.selection in ("hard-batches", "hard-samples") or config.trimming is not None:
+        from hardjax.hardest import hardest_samples
+        from hardjax.plots import hardest
+
+        found = hardest_samples(prepare(config, dataset), result)
+        hardest(dataset.with_validation(config.validation), *found).savefig(folder / "hardest.png", dpi=130)
+    summary = result.summary
+    print_table(
+        f"{config.model} on {dataset.name}",
+        [{"what": name, "value": _show(value)} for name, value in summary.items() if not isinstance(value, dict)],
+    )
+    print(f"written to {folder}")
+    return 130 if summary["interrupted"] else 0
+
+
+def compare(options: Any) -> int:
+    """`hardjax compare`."""
+    _use_compilation_cache()
+    from hardjax import plots, results
+    from hardjax.compare import compare, make_arms, make_methods
+    from hardjax.trimming import Trimming
+
+    config = options.config()
+    if options.methods:
+        arms = make_methods(options.methods, config.trimming or Trimming())
+    else:
+        arms = make_arms(options.deltas, options.controls)
+    _validate.at_least(1, seeds=options.seeds)
+    results.check_folder(options.output, options.overwrite)
+    dataset, config = _load(options, config)
+    folder = results.claim_folder(options.output, options.overwrite)
+    plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": options.seeds}
+    results.write_json(folder / "config.json", plain)
+
+    def log(arm: Any, result: Any) -> None:
+        entry = {"selection": arm.name, "delta": arm.delta, "seed": result.config.seed}
+        results.append_line(folder / "history.jsonl", entry | {"history": result.history, "summary": result.summary})
+        print(
+            f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
+        )
+
+    result = compare(config, arms, options.seeds, dataset=dataset, progress=not options.quiet, on_result=log)
+    results.write_json(
+        folder / "summary.json", {"rows": result.rows, "threshold": result.threshold} | results.environment()
+    )
+    picture = plots.trimming if options.methods else plots.comparison
+    picture(result).savefig(folder / "comparison.png", dpi=120)
+    columns = _trimming_columns if options.methods else _paper_columns
+    print_table(
+        f"{config.model} on {config.dataset}, batch {config.batch_size}, {config.epochs} epochs, {options.seeds} seeds",
+        [columns(row) for row in result.rows],
+    )
+    print(_trimming_legend(result.rows) if options.methods else _replay_legend(result.threshold))
+    print(f"written to {folder}: summary.json, history.jsonl, comparison.png")
+    return 0
+
+
+def _replay_legend(threshold: float) -> str:
+    return (
+        "e: epoch in which the loss of the whole training split settles at its own final level; "
+        f"e (common): first epoch at {threshold:.3g} nats, which every run reached.\n"
+        "change: 100 (e1 - e) / e as in the paper, positive is sooner than ordinary training."
+    )
+
+
+def _trimming_legend(rows: list[dict[str, Any]]) -> str:
+    errors = {row["selection"]: f"{row['test_error']:.2f}" for row in rows}
+    named = [name for name in ("standard", "trimmed", "random-trimmed") if name in errors]
+    words = {"standard": "disabled", "trimmed": "enabled", "random-trimmed": "kept at random"}
+    return (
+        f"test error (%), mean over {rows[0]['seeds']} seeds, trimming {' / '.join(words[name] for name in named)}: "
+        f"{' / '.join(errors[name] for name in named)}; ± is a 95 % confidence interval."
+    )
+
+
+def models() -> int:
+    """`hardjax models`."""
+    from hardjax import models
+
+    print_table("networks", models.table())
+    return 0
+
+
+def _paper_columns(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "selection": row["selection"],
+        "delta": f"{row['delta']:g}",
+        "train top-1 (%)": f"{row['train_top1']:.2f}",
+        "test top-1 (%)": f"{row['test_top1']:.2f} ± {row['test_top1_ci95']:.2f}",
+        "e": f"{row['convergence_epoch']:.1f}",
+        "change of e (%)": f"{row['convergence_change_percent']:+.1f}",
+        "e (common)": f"{row['common_threshold_epoch']:.1f}",
+        "change (%)": f"{row['common_threshold_change_percent']:+.1f}",
+        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
+    }
+
+
+def _trimming_columns(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "method": row["selection"],
+        "kept, first to last epoch": f"{row['keep_first']:g} to {row['keep_last']:g}",
+        "train top-1 (%)": f"{row['train_top1']:.2f}",
+        "test error (%)": f"{row['test_error']:.2f} ± {row['test_top1_ci95']:.2f}",
+        "e (common)": f"{row['common_threshold_epoch']:.1f}",
+        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
+        "time of standard": f"{row['time_ratio']:.2f}",
+    }
+
+
+def _load(options: Any, config: Any) -> tuple[Any, Any]:
+    """(dataset, configuration): sizes that frame and resize images need the data to be known."""
+    from hardjax import data, models
+    from hardjax.data.augment import named
+    from hardjax.runner import prepare
+
+    _validate.one_of(models.names(), model=config.model)
+    dataset = data.load(config.dataset, config.data_dir, progress=True)
+    augmentation = named(options.augmentation, dataset.train.images.shape[1:], dataset.flip)
+    augmentation = dataclasses.replace(augmentation, frame=options.frame, place=options.place, resize=options.resize)
+    config = dataclasses.replace(config, augmentation=augmentation)
+    prepare(config, dataset)  # refuses what does not fit before any file is touched
+    return dataset, config
+
+
+def _use_compilation_cache() -> None:
+    """Compiled programs outlive the process, in the user's cache folder."""
+    import jax
+
+    from hardjax.data.tfds import cache_folder
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows with the same columns, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], int | float) or str(row[name])[:1] in "+-0123456789" for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_show(value) for value in row.values()))
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
