@@ -139,7 +139,8 @@ class Performance:
         steps_per_dispatch: short rounds run several per dispatch, up to about this many steps.
         eval_batch_size: samples per evaluation batch.
         donate: let a round overwrite the state that it was given.
-        trim_path: "auto", "plain" or "gather", see `trimming`; "gather" is refused where it would change the result.
+        trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
+            where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.
 
     Raises:

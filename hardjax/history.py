@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hardjax.train import RoundInfo
+from hardjax.rounds import RoundInfo
 
 FIELDS = (
     "epoch",

@@ -11,7 +11,8 @@ from jax import Array
 
 from hardjax.evaluate import Evaluation, make_evaluate, make_predict
 from hardjax.optimizers import Hyper
-from hardjax.train import Recipe, RoundInfo, RoundSpec, TrainData, TrainState, make_init, make_rounds
+from hardjax.rounds import RoundInfo, RoundSpec, make_rounds
+from hardjax.train import Recipe, TrainData, TrainState, make_init
 
 
 class Programs:
@@ -42,7 +43,7 @@ class Programs:
         count: int,
         phase: int = 0,
     ) -> tuple[TrainState, RoundInfo]:
-        """`count` rounds in one dispatch; see `train.make_rounds`."""
+        """`count` rounds in one dispatch; see `rounds.make_rounds`."""
         build = functools.partial(make_rounds, self.recipe, spec)
         return self._call("round", spec, build, state, data, hyper, jnp.int32(count), jnp.int32(phase), donate=donate)
 

@@ -21,12 +21,13 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import Augmentation, named, output_shape
 from hardjax.history import History, TrainLog
-from hardjax.models.apply import init_variables, make_apply, samples_are_independent
+from hardjax.models.apply import init_variables, make_apply
 from hardjax.optimizers import Hyper
 from hardjax.programs import Programs, programs_for
 from hardjax.progress import ProgressBar, Silent
+from hardjax.rounds import RoundInfo, RoundSpec
 from hardjax.schedules import make_schedule
-from hardjax.train import Recipe, RoundInfo, RoundSpec, TrainData, TrainState
+from hardjax.train import Recipe, TrainData, TrainState, exact_trim_paths
 from hardjax.trimming import TrimPlan
 
 
@@ -162,9 +163,16 @@ def prepare(
         num_samples=num_samples,
         image_shape=tuple(dataset.train.images.shape[1:]),
     )
-    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+    output_shape(recipe.augmentation, recipe.image_shape)  # refuses a frame that does not hold the images
     performance = performance or Performance()
-    trims = None if config.trimming is None else _trim_plan(config, recipe, model_shape, performance)
+    trims = config.trimming and trimming.make_plan(
+        config.trimming,
+        config.epochs,
+        config.batch_size,
+        exact_trim_paths(recipe),
+        performance.trim_path,
+        performance.trim_programs,
+    )
     hyper = Hyper(
         learning_rate=jnp.float32(config.peak_learning_rate),
         weight_decay=jnp.float32(config.weight_decay),
@@ -175,18 +183,6 @@ def prepare(
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
     return Setting(config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims)
-
-
-def _trim_plan(config: TrainConfig, recipe: Recipe, model_shape: tuple, performance: Performance) -> TrimPlan:
-    variables = jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
-    return trimming.make_plan(
-        config.trimming,
-        config.epochs,
-        config.batch_size,
-        samples_are_independent(recipe.apply, variables, model_shape),
-        performance.trim_path,
-        performance.trim_programs,
-    )
 
 
 def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Any) -> RunResult:

@@ -1,22 +1,23 @@
-"""The engine: a pure step, and rounds of it compiled as one scan over a schedule made on the device."""
+"""The engine's pure step: the state that decides a run's future, and one back-propagation of it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 
-from hardjax.data.augment import Augmentation, output_shape, preprocess
+from hardjax.data.augment import Augmentation, output_shape
+from hardjax.models.apply import samples_are_independent
 from hardjax.optimizers import Hyper, make_optimizer
 from hardjax.schedules import Schedule, make_schedule
-from hardjax.selection import Selection
-from hardjax.trimming import Trim, kept_mask, mean_of_first
+from hardjax.trimming import Trim, kept_mask, mean_of_first, take_samples
 
 # Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
-_PARTITION, _PLAN, _AUGMENT, _DROPOUT, _TRIM = range(5)
+PARTITION, PLAN, AUGMENT, DROPOUT, TRIM = range(5)
 
 
 @dataclass(frozen=True)
@@ -107,72 +108,6 @@ class StepInfo(NamedTuple):
     kept: Array | None = None
 
 
-class TrimInfo(NamedTuple):
-    """Mean losses (rounds, steps) nats of the kept and of the dropped samples; dropped (rounds, n) int32 times."""
-
-    kept_loss: Array
-    dropped_loss: Array
-    dropped: Array
-
-
-class RoundInfo(NamedTuple):
-    """Of the rounds of one dispatch, row by row; rows at and after the number of rounds asked for are zeros.
-
-    Attributes:
-        loss: (rounds, steps) nats, mean over the batch.
-        top1: (rounds, steps) share of correct predictions.
-        slots: (rounds, steps) int32, or (rounds, steps, B) where slots are samples.
-        trim: under trimming.
-        observed: (rounds, observations, ...) what the observer returned, if there is one.
-    """
-
-    loss: Array
-    top1: Array
-    slots: Array
-    trim: TrimInfo | None = None
-    observed: Any = None
-
-
-class Observer(Protocol):
-    """Looks at every `every`-th batch just before it is trained and changes nothing; frozen and hashable."""
-
-    every: int
-
-    def make(self, apply: Callable) -> Callable[[Any, Array, Array, Array], Any]:
-        """`observe(variables, images, labels, key) -> pytree of arrays`, pure."""
-        ...
-
-
-@dataclass(frozen=True)
-class RoundSpec:
-    """What shapes the trace of a round, beside the recipe.
-
-    Attributes:
-        selection: which batches.
-        steps: back-propagations a round.
-        max_rounds: most rounds in one call.
-        trim: how each batch is trimmed; None trains all of it.
-        observer: see `Observer`. In rounds of at least `every` steps it sees the steps 0, every, 2 * every ... of each
-            round; of shorter ones the first step of every `stride`-th round.
-    """
-
-    selection: Selection
-    steps: int
-    max_rounds: int = 1
-    trim: Trim | None = None
-    observer: Observer | None = None
-
-    @property
-    def stride(self) -> int:
-        """Rounds from one observed one to the next."""
-        return max(1, round(self.observer.every / self.steps)) if self.observer else 1
-
-    @property
-    def observed_steps(self) -> range:
-        """Steps of an observed round that are observed."""
-        return range(0, self.steps, self.observer.every) if self.observer else range(0)
-
-
 def make_partition(key: Array, num_samples: int, batch_size: int) -> Array:
     """(N, B) int32 sample indices: a permutation, wrapped round to fill the last batch."""
     num_batches = -(-num_samples // batch_size)
@@ -192,7 +127,7 @@ def make_init(recipe: Recipe) -> Callable[[Array, Hyper, Array], TrainState]:
             batch_stats=variables["batch_stats"],
             opt_state=make_optimizer(recipe.optimizer, hyper, hyper.learning_rate).init(variables["params"]),
             table=table,
-            partition=make_partition(_draw(key, _PARTITION, 0), recipe.num_samples, recipe.batch_size),
+            partition=make_partition(draw(key, PARTITION, 0), recipe.num_samples, recipe.batch_size),
             key=key,
             step=jnp.zeros((), jnp.int32),
             round=jnp.zeros((), jnp.int32),
@@ -211,44 +146,25 @@ def make_step(
     """
     factor = make_schedule(recipe.schedule)
 
-    def forward(params: Any, batch_stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
+    def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses, (batch_stats, losses, logits.argmax(-1) == batch.labels)
 
-    def differentiate(state: TrainState, batch: Batch, hyper: Hyper, key: Array) -> tuple:
-        """(gradients, (batch_stats, losses, correct), kept or None)"""
-        chosen = _draw(key, _TRIM, 0)
-
-        def objective(params: Any) -> tuple[Array, tuple]:
-            losses, rest = forward(params, state.batch_stats, batch, key)
-            if trim is None:
-                return losses.mean(), (rest, None)
-            order = trim.choose(losses, chosen)
-            return mean_of_first(losses[order], hyper.keep), (rest, kept_mask(order, hyper.keep, len(losses)))
-
-        grads, (rest, kept) = jax.grad(objective, has_aux=True)(state.params)
-        return grads, rest, kept
-
-    def differentiate_kept(state: TrainState, batch: Batch, hyper: Hyper, key: Array) -> tuple:
-        losses, rest = forward(state.params, state.batch_stats, batch, key)
-        order = trim.choose(losses, _draw(key, _TRIM, 0))
-        part = Batch(batch.images[order], batch.labels[order])
-
-        def objective(params: Any) -> Array:
-            return mean_of_first(forward(params, state.batch_stats, part, key)[0], hyper.keep)
-
-        return jax.grad(objective)(state.params), rest, kept_mask(order, hyper.keep, len(losses))
-
-    gradients = differentiate_kept if trim is not None and trim.path == "gather" else differentiate
+    gradients = _GRADIENTS["whole" if trim is None else trim.path]
 
     def step(state: TrainState, batch: Batch, hyper: Hyper, key: Array) -> tuple[TrainState, StepInfo]:
-        grads, (batch_stats, losses, correct), kept = gradients(state, batch, hyper, key)
+        losses_of = functools.partial(forward, batch_stats=state.batch_stats, key=key)
+        chosen = draw(key, TRIM, 0)
+        grads, (batch_stats, losses, correct), order = gradients(
+            losses_of, state.params, batch, trim, hyper.keep, chosen
+        )
+        kept = None if order is None else kept_mask(order, hyper.keep, len(losses))
         learning_rate = hyper.learning_rate * factor(state.step / hyper.total_steps)
         optimizer = make_optimizer(recipe.optimizer, hyper, learning_rate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        state = _replace(
+        state = replace(
             state,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
@@ -260,129 +176,80 @@ def make_step(
     return step
 
 
-def make_rounds(recipe: Recipe, spec: RoundSpec) -> Callable:
-    """`rounds(state, data, hyper, count, phase=0) -> (state, RoundInfo)`: `count` rounds of `spec`, pure.
-
-    The scan over a round's schedule has a static length. Several rounds run in one call, planning included, so that
-    short ones (two steps in P1's STL-10 case) do not cost a dispatch each; `count` is traced, at most
-    `spec.max_rounds`, and so is `phase`: round i is observed where (phase + i) % spec.stride is 0.
-    """
-    one_round = _make_round(recipe, spec)
-
-    def rounds(
-        state: TrainState, data: TrainData, hyper: Hyper, count: Array, phase: Array | int = 0
-    ) -> tuple[TrainState, RoundInfo]:
-        with jax.default_matmul_precision(recipe.precision):
-            if spec.max_rounds == 1:
-                state, info = one_round(state, data, hyper, phase)
-                return state, jax.tree.map(lambda leaf: leaf[None], info)
-            shapes = jax.eval_shape(one_round, state, data, hyper, phase)[1]
-            log = jax.tree.map(lambda leaf: jnp.zeros((spec.max_rounds, *leaf.shape), leaf.dtype), shapes)
-
-            def body(i: Array, carry: tuple) -> tuple:
-                state, log = carry
-                state, info = one_round(state, data, hyper, phase + i)
-                return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, info)
-
-            return lax.fori_loop(0, count, body, (state, log))
-
-    return rounds
+# Each: (losses_of(params, batch) -> (losses, rest), params, batch, trim, count kept, key)
+# -> (gradients, rest of the whole batch, positions with the kept samples first, or None for all).
 
 
-def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:
-    """`one_round(state, data, hyper, phase) -> (state, RoundInfo of this round)`."""
-    selection, run_step = spec.selection, make_step(recipe, spec.trim)
-    observe = spec.observer.make(recipe.apply) if spec.observer else None
+def _whole_gradients(losses_of: Callable, params: Any, batch: Batch, trim: None, keep: Array, key: Array) -> tuple:
+    def objective(params: Any) -> tuple[Array, Any]:
+        losses, rest = losses_of(params, batch)
+        return losses.mean(), rest
 
-    def load(state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
-        key = _draw(state.key, _AUGMENT, state.step)
-        images = preprocess(data.images[indices], data.mean, data.std, recipe.augmentation, key)
-        return Batch(images, data.labels[indices]), _draw(state.key, _DROPOUT, state.step)
-
-    def train_batch(state: TrainState, data: TrainData, hyper: Hyper, indices: Array, slots: Array) -> tuple:
-        batch, key = load(state, data, indices)
-        state, info = run_step(state, batch, hyper, key)
-        loss = info.losses.mean()
-        table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        return _replace(state, table=table), (loss, info.correct.mean(), _trim_row(info, hyper.keep))
-
-    def plan(state: TrainState) -> tuple[TrainState, Array, Array]:
-        if selection.redraws:
-            key = _draw(state.key, _PARTITION, state.round)
-            state = _replace(state, partition=make_partition(key, recipe.num_samples, recipe.batch_size))
-        plan_key = _draw(state.key, _PLAN, state.round)
-        if selection.unit == "batch":
-            slots = selection.plan(state.table, plan_key, spec.steps)
-            return state, state.partition[slots], slots
-        slots = selection.plan(state.table, plan_key, spec.steps * recipe.batch_size).reshape(spec.steps, -1)
-        return state, slots, slots
-
-    def one_round(state: TrainState, data: TrainData, hyper: Hyper, phase: Array | int) -> tuple[TrainState, RoundInfo]:
-        state, schedule, slots = plan(state)
-
-        def scan(state: TrainState, rows: tuple) -> tuple:
-            return lax.scan(lambda state, row: train_batch(state, data, hyper, *row), state, rows)
-
-        def look(state: TrainState, rows: tuple) -> Any:
-            batch, key = load(state, data, rows[0][0])
-            return observe(state.variables, batch.images, batch.labels, key)
-
-        if observe is None:
-            state, trained = scan(state, (schedule, slots))
-            observed = None
-        elif spec.steps < spec.observer.every:
-            rows = (schedule, slots)
-            shapes = jax.eval_shape(look, state, rows)
-            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            observed = lax.cond(phase % spec.stride == 0, lambda: look(state, rows), lambda: nothing)
-            observed = jax.tree.map(lambda leaf: leaf[None], observed)
-            state, trained = scan(state, rows)
-        else:
-            state, trained, observed = _observed_scan(scan, look, spec.observer.every, state, (schedule, slots))
-        loss, top1, trim = trained
-        if spec.trim is not None:
-            *losses, kept = trim
-            dropped = jnp.zeros(recipe.num_samples, jnp.int32).at[schedule].add(jnp.int32(1) - kept)
-            trim = TrimInfo(*losses, dropped)
-        return _replace(state, round=state.round + 1), RoundInfo(loss, top1, slots, trim, observed)
-
-    return one_round
+    return *jax.grad(objective, has_aux=True)(params), None
 
 
-def _observed_scan(scan: Callable, look: Callable, every: int, state: TrainState, rows: tuple) -> tuple:
-    """(state, trained, observed): `scan` over all rows, with a look before the rows 0, every, 2 * every ..."""
+def _plain_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim, keep: Array, key: Array) -> tuple:
+    def objective(params: Any) -> tuple[Array, tuple]:
+        losses, rest = losses_of(params, batch)
+        order = trim.choose(losses, key)
+        return mean_of_first(losses[order], keep), (rest, order)
 
-    def block(state: TrainState, rows: tuple) -> tuple:
-        seen = look(state, rows)
-        state, trained = scan(state, rows)
-        return state, (trained, seen)
-
-    def merge(leaf: Array) -> Array:
-        return leaf.reshape(-1, *leaf.shape[2:])
-
-    whole = len(rows[0]) // every * every
-    blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, every, *leaf.shape[1:]), rows)
-    state, (trained, observed) = lax.scan(block, state, blocks)
-    trained = jax.tree.map(merge, trained)
-    if whole < len(rows[0]):
-        state, (last, seen) = block(state, jax.tree.map(lambda leaf: leaf[whole:], rows))
-        trained = jax.tree.map(lambda *parts: jnp.concatenate(parts), trained, last)
-        observed = jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), observed, seen)
-    return state, trained, observed
+    grads, (rest, order) = jax.grad(objective, has_aux=True)(params)
+    return grads, rest, order
 
 
-def _trim_row(info: StepInfo, keep: Array) -> tuple | None:
-    """(mean loss of the kept, of the dropped, kept (B,) int32) of one step; None without trimming."""
-    if info.kept is None:
-        return None
-    kept = jnp.where(info.kept, info.losses, 0).sum() / keep
-    dropped = jnp.where(info.kept, 0, info.losses).sum() / (len(info.kept) - keep)
-    return kept, dropped, info.kept.astype(jnp.int32)
+def _gathered_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim, keep: Array, key: Array) -> tuple:
+    losses, rest = losses_of(params, batch)
+    order = trim.choose(losses, key)
+    part = jax.tree.map(lambda leaf: leaf[order], batch)
+    return jax.grad(lambda params: mean_of_first(losses_of(params, part)[0], keep))(params), rest, order
 
 
-def _draw(key: Array, purpose: int, counter: Array | int) -> Array:
+def _reused_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim, keep: Array, key: Array) -> tuple:
+    losses, pullback, rest = jax.vjp(lambda params: losses_of(params, batch), params, has_aux=True)
+    order = trim.choose(losses, key)
+    part = jax.tree.map(lambda leaf: leaf[: len(order)], batch)
+    _, like, _ = jax.vjp(lambda params: losses_of(params, part), params, has_aux=True)
+    pullback = take_samples(pullback, like, order, len(losses))
+    (grads,) = pullback(jnp.where(jnp.arange(len(order)) < keep, 1 / keep, 0).astype(losses.dtype))
+    return grads, rest, order
+
+
+_GRADIENTS = {
+    "whole": _whole_gradients,
+    "plain": _plain_gradients,
+    "gather": _gathered_gradients,
+    "reuse": _reused_gradients,
+}
+
+
+def exact_trim_paths(recipe: Recipe) -> tuple[str, ...]:
+    """Paths of a trimmed step that leave this network's result as it is, the fastest first; only traces."""
+    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+    variables = jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
+    if not samples_are_independent(recipe.apply, variables, model_shape):
+        return ("plain",)
+
+    def losses_of(params: Any, batch: Batch) -> tuple[Array, None]:
+        return recipe.apply({**variables, "params": params}, batch.images, True, None)[0][:, 0], None
+
+    batch = Batch(jax.ShapeDtypeStruct((4, *model_shape), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32))
+    try:
+        jax.eval_shape(
+            lambda params, batch: _reused_gradients(losses_of, params, batch, Trim("reuse", 3), 3, None)[0],
+            variables["params"],
+            batch,
+        )
+    except ValueError:
+        return ("gather", "plain")
+    return ("reuse", "gather", "plain")
+
+
+def draw(key: Array, purpose: int, counter: Array | int) -> Array:
+    """The key of one draw, by its purpose and counter."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), counter)
 
 
-def _replace(state: TrainState, **changes: Any) -> TrainState:
+def replace(state: TrainState, **changes: Any) -> TrainState:
+    """The state with these fields changed."""
     return TrainState(**{**state.__dict__, **changes})

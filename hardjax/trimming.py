@@ -1,12 +1,15 @@
 """Training on the largest losses of every mini-batch (P2, mini-batch trimming), and its control.
 
-Two exact ways to a trimmed step. `plain`: one pass over the whole batch, the gradient of the trimmed mean; right for
-every network, saves nothing. `gather`: score all samples forward only, then differentiate on the kept ones alone; the
-same gradient where samples do not influence each other (no batch statistics), at the price of the kept share.
+Three exact ways to a trimmed step with one meaning. `plain`: one pass over the whole batch, the gradient of the trimmed
+mean; right for every network, saves nothing. Where samples do not influence each other (no batch statistics), the
+dropped ones need no backward pass. `gather`: score all samples forward only, then differentiate on the kept ones alone;
+the least memory. `reuse`: one forward pass, whose residuals are cut down to the kept samples before the backward pass;
+the least time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,9 @@ from hardjax import _validate
 
 SCHEDULES = ("linear", "cosine")
 KEEPS = ("hardest", "random")
-PATHS = ("auto", "plain", "gather")
-# A forward pass costs about a third of a step: above this share a second one costs more than the backward it saves.
-_GATHER_BELOW = 0.66
+PATHS = ("auto", "plain", "gather", "reuse")
+# Shares up to which each path beats the plain one (a forward pass costs about a third of a step).
+_WORTH = {"gather": 0.66, "reuse": 0.9}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Trim:
     """How a step trims: static, part of its trace; the count kept is traced (`Hyper.keep`) and at most `capacity`.
 
     Attributes:
-        path: "plain" or "gather".
+        path: "plain", "gather" or "reuse".
         capacity: samples that the program has room for; those beyond the count kept weigh nothing.
         keep: as in `Trimming`.
     """
@@ -110,6 +113,37 @@ def kept_mask(order: Array, count: Array, batch_size: int) -> Array:
     return jnp.zeros(batch_size, bool).at[order].set(jnp.arange(len(order)) < count)
 
 
+def take_samples(pullback: Any, like: Any, order: Array, batch_size: int) -> Any:
+    """The pullback of the whole batch, cut down to the samples `order`.
+
+    Args:
+        pullback: from `jax.vjp` of a function of (batch_size, ...) samples that do not influence each other.
+        like: from `jax.vjp` of the same function on len(order) samples; only its structure and shapes are read.
+        order: (capacity,) positions, capacity below batch_size.
+
+    Raises:
+        ValueError: residuals that the batch cannot be told apart in.
+    """
+    whole, part = jax.tree.leaves(pullback), jax.tree.leaves(like)
+    if len(whole) != len(part):
+        raise ValueError(f"Expected as many residuals for {len(order)} samples as for {batch_size}.")
+    cut = [_take(a, b.shape, order, batch_size) for a, b in zip(whole, part, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(like), cut)
+
+
+def _take(residual: Array, shape: tuple[int, ...], order: Array, batch_size: int) -> Array:
+    """The entries of these samples along the one axis that grows with the batch (perhaps merged with later axes)."""
+    if residual.shape == shape:
+        return residual
+    axes = [axis for axis, (a, b) in enumerate(zip(residual.shape, shape, strict=True)) if a != b]
+    inner, rest = divmod(residual.shape[axes[0]], batch_size)
+    if len(axes) != 1 or rest or shape[axes[0]] != inner * len(order):
+        raise ValueError(f"Expected one axis of the batch in a residual of shape {residual.shape}.")
+    (axis,) = axes
+    split = residual.reshape(*residual.shape[:axis], batch_size, inner, *residual.shape[axis + 1 :])
+    return jnp.take(split, order, axis).reshape(shape)
+
+
 @dataclass(frozen=True)
 class TrimPlan:
     """Which program trains which count.
@@ -117,11 +151,13 @@ class TrimPlan:
     Attributes:
         batch_size: B.
         keep: as in `Trimming`.
-        capacities: rising sizes of the gathering programs; a count above all of them goes the plain way.
+        path: of the counts up to the largest capacity; a larger count goes the plain way.
+        capacities: rising sizes of that path's programs.
     """
 
     batch_size: int
     keep: str
+    path: str
     capacities: tuple[int, ...]
 
     def trim(self, keep_count: int) -> Trim | None:
@@ -130,41 +166,41 @@ class TrimPlan:
             return None
         for capacity in self.capacities:
             if keep_count <= capacity:
-                return Trim("gather", capacity, self.keep)
+                return Trim(self.path, capacity, self.keep)
         return Trim("plain", self.batch_size, self.keep)
 
 
 def make_plan(
-    trimming: Trimming, epochs: int, batch_size: int, independent: bool, path: str = "auto", most_programs: int = 6
+    trimming: Trimming, epochs: int, batch_size: int, allowed: Sequence[str], path: str = "auto", most_programs: int = 6
 ) -> TrimPlan:
     """At most `most_programs` trimmed programs for the counts of a run.
 
     Args:
-        independent: no sample of a batch influences another one's logits, and nothing random is drawn.
-        path: "auto" (gather where it is exact and cheaper), "plain" or "gather".
+        allowed: paths that leave this network's result as it is, the best one first.
+        path: one of them, or "auto": the first, where it is cheaper than "plain".
 
     Raises:
-        ValueError: path "gather" for a network it would change, or a batch of 1.
+        ValueError: a path that would change the result, or a batch of 1.
     """
     _validate.one_of(PATHS, trim_path=path)
     if batch_size < 2:
         raise ValueError(f"Expected batch_size={batch_size} of at least 2 with trimming: one sample leaves no choice.")
-    if path == "gather" and not independent:
+    if path not in ("auto", *allowed):
         raise ValueError(
-            "trim_path='gather' would change the result of this network (batch statistics over the kept samples only, "
-            "or dropout drawn anew); allowed here: 'auto', 'plain'."
+            f"trim_path={path!r} would change the result of this network (batch statistics over the kept samples only, "
+            f"or dropout drawn anew); allowed here: auto, {', '.join(allowed)}."
         )
+    chosen = allowed[0] if path == "auto" else path
+    if chosen == "plain":
+        return TrimPlan(batch_size, trimming.keep, "plain", ())
     counts = sorted({trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)} - {batch_size})
-    if path == "plain" or not independent:
-        return TrimPlan(batch_size, trimming.keep, ())
     if path == "auto":
-        plain = [count for count in counts if count > _GATHER_BELOW * batch_size]
-        counts, most_programs = counts[: len(counts) - len(plain)], most_programs - bool(plain)
-    return TrimPlan(batch_size, trimming.keep, _buckets(counts, most_programs))
+        worth = [count for count in counts if count <= _WORTH[chosen] * batch_size]
+        counts, most_programs = worth, most_programs - (len(worth) < len(counts))
+    return TrimPlan(batch_size, trimming.keep, chosen, _buckets(counts, most_programs))
 
 
-def _buckets(counts: Iterable[int], most: int) -> tuple[int, ...]:
+def _buckets(counts: Sequence[int], most: int) -> tuple[int, ...]:
     """Capacities that share the counts out evenly: each count a program of its own where they are few."""
-    counts = list(counts)
     parts = np.array_split(counts, min(len(counts), max(1, most))) if counts else []
     return tuple(int(part[-1]) for part in parts)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import hardjax as hj
+from hardjax.rounds import RoundSpec
 from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches
-from hardjax.train import Batch, RoundSpec, make_step
+from hardjax.train import Batch, make_step
 
 
 def random_images(count: int, shape: tuple[int, int, int]) -> hj.data.Dataset:

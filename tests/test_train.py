@@ -10,9 +10,10 @@ from reference import simulate_rounds
 import hardjax as hj
 from hardjax import checkpoint
 from hardjax.budget import dispatches
+from hardjax.rounds import RoundSpec, make_rounds
 from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
-from hardjax.train import RoundSpec, make_partition, make_rounds
+from hardjax.train import make_partition
 
 
 def config(selection=None, **changes) -> hj.TrainConfig:

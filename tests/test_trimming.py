@@ -11,10 +11,11 @@ import pytest
 
 import hardjax as hj
 from hardjax.models.apply import init_variables, make_apply, samples_are_independent
+from hardjax.rounds import RoundSpec, make_rounds
 from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
-from hardjax.train import Batch, RoundSpec, make_rounds, make_step
-from hardjax.trimming import Trim, Trimming, kept_mask, make_plan, mean_of_first, trimmed_mean
+from hardjax.train import Batch, exact_trim_paths, make_step
+from hardjax.trimming import Trim, Trimming, kept_mask, make_plan, mean_of_first, take_samples, trimmed_mean
 
 
 def config(**changes) -> hj.TrainConfig:
@@ -73,7 +74,7 @@ def test_the_share_falls_from_exactly_start_to_exactly_end(schedule):
     assert [Trimming(0.9, 0.01).keep_count(epoch, 3, 8) for epoch in range(3)] == [7, 4, 1]
 
 
-@pytest.mark.parametrize("path", ["plain", "gather"])
+@pytest.mark.parametrize("path", ["plain", "gather", "reuse"])
 @pytest.mark.parametrize("keep", ["hardest", "random"])
 def test_a_step_equals_a_loop_over_the_kept_samples(tiny, path, keep):
     setting = prepare(config(optimizer="sgd", weight_decay=0.0), tiny)
@@ -116,11 +117,12 @@ def test_both_paths_train_alike(tiny):
     settings = config(trimming=Trimming(), model="resnet8", model_options={"norm": "none"}, learning_rate=0.01)
     runs = {
         path: hj.run(settings, dataset=tiny, progress=False, performance=hj.Performance(trim_path=path))
-        for path in ("plain", "gather")
+        for path in ("plain", "gather", "reuse")
     }
-    for name in ("train_loss", "kept_loss", "dropped_loss", "test_loss"):
-        np.testing.assert_allclose(runs["gather"].history[name], runs["plain"].history[name], rtol=2e-3, atol=1e-5)
-    np.testing.assert_array_equal(runs["gather"].drop_counts, runs["plain"].drop_counts)
+    for path in ("gather", "reuse"):
+        for name in ("train_loss", "kept_loss", "dropped_loss", "test_loss"):
+            np.testing.assert_allclose(runs[path].history[name], runs["plain"].history[name], rtol=2e-3, atol=1e-5)
+        np.testing.assert_array_equal(runs[path].drop_counts, runs["plain"].drop_counts)
 
 
 def test_keeping_everything_is_ordinary_training_exactly(tiny):
@@ -153,7 +155,7 @@ def test_table_and_losses_are_those_of_the_whole_batch(tiny):
     hyper = setting.hyper._replace(keep=jnp.int32(2))
     args = (setting.init_state(), setting.splits["train"], hyper, jnp.int32(1))
     _, whole = make_rounds(setting.recipe, RoundSpec(AllBatches(fixed=True), 1))(*args)
-    for path in ("plain", "gather"):
+    for path in ("plain", "gather", "reuse"):
         state, part = make_rounds(setting.recipe, RoundSpec(AllBatches(fixed=True), 1, trim=Trim(path, 3)))(*args)
         assert part.loss == pytest.approx(float(whole.loss[0, 0]), rel=1e-6)
         assert state.table[0] == pytest.approx(float(whole.loss[0, 0]), rel=1e-6)
@@ -163,16 +165,17 @@ def test_table_and_losses_are_those_of_the_whole_batch(tiny):
 
 def test_few_programs_serve_a_long_run():
     trimming = Trimming()
-    plan = make_plan(trimming, 150, 128, independent=True)
-    trims = [plan.trim(trimming.keep_count(epoch, 150, 128)) for epoch in range(150)]
-    assert trims[0] is None and len(set(trims)) <= 8
-    for epoch, trim in enumerate(trims[1:], 1):
-        count = trimming.keep_count(epoch, 150, 128)
-        assert trim is None or count <= trim.capacity <= (128 if trim.path == "plain" else count + 0.1 * 128)
-    assert trims[-1].path == "gather" and trims[20].path == "plain"
-    short = make_plan(trimming, 5, 100, independent=True)
+    for allowed in (("reuse", "gather", "plain"), ("gather", "plain"), ("plain",)):
+        plan = make_plan(trimming, 150, 128, allowed)
+        trims = [plan.trim(trimming.keep_count(epoch, 150, 128)) for epoch in range(150)]
+        assert trims[0] is None and len(set(trims)) <= 8
+        for epoch, trim in enumerate(trims[1:], 1):
+            count = trimming.keep_count(epoch, 150, 128)
+            assert trim is None or count <= trim.capacity <= (128 if trim.path == "plain" else count + 0.15 * 128)
+        assert trims[-1].path == allowed[0] and trims[5].path == "plain"
+    short = make_plan(trimming, 5, 100, ("gather", "plain"))
     assert short.capacities == (20, 40, 60)  # a program of its own for each count
-    assert {t.path for t in (make_plan(trimming, 9, 128, False).trim(k) for k in (30, 90))} == {"plain"}
+    assert make_plan(trimming, 5, 100, ("gather", "plain"), path="gather").capacities == (20, 40, 60, 80)
 
 
 def test_a_run_compiles_as_planned(tiny):
@@ -203,9 +206,42 @@ class Dropping(nn.Module):
     ],
     ids=str,
 )
-def test_networks_that_may_be_gathered(model, independent):
+def test_networks_that_need_not_differentiate_the_dropped(model, independent, tiny):
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (8, 8, 3)))
     assert samples_are_independent(make_apply(model), variables, (8, 8, 3)) == independent
+    paths = exact_trim_paths(prepare(config(), tiny, model).recipe)
+    assert paths == (("reuse", "gather", "plain") if independent else ("plain",))
+
+
+class Mixing(nn.Module):
+    """Folds the batch into a later axis and back."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = jnp.sin(nn.Dense(6)(images.reshape(-1, 6)))
+        return nn.Dense(3)(x.reshape(len(images), -1))
+
+
+def test_residuals_that_merge_the_batch_with_later_axes(tiny):
+    setting = prepare(config(), tiny, Mixing())
+    assert exact_trim_paths(setting.recipe)[0] == "reuse"
+    state, batch = setting.init_state(), Batch(tiny.train.images[:8] / 255.0, tiny.train.labels[:8])
+    hyper = setting.hyper._replace(keep=jnp.int32(3))
+    after = [
+        make_step(setting.recipe, Trim(path, 4))(state, batch, hyper, jax.random.key(0))[0].params
+        for path in ("plain", "reuse")
+    ]
+    for a, b in zip(*map(jax.tree.leaves, after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_residuals_without_a_plain_batch_axis_are_refused():
+    with pytest.raises(ValueError, match="one axis of the batch"):
+        take_samples([jnp.zeros((8, 8))], [jnp.zeros((3, 3))], jnp.arange(3), 8)
+    with pytest.raises(ValueError, match="as many residuals"):
+        take_samples([jnp.zeros(8)], [], jnp.arange(3), 8)
+    cut = take_samples([jnp.arange(16.0), jnp.ones(2)], [jnp.zeros(6), jnp.zeros(2)], jnp.array([7, 0, 2]), 8)
+    assert cut[0].tolist() == [14, 15, 0, 1, 4, 5]
 
 
 def test_gathering_is_refused_where_it_would_change_the_result(tiny):
@@ -229,7 +265,7 @@ def test_gathering_is_refused_where_it_would_change_the_result(tiny):
         (lambda: trimmed_mean(jnp.ones(4), 0), "keep_count=0 in 1..4"),
         (lambda: trimmed_mean(jnp.ones(4), 5), "keep_count=5 in 1..4"),
         (lambda: trimmed_mean(jnp.ones((4, 2)), 1), r"losses of shape \(B,\)"),
-        (lambda: hj.Performance(trim_path="fast"), "Allowed: auto, plain, gather"),
+        (lambda: hj.Performance(trim_path="fast"), "Allowed: auto, plain, gather, reuse"),
     ],
 )
 def test_bad_input_is_one_line(make, message):

@@ -1,0 +1,172 @@
+"""What a trimmed step costs, as a share of the untrimmed one, and the memory that it needs.
+
+    python scripts/bench_trimming.py [--models mlp resnet8 ...] [--repeats 7]
+
+Every form runs its steps in one compiled scan over the same random images; forms are taken in turn and ratios are of
+medians within this one process. `forward` is the share f of a forward pass alone; the forms that skip the backward
+pass of dropped samples (`gather`, `reuse`) should stay near min(1, f + p); `plain` is the gradient of the trimmed mean
+of the whole batch. PyTorch, where it is installed, runs the
+same perceptron or ResNet-8 with `topk` on the losses of the whole batch.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import hardjax as hj
+from hardjax.rounds import RoundSpec, make_rounds
+from hardjax.runner import Setting, prepare
+from hardjax.selection import AllBatches
+from hardjax.train import exact_trim_paths
+from hardjax.trimming import Trim
+
+SHARES = (1.0, 0.8, 0.5, 0.35, 0.2)
+MODELS = {
+    "mlp": ("mlp", {}, (32, 32, 1)),
+    "resnet8": ("resnet8", {"norm": "none"}, (32, 32, 3)),
+    "resnet8-bn": ("resnet8", {}, (32, 32, 3)),
+    "alexnet": ("alexnet_reduced", {}, (32, 32, 3)),
+}
+
+
+def make_setting(name: str, batch_size: int, steps: int) -> Setting:
+    model, options, shape = MODELS[name]
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (batch_size * steps, *shape), np.uint8), np.arange(batch_size * steps) % 10
+    dataset = hj.data.Dataset.from_arrays(images, labels, images[:64], labels[:64], num_classes=10, name="random")
+    config = hj.TrainConfig(model=model, model_options=options, batch_size=batch_size, learning_rate=0.001)
+    return prepare(config, dataset)
+
+
+def make_forward(setting: Setting, steps: int) -> Callable:
+    """The scoring passes of a round alone."""
+    apply = setting.recipe.apply
+
+    def forward(state, data, hyper, count):
+        def one(total, slot):
+            indices = state.partition[slot]
+            images = (data.images[indices] / 255.0 - data.mean) / data.std
+            # The sum so far goes in, so that no pass can be left out or moved.
+            logits = apply(state.variables, images + 0 * total, True, jax.random.key(0))[0]
+            return total + logits.sum(), None
+
+        return lax.scan(one, jnp.float32(0), jnp.arange(steps))[0]
+
+    return forward
+
+
+def programs(setting: Setting, steps: int) -> dict[str, tuple]:
+    """Form -> (compiled program, samples kept)."""
+    size = setting.recipe.batch_size
+    paths = exact_trim_paths(setting.recipe)
+    wanted = {"untrimmed": (make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps)), size)}
+    wanted["forward"] = (make_forward(setting, steps), size)
+    for share in SHARES:
+        keep = max(1, round(share * size))
+        for path in paths:
+            if keep == size and path != "plain":
+                continue
+            trim = Trim(path, size if path == "plain" else keep)
+            rounds = make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps, trim=trim))
+            wanted[f"{path} {share:g}"] = (rounds, keep)
+    compiled = {}
+    for form, (fn, keep) in wanted.items():
+        hyper = setting.hyper._replace(keep=jnp.int32(keep))
+        args = (setting.init_state(), setting.splits["train"], hyper, jnp.int32(1))
+        compiled[form] = (jax.jit(fn).lower(*args).compile(), args)
+    return compiled
+
+
+def measure(setting: Setting, steps: int, repeats: int) -> None:
+    compiled = programs(setting, steps)
+    times: dict[str, list[float]] = {form: [] for form in compiled}
+    for repeat in range(repeats + 1):
+        for form, (program, args) in compiled.items():
+            started = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            if repeat:
+                times[form].append((time.perf_counter() - started) / steps)
+    medians = {form: statistics.median(values) for form, values in times.items()}
+    whole, memory = medians["untrimmed"], compiled["untrimmed"][0].memory_analysis().temp_size_in_bytes
+    f = medians["forward"] / whole
+    print(f"  untrimmed step {1e3 * whole:.2f} ms; forward f = {f:.2f}; temporary memory {memory / 2**20:.1f} MiB")
+    print("  form           time / untrimmed   allowed 1.1 min(1, f + p)   memory / untrimmed")
+    for form, (program, _) in compiled.items():
+        if " " not in form:
+            continue
+        share = float(form.split()[1])
+        allowed = f"{1.1 * min(1, f + share):.2f}" if not form.startswith("plain") else "-"
+        room = program.memory_analysis().temp_size_in_bytes / memory
+        print(f"  {form:<14} {medians[form] / whole:>16.2f} {allowed:>27} {room:>20.2f}")
+
+
+def measure_torch(name: str, batch_size: int, steps: int, repeats: int) -> None:
+    """The same shares through `topk` on one big backward pass."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        print("  PyTorch is not installed: left out")
+        return
+    if name == "mlp":
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(1024, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 10)
+        )
+    elif name == "alexnet":
+        layers = [nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+        layers += [nn.Conv2d(16, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)]
+        layers += [nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 64, 3, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten()]
+        layers += [nn.Linear(576, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
+        model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    else:
+        print("  PyTorch: no like network here, left out")
+        return
+    height, width, channels = MODELS[name][2]
+    images = torch.randn(batch_size, channels, height, width).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+
+    def step(keep: int) -> None:
+        losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
+        loss = losses.mean() if keep == batch_size else losses.topk(keep).values.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    counts = {share: max(1, round(share * batch_size)) for share in SHARES}
+    times: dict[float, list[float]] = {share: [] for share in SHARES}
+    for repeat in range(repeats + 1):
+        for share, keep in counts.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                step(keep)
+            if repeat:
+                times[share].append((time.perf_counter() - started) / steps)
+    medians = {share: statistics.median(values) for share, values in times.items()}
+    ratios = ", ".join(f"{share:g}: {medians[share] / medians[1.0]:.2f}" for share in SHARES)
+    print(f"  PyTorch {torch.__version__}: untrimmed step {1e3 * medians[1.0]:.2f} ms; topk over untrimmed {ratios}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=4, help="steps in one scan")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    print(hj.results.environment())
+    for name in options.models:
+        print(f"{name}, batch {options.batch_size}")
+        measure(make_setting(name, options.batch_size, options.steps), options.steps, options.repeats)
+        measure_torch(name, options.batch_size, options.steps, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
