@@ -8,6 +8,7 @@ from typing import Any
 
 from hardjax import _validate, optimizers, selection
 from hardjax.data.augment import Augmentation
+from hardjax.fisher.observe import FisherMeasure
 from hardjax.schedules import Schedule
 from hardjax.selection import AllBatches, Selection
 from hardjax.trimming import PATHS, Trimming
@@ -40,6 +41,7 @@ class TrainConfig:
         precision: of matrix products and convolutions: "default" (float32; TF32 on recent GPUs), "high", "highest".
         test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
+        measure: spectra of per-sample gradients in training (a `fisher.FisherMeasure`); None measures none.
         seed: initial weights, partition, selection, augmentation.
 
     Raises:
@@ -65,6 +67,7 @@ class TrainConfig:
     precision: str = "default"
     test_every: str = "epoch"
     evaluate_train: bool = True
+    measure: FisherMeasure | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,8 +81,11 @@ class TrainConfig:
         _validate.not_negative(weight_decay=self.weight_decay)
         if self.trimming is not None and not isinstance(self.trimming, Trimming):
             raise ValueError(f"Expected trimming={self.trimming!r} to be Trimming(start=1.0, end=0.2) or None.")
-        if self.trimming is not None and self.batch_size < 2:
-            raise ValueError(f"Expected batch_size={self.batch_size} to be at least 2 with trimming.")
+        if self.measure is not None and not isinstance(self.measure, FisherMeasure):
+            raise ValueError(f"Expected measure={self.measure!r} to be FisherMeasure(every=50) or None.")
+        for axis in ("trimming", "measure"):
+            if getattr(self, axis) is not None and self.batch_size < 2:
+                raise ValueError(f"Expected batch_size={self.batch_size} to be at least 2 with {axis}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
@@ -103,7 +109,7 @@ class TrainConfig:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain["selection"] = selection.to_dict(self.selection)
         plain["model_options"] = dict(self.model_options)
-        for name in ("schedule", "augmentation", "trimming"):
+        for name in ("schedule", "augmentation", "trimming", "measure"):
             if dataclasses.is_dataclass(plain[name]):
                 plain[name] = dataclasses.asdict(plain[name])
         return json.loads(json.dumps(plain))
@@ -124,6 +130,7 @@ class TrainConfig:
             "schedule": lambda value: Schedule(**value),
             "augmentation": lambda value: Augmentation(**value),
             "trimming": lambda value: Trimming(**value),
+            "measure": lambda value: FisherMeasure(**value),
         }
         for name, read in readers.items():
             if isinstance(settings.get(name), Mapping):
@@ -142,6 +149,7 @@ class Performance:
         trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
             where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.
+        gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
 
     Raises:
         ValueError: a size below 1, an unknown path.
@@ -152,8 +160,11 @@ class Performance:
     donate: bool = True
     trim_path: str = "auto"
     trim_programs: int = 6
+    gram_chunk: int | None = None
 
     def __post_init__(self) -> None:
         sizes = ("steps_per_dispatch", "eval_batch_size", "trim_programs")
         _validate.at_least(1, **{name: getattr(self, name) for name in sizes})
+        if self.gram_chunk is not None:
+            _validate.at_least(1, gram_chunk=self.gram_chunk)
         _validate.one_of(PATHS, trim_path=self.trim_path)

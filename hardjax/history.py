@@ -20,6 +20,10 @@ FIELDS = (
     "keep_fraction",
     "kept_loss",
     "dropped_loss",
+    "c",
+    "l",
+    "C_K",
+    "L_K",
     "seconds",
 )
 
@@ -31,7 +35,8 @@ class History:
     and testing not). `train_loss` is the mean over what was trained since the test point before, so replay of hard
     batches biases it upwards; `table_loss` is the mean of the loss table; `full_train_*` evaluate the whole training
     split and are what arms are compared by. `keep_fraction` is trimming's share in the epoch before the test point,
-    `kept_loss` and `dropped_loss` the mean losses of the samples kept and dropped since the test point before.
+    `kept_loss` and `dropped_loss` the mean losses of the samples kept and dropped since the test point before. `c`, `l`
+    are those of the last batch measured, `C_K`, `L_K` of all so far (`fisher.Trajectory`).
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,12 +21,13 @@ from hardjax.budget import Dispatch, dispatches
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import Augmentation, named, output_shape
+from hardjax.fisher.observe import Spectra, SpectrumObserver, make_observer
 from hardjax.history import History, TrainLog
 from hardjax.models.apply import init_variables, make_apply
 from hardjax.optimizers import Hyper
 from hardjax.programs import Programs, programs_for
 from hardjax.progress import ProgressBar, Silent
-from hardjax.rounds import RoundInfo, RoundSpec
+from hardjax.rounds import RoundInfo, RoundSpec, check_observer
 from hardjax.schedules import make_schedule
 from hardjax.train import Recipe, TrainData, TrainState, exact_trim_paths
 from hardjax.trimming import TrimPlan
@@ -43,6 +45,7 @@ class RunResult:
         replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
         replay_counts: (N,) or (n,) times each slot was trained.
         drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
+        measurements: field -> (measurements, ...) of the spectra measured, see `fisher.derive`; empty without.
     """
 
     config: TrainConfig
@@ -52,6 +55,7 @@ class RunResult:
     replays: np.ndarray | None = field(repr=False)
     replay_counts: np.ndarray = field(repr=False)
     drop_counts: np.ndarray = field(repr=False)
+    measurements: dict[str, np.ndarray] = field(repr=False)
 
 
 def run(
@@ -112,6 +116,7 @@ class Setting:
     hyper: Hyper
     splits: dict[str, TrainData]
     trims: TrimPlan | None
+    observer: SpectrumObserver | None
 
     def init_state(self) -> TrainState:
         selection = self.config.selection
@@ -121,7 +126,7 @@ class Setting:
     def at(self, dispatch: Dispatch, done: int) -> tuple[RoundSpec, Hyper, float]:
         """(program, traced numbers, share of each batch) of a dispatch that starts after `done` back-propagations."""
         selection = self.config.selection.first_round() if dispatch.first else self.config.selection
-        spec = RoundSpec(selection, dispatch.steps, dispatch.max_rounds)
+        spec = RoundSpec(selection, dispatch.steps, dispatch.max_rounds, observer=self.observer)
         if self.trims is None:
             return spec, self.hyper, 1.0
         trimming, epochs = self.config.trimming, self.config.epochs
@@ -180,17 +185,20 @@ def prepare(
         total_steps=jnp.int32(config.epochs * recipe.num_batches),
         keep=jnp.int32(config.batch_size),
     )
+    observer = config.measure and make_observer(config.measure, performance.gram_chunk)
+    if observer is not None:
+        check_observer(recipe, observer)
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
-    return Setting(config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims)
+    return Setting(config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer)
 
 
-def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Any) -> RunResult:
+def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:
     config, recipe, programs, performance = setting.config, setting.recipe, setting.programs, setting.performance
     compiled_before = programs.compile_seconds
     state = setting.init_state()
     steps_per_round = config.selection.round_steps(recipe.num_batches)
-    history = History()
+    history, spectra = History(), Spectra()
     log = TrainLog(state.table.shape[0], recipe.num_samples, by_round=config.selection.unit == "batch")
     seconds = 0.0
     plan = dispatches(
@@ -198,22 +206,73 @@ def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Any
     )
     for dispatch in plan:
         spec, hyper, share = setting.at(dispatch, log.done)
+        phase = _phase(spec, log.done, spectra.last_step)
         compiled, started = programs.compile_seconds, time.perf_counter()
-        state, info = programs.rounds(spec, performance.donate, state, setting.splits["train"], hyper, dispatch.rounds)
-        info = _first_rounds(jax.device_get(info), dispatch.rounds)
+        with _explained_memory(config):
+            state, info = programs.rounds(
+                spec, performance.donate, state, setting.splits["train"], hyper, dispatch.rounds, phase
+            )
+            info = _first_rounds(jax.device_get(info), dispatch.rounds)
         seconds += time.perf_counter() - started - (programs.compile_seconds - compiled)
+        _record_spectra(spectra, setting, spec, info, log.done, phase)
         log.add(info, share)
         bar.update(log.done / recipe.num_batches, float(info.loss.mean()), 100 * float(info.top1.mean()))
-        if dispatch.test or interrupted.is_set():
-            entry = history.add(**_test_point(setting, state, log.done), **log.take(), seconds=seconds)
+        stop = interrupted.is_set() or (
+            config.measure is not None and config.measure.stop_when_not_finite and not spectra.last_is_finite()
+        )
+        if dispatch.test or stop:
+            entry = _test_point(setting, state, log.done) | log.take() | spectra.latest(log.done, config.measure)
+            entry = history.add(**entry, seconds=seconds)
             bar.tested(entry)
             if folder is not None:
                 results.append_line(folder / "history.jsonl", entry)
-        if interrupted.is_set():
+            if folder is not None and config.measure is not None:
+                spectra.save(folder, log.done)
+        if stop:
             break
     summary = _summarise(setting, history, seconds, programs.compile_seconds - compiled_before)
     replays = log.replays
-    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts, log.drops)
+    measured = spectra.derived(log.done, config.measure) if config.measure else {}
+    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts, log.drops, measured)
+
+
+def _phase(spec: RoundSpec, done: int, last: int | None) -> int:
+    """The `phase` of `make_rounds` with which rounds go on being observed about every `every` steps."""
+    if spec.observer is None or last is None:
+        return 0
+    wait = round(max(0, spec.observer.every - (done - last)) / spec.steps)
+    return -wait % spec.stride
+
+
+def _record_spectra(
+    spectra: Spectra, setting: Setting, spec: RoundSpec, info: RoundInfo, done: int, phase: int
+) -> None:
+    if spec.observer is None:
+        return
+    config = setting.config
+    factor, total = make_schedule(config.schedule), int(setting.hyper.total_steps)
+    values, mean_entries = info.observed
+    for i in range(len(values)):
+        if (phase + i) % spec.stride and spec.steps < spec.observer.every:
+            continue
+        for j, position in enumerate(spec.observed_steps):
+            step = done + i * spec.steps + position
+            rate = config.peak_learning_rate * float(factor(step / total))
+            spectra.add(step, rate, values[i, j], mean_entries[i, j])
+
+
+@contextmanager
+def _explained_memory(config: TrainConfig) -> Iterator[None]:
+    """Out of memory while spectra are measured: say what to set."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if config.measure is None or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"Out of memory while measuring batches of {config.batch_size}: set Performance.gram_chunk="
+            f"{max(1, config.batch_size // 4)} (--gram-chunk), or a smaller batch_size."
+        ) from error
 
 
 def _first_rounds(info: RoundInfo, rounds: int) -> RoundInfo:

@@ -21,8 +21,10 @@ from hardjax import _validate
 SCHEDULES = ("linear", "cosine")
 KEEPS = ("hardest", "random")
 PATHS = ("auto", "plain", "gather", "reuse")
-# Shares up to which each path beats the plain one (a forward pass costs about a third of a step).
+# Shares up to which each path beats the plain one (a forward pass costs about a third of a step), and up to which a
+# second forward pass costs no more time than keeping all residuals does, and much less memory.
 _WORTH = {"gather": 0.66, "reuse": 0.9}
+_LEAN = 0.3
 
 
 @dataclass(frozen=True)
@@ -149,25 +151,18 @@ class TrimPlan:
     """Which program trains which count.
 
     Attributes:
-        batch_size: B.
-        keep: as in `Trimming`.
-        path: of the counts up to the largest capacity; a larger count goes the plain way.
-        capacities: rising sizes of that path's programs.
+        plain: for counts above the capacity of all others.
+        programs: rising in capacity.
     """
 
-    batch_size: int
-    keep: str
-    path: str
-    capacities: tuple[int, ...]
+    plain: Trim
+    programs: tuple[Trim, ...]
 
     def trim(self, keep_count: int) -> Trim | None:
         """The program for this count; None, ordinary training, where all samples are kept."""
-        if keep_count == self.batch_size:
+        if keep_count == self.plain.capacity:
             return None
-        for capacity in self.capacities:
-            if keep_count <= capacity:
-                return Trim(self.path, capacity, self.keep)
-        return Trim("plain", self.batch_size, self.keep)
+        return next((trim for trim in self.programs if keep_count <= trim.capacity), self.plain)
 
 
 def make_plan(
@@ -176,8 +171,8 @@ def make_plan(
     """At most `most_programs` trimmed programs for the counts of a run.
 
     Args:
-        allowed: paths that leave this network's result as it is, the best one first.
-        path: one of them, or "auto": the first, where it is cheaper than "plain".
+        allowed: paths that leave this network's result as it is, the fastest first, "plain" the last.
+        path: one of them, or "auto": for each count the fastest one, the leaner one where they are equally fast.
 
     Raises:
         ValueError: a path that would change the result, or a batch of 1.
@@ -190,17 +185,26 @@ def make_plan(
             f"trim_path={path!r} would change the result of this network (batch statistics over the kept samples only, "
             f"or dropout drawn anew); allowed here: auto, {', '.join(allowed)}."
         )
+    plain = Trim("plain", batch_size, trimming.keep)
     chosen = allowed[0] if path == "auto" else path
     if chosen == "plain":
-        return TrimPlan(batch_size, trimming.keep, "plain", ())
+        return TrimPlan(plain, ())
     counts = sorted({trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)} - {batch_size})
     if path == "auto":
         worth = [count for count in counts if count <= _WORTH[chosen] * batch_size]
         counts, most_programs = worth, most_programs - (len(worth) < len(counts))
-    return TrimPlan(batch_size, trimming.keep, chosen, _buckets(counts, most_programs))
+    if most_programs < 1:
+        return TrimPlan(plain, ())
+    lean = [count for count in counts if path == "auto" and count <= _LEAN * batch_size]
+    rest = counts[len(lean) :]
+    share = round(most_programs * len(lean) / max(1, len(counts)))
+    most_lean = min(max(1, share), most_programs - bool(rest)) if lean else 0
+    programs = [Trim("gather", size, trimming.keep) for size in _buckets(lean, most_lean)]
+    programs += [Trim(chosen, size, trimming.keep) for size in _buckets(rest, most_programs - most_lean)]
+    return TrimPlan(plain, tuple(programs))
 
 
 def _buckets(counts: Sequence[int], most: int) -> tuple[int, ...]:
     """Capacities that share the counts out evenly: each count a program of its own where they are few."""
-    parts = np.array_split(counts, min(len(counts), max(1, most))) if counts else []
+    parts = np.array_split(counts, min(len(counts), most)) if counts and most else []
     return tuple(int(part[-1]) for part in parts)

@@ -172,10 +172,20 @@ def test_few_programs_serve_a_long_run():
         for epoch, trim in enumerate(trims[1:], 1):
             count = trimming.keep_count(epoch, 150, 128)
             assert trim is None or count <= trim.capacity <= (128 if trim.path == "plain" else count + 0.15 * 128)
-        assert trims[-1].path == allowed[0] and trims[5].path == "plain"
-    short = make_plan(trimming, 5, 100, ("gather", "plain"))
-    assert short.capacities == (20, 40, 60)  # a program of its own for each count
-    assert make_plan(trimming, 5, 100, ("gather", "plain"), path="gather").capacities == (20, 40, 60, 80)
+        assert trims[-1].path == ("plain" if len(allowed) == 1 else "gather") and trims[5].path == "plain"
+        assert trims[80].path == allowed[0]
+
+    def programs(**options):
+        plan = make_plan(trimming, 5, 100, ("reuse", "gather", "plain"), **options)
+        return [(trim.path, trim.capacity) for trim in plan.programs]
+
+    # Few counts have a program of their own.
+    assert programs() == [("gather", 20), ("reuse", 40), ("reuse", 60), ("reuse", 80)]
+    assert programs(path="gather") == [("gather", 20), ("gather", 40), ("gather", 60), ("gather", 80)]
+    assert programs(path="reuse", most_programs=2) == [("reuse", 40), ("reuse", 80)]
+    assert programs(path="plain") == []
+    for most in range(1, 5):
+        assert len(programs(most_programs=most)) <= most
 
 
 def test_a_run_compiles_as_planned(tiny):

@@ -9,10 +9,12 @@ from hardjax.fisher.measures import (
     sensitivity,
     trajectory,
 )
+from hardjax.fisher.observe import FisherMeasure
 
 __all__ = [
     "METHODS",
     "ROWS",
+    "FisherMeasure",
     "LayerPlan",
     "Measures",
     "Trajectory",

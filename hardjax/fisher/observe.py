@@ -1,0 +1,169 @@
+"""Spectra measured inside the training loop, on the very batches being trained, and their record on the host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from hardjax import _validate
+from hardjax.fisher.gram import METHODS, ROWS, make_gram
+from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
+
+
+@dataclass(frozen=True)
+class FisherMeasure:
+    """What to measure in training; it observes and never changes the training.
+
+    Attributes:
+        every: steps between measurements (P3: 50). A round of at least this many steps is measured at its steps 0,
+            every, 2 * every ...; of shorter rounds the first step, about every `every` steps.
+        rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
+        method: "layers" or "vmap", see `fisher.gram`.
+        tolerance: an eigenvalue is non-zero above this share of the largest; the raw ones are recorded as well.
+        stop_when_not_finite: end the run at the first spectrum that is not finite, instead of recording NaN.
+
+    Raises:
+        ValueError: an interval below 1, a tolerance outside [0, 1), an unknown word.
+    """
+
+    every: int = 50
+    rows: str = "contribution"
+    method: str = "layers"
+    tolerance: float = TOLERANCE
+    stop_when_not_finite: bool = False
+
+    def __post_init__(self) -> None:
+        _validate.at_least(1, every=self.every)
+        _validate.one_of(ROWS, rows=self.rows)
+        _validate.one_of(METHODS, method=self.method)
+        _validate.in_unit(tolerance=self.tolerance)
+
+
+@dataclass(frozen=True)
+class SpectrumObserver:
+    """An `Observer` that returns the raw eigenvalues (B,) and the mean entry () of a batch's Gram matrix."""
+
+    every: int
+    rows: str
+    method: str
+    chunk: int | None
+
+    def make(self, apply: Callable) -> Callable[[Any, Array, Array, Array], tuple[Array, Array]]:
+        gram = make_gram(apply, self.rows, method=self.method, chunk=self.chunk)
+
+        def observe(variables: Any, images: Array, labels: Array, key: Array) -> tuple[Array, Array]:
+            products = gram(variables, images, labels, key)
+            return eigenvalues(products, products.dtype), products.mean()
+
+        return observe
+
+
+def make_observer(measure: FisherMeasure, chunk: int | None) -> SpectrumObserver:
+    """The static part of a measure, as the rounds take it; `chunk` bounds the memory, see `make_gram`."""
+    return SpectrumObserver(measure.every, measure.rows, measure.method, chunk)
+
+
+class Spectra:
+    """Measurements so far, raw."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, float, np.ndarray, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def last_step(self) -> int | None:
+        return self._rows[-1][0] if self._rows else None
+
+    def add(self, step: int, learning_rate: float, values: np.ndarray, mean_entry: float) -> None:
+        """One measurement: values (B,), taken when `step` back-propagations were done."""
+        self._rows.append((step, learning_rate, np.asarray(values), float(mean_entry)))
+
+    def last_is_finite(self) -> bool:
+        return not self._rows or bool(np.isfinite(self._rows[-1][2]).all())
+
+    def arrays(self, done: int) -> dict[str, np.ndarray]:
+        """Columns of the record, `done` back-propagations into the run.
+
+        Returns:
+            step (M,): back-propagations done before each measurement; stands_for (M,): steps until the next one;
+            learning_rate, batch_size, mean_entry (M,); eigenvalues (M, B) ascending, NaN where a batch was smaller.
+        """
+        steps = np.array([row[0] for row in self._rows], np.int64)
+        sizes = np.array([len(row[2]) for row in self._rows], np.int64)
+        values = np.full((len(self._rows), sizes.max(initial=0)), np.nan, np.float32)
+        for row, spectrum in zip(values, self._rows, strict=True):
+            row[: len(spectrum[2])] = spectrum[2]
+        return {
+            "step": steps,
+            "stands_for": np.diff(steps, append=done),
+            "learning_rate": np.array([row[1] for row in self._rows]),
+            "batch_size": sizes,
+            "eigenvalues": values,
+            "mean_entry": np.array([row[3] for row in self._rows]),
+        }
+
+    def derived(self, done: int, measure: FisherMeasure) -> dict[str, np.ndarray]:
+        """See `derive`."""
+        return derive(self.arrays(done), measure.tolerance)
+
+    def latest(self, done: int, measure: FisherMeasure | None) -> dict[str, float]:
+        """c, l, C_K, L_K of the last measurement; empty without one."""
+        if measure is None or not self._rows:
+            return {}
+        path = _trajectory(self.arrays(done), measure.tolerance)
+        return dict(zip(("c", "l", "C_K", "L_K"), (float(values[-1]) for values in path), strict=True))
+
+    def save(self, folder: Path, done: int) -> None:
+        """Write the raw record to spectra.npz, whole or not at all, so that it can be read while the run goes on."""
+        scratch = folder / "spectra.npz.part"
+        with scratch.open("wb") as file:
+            np.savez(file, **self.arrays(done))
+        scratch.replace(folder / "spectra.npz")
+
+
+def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
+    """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue and noise scale, (M,) each.
+
+    Args:
+        arrays: as `Spectra.arrays` gives them, or as loaded from a run's spectra.npz.
+        tolerance: what counts as non-zero; it can be chosen afterwards.
+    """
+    path = _trajectory(arrays, tolerance)
+    rest = [
+        measures(values[:size], rate, size, tolerance=tolerance, mean_entry=entry)
+        for values, rate, size, entry in zip(
+            *(arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "mean_entry")), strict=True
+        )
+    ]
+    names = ("effective_rank", "trace", "largest", "noise_scale")
+    return {
+        **arrays,
+        "c": path.condition_number,
+        "l": path.energy,
+        "C_K": path.running_condition,
+        "L_K": path.cumulative_energy,
+        **{name: np.array([float(getattr(row, name)) for row in rest]) for name in names},
+    }
+
+
+def _trajectory(arrays: dict[str, np.ndarray], tolerance: float) -> Trajectory:
+    columns = (arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "stands_for"))
+    return trajectory(*columns, tolerance=tolerance)
+
+
+def load(folder: Path) -> dict[str, np.ndarray]:
+    """The raw record in a run's folder, as `Spectra.arrays` gives it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = folder / "spectra.npz"
+    if not path.is_file():
+        raise ValueError(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
+    with np.load(path) as file:
+        return dict(file)
