@@ -1,4 +1,4 @@
-"""The command line: `hardjax train | compare | data | models`. Bad input is one line and exit code 2."""
+"""The command line: `hardjax train | compare | measure | data | models`. Bad input is one line and exit code 2."""
 
 import dataclasses
 import json
@@ -61,11 +61,15 @@ class Settings:
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round
     evaluate_train: bool = True  # evaluate the whole training split at every test point
+    measure_every: _optional(int, "STEPS") = None  # spectra of per-sample gradients every so many steps (published: 50)
+    measure_rows: str = "contribution"  # what a sample's gradient is under batch norm: contribution | coupled | frozen
+    gram_chunk: _optional(int, "SAMPLES") = None  # bounds the memory of a measurement
     seed: int = 0  # first seed
     quiet: bool = False  # no progress bar
 
     def config(self, **changes: Any) -> Any:
         from hardjax.config import TrainConfig
+        from hardjax.fisher.observe import FisherMeasure
         from hardjax.schedules import Schedule
         from hardjax.trimming import Trimming
 
@@ -77,8 +81,15 @@ class Settings:
             plain["trimming"] = Trimming(self.trim_start, self.trim_end, *trims[1:])
         elif trims != (1.0, "linear", "hardest"):
             raise ValueError(f"Trimming settings {trims} need --trim-end, the share kept in the last epoch, in (0, 1].")
+        if self.measure_every is not None:
+            plain["measure"] = FisherMeasure(self.measure_every, self.measure_rows)
         plain["model_options"] = dict(_option(text) for text in self.model_option)
         return TrainConfig(**{**plain, **changes})
+
+    def performance(self) -> Any:
+        from hardjax.config import Performance
+
+        return Performance(gram_chunk=self.gram_chunk)
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,23 @@ class Compare(Settings):
 
     def __call__(self) -> int:
         return commands.compare(self)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of `hardjax train`
+    batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none
+    rows: str = "contribution"  # contribution | coupled | frozen
+    tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest
+    data_dir: _Folder = None  # folder of prepared TFDS data (default: that of the run)
+    gram_chunk: _optional(int, "SAMPLES") = None  # bounds the memory
+    output: str = "runs/measure"  # folder for measure.json and measures.png
+    overwrite: bool = False  # let the folder hold another result already
+
+    def __call__(self) -> int:
+        return commands.measure(self)
 
 
 @dataclass(frozen=True)
@@ -193,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; exits with 0, 2 on bad input, 130 when interrupted."""
     try:
         code = _command(sys.argv[1:] if arguments is None else arguments)()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, MemoryError) as error:
         print(f"hardjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -206,6 +234,7 @@ def _command(arguments: list[str]) -> Callable[[], int]:
     commands = (
         Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+        | Annotated[Measure, tyro.conf.subcommand("measure", prefix_name=False)]
         | Annotated[Data, tyro.conf.subcommand("data", prefix_name=False)]
         | Annotated[Models, tyro.conf.subcommand("models", prefix_name=False)]
     )

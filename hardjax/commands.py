@@ -18,9 +18,20 @@ def train(options: Any, config: Any) -> int:
     results.check_folder(options.output, options.overwrite)
     dataset, config = _load(options, config)
     result = run(
-        config, dataset=dataset, output=options.output, overwrite=options.overwrite, progress=not options.quiet
+        config,
+        dataset=dataset,
+        performance=options.performance(),
+        output=options.output,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
     )
     folder = Path(options.output)
+    if config.measure is not None:
+        from hardjax.plots_fisher import measures
+
+        measures({f"{config.model}, batch {config.batch_size}": result.measurements}).savefig(
+            folder / "measures.png", dpi=110
+        )
     if options.selection in ("hard-batches", "hard-samples") or config.trimming is not None:
         from hardjax.hardest import hardest_samples
         from hardjax.plots import hardest
@@ -62,7 +73,15 @@ def compare(options: Any) -> int:
             f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
         )
 
-    result = compare(config, arms, options.seeds, dataset=dataset, progress=not options.quiet, on_result=log)
+    result = compare(
+        config,
+        arms,
+        options.seeds,
+        dataset=dataset,
+        performance=options.performance(),
+        progress=not options.quiet,
+        on_result=log,
+    )
     results.write_json(
         folder / "summary.json", {"rows": result.rows, "threshold": result.threshold} | results.environment()
     )
@@ -94,6 +113,39 @@ def _trimming_legend(rows: list[dict[str, Any]]) -> str:
         f"test error (%), mean over {rows[0]['seeds']} seeds, trimming {' / '.join(words[name] for name in named)}: "
         f"{' / '.join(errors[name] for name in named)}; ± is a 95 % confidence interval."
     )
+
+
+def measure(options: Any) -> int:
+    """`hardjax measure`."""
+    _use_compilation_cache()
+    from hardjax import results
+    from hardjax.measure import measure_run
+    from hardjax.plots_fisher import measures
+
+    if not options.runs:
+        raise ValueError("Name at least one folder that `hardjax train --output` wrote.")
+    results.check_folder(options.output, options.overwrite, ("measure.json",))
+    settings = (options.batches, options.rows, options.tolerance, options.data_dir, options.gram_chunk)
+    found = {folder: measure_run(folder, *settings) for folder in options.runs}
+    folder = results.claim_folder(options.output, options.overwrite, ("measure.json",))
+    results.write_json(
+        folder / "measure.json", {"runs": {name: report.to_dict() for name, report in found.items()}} | vars(options)
+    )
+    recorded = {name: report.recorded for name, report in found.items() if report.recorded}
+    if recorded:
+        shown = {Path(name).name: run for name, run in recorded.items()}
+        measures(shown if len(shown) == len(recorded) else recorded).savefig(folder / "measures.png", dpi=110)
+        print_table(
+            f"while training, tolerance {options.tolerance:g}",
+            [{"run": name} | found[name].training_row() for name in recorded],
+        )
+    if options.batches:
+        print_table(
+            f"final state, rows: {options.rows}, mean over mini-batches",
+            [{"run": name} | report.final_row() for name, report in found.items()],
+        )
+    print(f"written to {folder}: measure.json{', measures.png' if recorded else ''}")
+    return 0
 
 
 def models() -> int:
@@ -141,7 +193,7 @@ def _load(options: Any, config: Any) -> tuple[Any, Any]:
     augmentation = named(options.augmentation, dataset.train.images.shape[1:], dataset.flip)
     augmentation = dataclasses.replace(augmentation, frame=options.frame, place=options.place, resize=options.resize)
     config = dataclasses.replace(config, augmentation=augmentation)
-    prepare(config, dataset)  # refuses what does not fit before any file is touched
+    prepare(config, dataset, performance=options.performance())  # refuses what does not fit before any file is touched
     return dataset, config
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from hardjax._version import __version__
 MARKS = ("config.json", "history.jsonl", "summary.json")
 
 
-def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Look whether the folder may take a run's files; touches nothing.
+def check_folder(folder: str | os.PathLike, overwrite: bool = False, marks: Sequence[str] = MARKS) -> Path:
+    """Look whether the folder may take a run's files, known by their `marks`; touches nothing.
 
     Raises:
         ValueError: it holds another run (unless `overwrite`), or is a file.
@@ -25,7 +26,7 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected output={str(folder)!r} to be a folder; it is a file.")
-    held = [name for name in MARKS if (folder / name).exists()]
+    held = [name for name in marks if (folder / name).exists()]
     if held and not overwrite:
         raise ValueError(
             f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
@@ -34,15 +35,15 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     return folder
 
 
-def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+def claim_folder(folder: str | os.PathLike, overwrite: bool = False, marks: Sequence[str] = MARKS) -> Path:
     """Make the folder for a run's files, without those of a run before.
 
     Raises:
         ValueError: as `check_folder`.
     """
-    folder = check_folder(folder, overwrite)
+    folder = check_folder(folder, overwrite, marks)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in MARKS:
+    for name in marks:
         (folder / name).unlink(missing_ok=True)
     return folder
 

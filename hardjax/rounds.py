@@ -145,7 +145,10 @@ def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:
 
     def load(state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
         key = draw(state.key, AUGMENT, state.step)
-        images = preprocess(data.images[indices], data.mean, data.std, recipe.augmentation, key)
+        # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
+        # out of the loop, it would not.
+        pixels, mean, std, key = lax.optimization_barrier((data.images[indices], data.mean, data.std, key))
+        images = lax.optimization_barrier(preprocess(pixels, mean, std, recipe.augmentation, key))
         return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
 
     def train_batch(state: TrainState, data: TrainData, hyper: Hyper, indices: Array, slots: Array) -> tuple:
@@ -203,7 +206,7 @@ def _observed_scan(scan: Callable, look: Callable, every: int, state: TrainState
 
     def block(state: TrainState, rows: tuple) -> tuple:
         seen = look(state, rows)
-        state, trained = scan(state, rows)
+        state, trained = scan(state, rows) if len(rows[0]) > 1 else _kept_as_loop(scan, state, rows)
         return state, (trained, seen)
 
     def merge(leaf: Array) -> Array:
@@ -218,6 +221,21 @@ def _observed_scan(scan: Callable, look: Callable, every: int, state: TrainState
         trained = jax.tree.map(lambda *parts: jnp.concatenate(parts), trained, last)
         observed = jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), observed, seen)
     return state, trained, observed
+
+
+def _kept_as_loop(scan: Callable, state: TrainState, rows: tuple) -> tuple:
+    """`scan(state, rows)` of one row in a loop that the compiler does not dissolve.
+
+    Dissolved, the step would be fused with its surroundings and round otherwise than in a run without an observer.
+    """
+    shapes = jax.eval_shape(scan, state, rows)[1]
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    once = lax.optimization_barrier(jnp.int32(1))
+
+    def body(i: Array, carry: tuple) -> tuple:
+        return scan(carry[0], jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1), rows))
+
+    return lax.fori_loop(0, once, body, (state, nothing))
 
 
 def _trim_row(info: StepInfo, keep: Array) -> tuple | None:

@@ -198,7 +198,7 @@ def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Pat
     compiled_before = programs.compile_seconds
     state = setting.init_state()
     steps_per_round = config.selection.round_steps(recipe.num_batches)
-    history, spectra = History(), Spectra()
+    history, spectra = History(), Spectra(recipe.num_batches)
     log = TrainLog(state.table.shape[0], recipe.num_samples, by_round=config.selection.unit == "batch")
     seconds = 0.0
     plan = dispatches(
@@ -241,7 +241,7 @@ def _phase(spec: RoundSpec, done: int, last: int | None) -> int:
     if spec.observer is None or last is None:
         return 0
     wait = round(max(0, spec.observer.every - (done - last)) / spec.steps)
-    return -wait % spec.stride
+    return -min(wait, spec.stride - 1) % spec.stride
 
 
 def _record_spectra(

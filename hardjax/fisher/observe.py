@@ -67,9 +67,14 @@ def make_observer(measure: FisherMeasure, chunk: int | None) -> SpectrumObserver
 
 
 class Spectra:
-    """Measurements so far, raw."""
+    """Measurements so far, raw.
 
-    def __init__(self) -> None:
+    Args:
+        num_batches: N, steps an epoch.
+    """
+
+    def __init__(self, num_batches: int) -> None:
+        self._num_batches = num_batches
         self._rows: list[tuple[int, float, np.ndarray, float]] = []
 
     def __len__(self) -> int:
@@ -90,8 +95,9 @@ class Spectra:
         """Columns of the record, `done` back-propagations into the run.
 
         Returns:
-            step (M,): back-propagations done before each measurement; stands_for (M,): steps until the next one;
-            learning_rate, batch_size, mean_entry (M,); eigenvalues (M, B) ascending, NaN where a batch was smaller.
+            step (M,): back-propagations done before each measurement; epoch (M,): the same in epochs; stands_for (M,):
+            steps until the next one; learning_rate, batch_size, mean_entry (M,); eigenvalues (M, B) ascending, NaN
+            where a batch was smaller.
         """
         steps = np.array([row[0] for row in self._rows], np.int64)
         sizes = np.array([len(row[2]) for row in self._rows], np.int64)
@@ -100,6 +106,7 @@ class Spectra:
             row[: len(spectrum[2])] = spectrum[2]
         return {
             "step": steps,
+            "epoch": steps / self._num_batches,
             "stands_for": np.diff(steps, append=done),
             "learning_rate": np.array([row[1] for row in self._rows]),
             "batch_size": sizes,
