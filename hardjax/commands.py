@@ -152,7 +152,16 @@ def models() -> int:
     """`hardjax models`."""
     from hardjax import models
 
-    print_table("networks", models.table())
+    rows = [
+        row | {"parameters": f"{row['parameters']:,}", "multiply_adds": f"{row['multiply_adds'] / 1e6:,.1f}M"}
+        for row in models.table()
+    ]
+    print_table("networks", [{key.replace("_", "-"): value for key, value in row.items()} for row in rows])
+    print(
+        "published: parameters, floating-point operations (truncated; about twice the multiply-adds).\n"
+        "options (--model-option NAME=VALUE, or hj.models.create): norm, norm_batch_size, dtype, init, dropout; "
+        "drop_path, stem, widths, norm_dense where a network has them."
+    )
     return 0
 
 

@@ -19,11 +19,12 @@ from jax import Array, lax
 
 from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
 from hardjax.models.apply import make_apply
+from hardjax.models.layers import BatchNorm
 
 Path = tuple[str, ...]
 
-# Their __call__ has the signature of nn.BatchNorm and couples the samples of a batch.
-BATCH_NORMS: list[type[nn.Module]] = [nn.BatchNorm]
+# Their __call__ normalises by a mean and variance kept beside "scale" and "bias", and couples the samples of a batch.
+BATCH_NORMS: list[type[nn.Module]] = [nn.BatchNorm, BatchNorm]
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm)
 _REWRITING = (nn.SpectralNorm, nn.WeightNorm)
 

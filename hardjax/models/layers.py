@@ -1,31 +1,286 @@
-"""Blocks that the families share."""
+"""What the families share: the frame of a network, its layers, normalisation and pooling."""
 
-from functools import partial
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
 
 from hardjax import _validate
 from hardjax.models.convolution import convolve
+from hardjax.models.initial import SCHEMES, Init
 
 NORMS = ("batch", "group", "none")
-
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-
-Conv = partial(nn.Conv, conv_general_dilated=convolve)
+DTYPES = ("float32", "bfloat16")
+EPSILON = 1e-5
+MOMENTUM = 0.9
 
 
-def conv(features: int, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
-    """A square convolution padded by kernel // 2 on every side, as in PyTorch; `SAME` pads unevenly at stride 2."""
-    pad = (kernel // 2, kernel // 2)
-    return Conv(features, (kernel, kernel), (stride, stride), padding=(pad, pad), **options)
+class TooSmall(ValueError):
+    """Nothing is left of an image on its way through a network."""
 
 
-def norm(kind: str, train: bool):
-    """The normalisation of that name: batch (momentum 0.9, epsilon 1e-5), group (8 channels a group) or none."""
-    _validate.one_of(NORMS, norm=kind)
-    if kind == "batch":
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
-    if kind == "group":
-        return nn.GroupNorm(num_groups=None, group_size=8, epsilon=1e-5)
-    return lambda images: images
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, as in PyTorch, with statistics of the batch or of parts of it.
+
+    Normalises by the biased variance and keeps the unbiased one, n / (n - 1) times larger, among the running
+    statistics (`flax.linen.BatchNorm` keeps the biased one). Statistics are float32 (or wider) whatever the input.
+
+    Attributes:
+        train: normalise by this batch and update the running statistics; otherwise normalise by those.
+        batch_size: samples that share their statistics (P4, section 3.6): consecutive ones. The running statistics
+            move once, towards the average over the parts. None: the whole batch.
+        zero_scale: start the scale at 0 instead of 1.
+    """
+
+    train: bool
+    batch_size: int | None = None
+    zero_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, ..., C) -> the same shape and dtype.
+
+        Raises:
+            ValueError: in training, `batch_size` does not divide B, or one value has no variance.
+        """
+        channels = x.shape[-1:]
+        scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        scale = self.param("scale", scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if not self.train:
+            mean, var = running_mean.value, running_var.value
+            return self._scaled(wide, mean, var, scale, bias).astype(x.dtype)
+        parts = wide.reshape(self._parts(len(x)), -1, *x.shape[1:])
+        axes = tuple(range(1, parts.ndim - 1))
+        mean = parts.mean(axes, keepdims=True)
+        var = jnp.maximum(jnp.square(parts).mean(axes, keepdims=True) - jnp.square(mean), 0.0)
+        if not self.is_initializing():
+            count = math.prod(parts.shape[1:-1])
+            if count < 2:
+                raise ValueError(
+                    "Expected more than 1 value per channel for batch statistics in training; this batch (or part of"
+                    " it) has 1 sample of 1 pixel."
+                )
+            self._move(running_mean, mean)
+            self._move(running_var, var * (count / (count - 1)))
+        return self._scaled(parts, mean, var, scale, bias).reshape(x.shape).astype(x.dtype)
+
+    def _parts(self, batch: int) -> int:
+        if self.batch_size is None:
+            return 1
+        if batch % self.batch_size:
+            raise ValueError(
+                f"Expected norm_batch_size={self.batch_size} to divide the batch of {batch} samples that it cuts."
+            )
+        return batch // self.batch_size
+
+    def _move(self, running: nn.Variable, parts: Array) -> None:
+        new = parts.mean(tuple(range(parts.ndim - 1)))
+        running.value = (MOMENTUM * running.value + (1 - MOMENTUM) * new).astype(running.value.dtype)
+
+    def _scaled(self, x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+        return (x - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one network in one mode: made once in `Network`, handed to its blocks.
+
+    Attributes:
+        train: batch statistics, dropout and stochastic depth are on.
+        norm, norm_batch_size, dropout: as in `Network`.
+        dtype: of the computation; None takes the input's.
+        init: how weights are drawn.
+    """
+
+    train: bool
+    norm: str
+    norm_batch_size: int | None
+    dropout: float
+    dtype: Any
+    init: Init
+
+    def conv(
+        self,
+        x: Array,
+        features: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        bias: bool | None = None,
+        name: str,
+    ) -> Array:
+        """A square convolution, padded by kernel // 2 on every side (`SAME` pads unevenly at stride 2).
+
+        bias: None has one if nothing normalises (norm="none").
+        """
+        if x.ndim != 4:
+            raise ValueError(f"Expected images (B, H, W, C); these have shape {x.shape}.")
+        pad = (kernel // 2, kernel // 2)
+        return nn.Conv(
+            features,
+            (kernel, kernel),
+            (stride, stride),
+            padding=(pad, pad),
+            feature_group_count=groups,
+            use_bias=self.norm == "none" if bias is None else bias,
+            dtype=self.dtype,
+            kernel_init=self.init.conv_kernel(groups),
+            bias_init=self.init.bias_of(kernel**2 * x.shape[-1] // groups),
+            conv_general_dilated=convolve,
+            name=name,
+        )(x)
+
+    def dense(self, x: Array, features: int, *, bias: bool = True, name: str) -> Array:
+        """A fully connected layer on (B, C)."""
+        return nn.Dense(
+            features,
+            use_bias=bias,
+            dtype=self.dtype,
+            kernel_init=self.init.dense_kernel(),
+            bias_init=self.init.bias_of(x.shape[-1]),
+            name=name,
+        )(x)
+
+    def normalise(self, x: Array, name: str, *, last: bool = False) -> Array:
+        """Batch norm, group norm (8 channels a group, fewer where 8 does not divide them) or nothing.
+
+        last: the last one of a residual branch.
+        """
+        zero = last and self.init.zero_last_scale
+        if self.norm == "batch":
+            return BatchNorm(self.train, self.norm_batch_size, zero, name=name)(x)
+        if self.norm == "group":
+            size = next(size for size in range(8, 0, -1) if x.shape[-1] % size == 0)
+            scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+            return nn.GroupNorm(
+                num_groups=None, group_size=size, epsilon=EPSILON, dtype=self.dtype, scale_init=scale_init, name=name
+            )(x)
+        return x
+
+    def drop(self, x: Array) -> Array:
+        """Dropout."""
+        return nn.Dropout(self.dropout, deterministic=not self.train)(x) if self.dropout else x
+
+    def drop_path(self, branch: Array, rate: float) -> Array:
+        """Stochastic depth: a sample's whole branch is dropped, the others' grow by 1 / (1 - rate)."""
+        if not rate:
+            return branch
+        return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not self.train)(branch)
+
+    def classify(self, x: Array, classes: int, name: str) -> Array:
+        """(B, H, W, C) or (B, C) -> mean over the image, dropout, (B, classes)."""
+        x = x.mean((1, 2)) if x.ndim == 4 else x
+        return self.dense(self.drop(x), classes, name=name)
+
+
+class Network(nn.Module):
+    """A classifier of images: module(images (B, H, W, C), train) -> logits (B, num_classes).
+
+    Layers have the names of the reference implementation in PyTorch ("layer1.0" / "conv1"), so that `from_torch` needs
+    no table. Subclasses write `logits`.
+
+    Attributes:
+        num_classes: logits.
+        norm: "batch", "group", or "none" (then convolutions have biases).
+        norm_batch_size: samples that share batch statistics (P4, section 3.6); None: the whole batch.
+        dtype: "float32" (the type of parameters and images), or "bfloat16" for the computation alone: parameters,
+            statistics and logits stay as they are.
+        init_scheme: `create(name, init=...)`: "paper" (what the network's paper or reference implementation does),
+            "he_fan_in", "he_fan_out" or "torch".
+        dropout: share of the features dropped before the last layer in training.
+
+    Raises:
+        ValueError: an unknown word or a value out of range; while tracing: images too small (the smallest size that
+            works is said), `norm_batch_size` that does not divide the batch.
+    """
+
+    num_classes: int = 10
+    norm: str = "batch"
+    norm_batch_size: int | None = None
+    dtype: str = "float32"
+    init_scheme: str = "paper"
+    dropout: float = 0.0
+
+    paper_init: ClassVar[Init]
+
+    def __post_init__(self) -> None:
+        _validate.at_least(1, num_classes=self.num_classes)
+        _validate.one_of(NORMS, norm=self.norm)
+        _validate.one_of(DTYPES, dtype=self.dtype)
+        _validate.one_of(("paper", *SCHEMES), init=self.init_scheme)
+        _validate.in_unit(dropout=self.dropout)
+        if hasattr(self, "drop_path"):
+            _validate.in_unit(drop_path=self.drop_path)
+        if self.norm_batch_size is not None:
+            _validate.at_least(1, norm_batch_size=self.norm_batch_size)
+            if self.norm != "batch":
+                raise ValueError(
+                    f"Expected norm='batch' with norm_batch_size={self.norm_batch_size}, not {self.norm!r}."
+                )
+        super().__post_init__()
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        try:
+            return self.forward(images, train)
+        except TooSmall:
+            height, width, channels = images.shape[1:]
+            side = smallest_side(self.clone(parent=None, name=None), channels)
+            raise ValueError(
+                f"Images of {height}x{width} are too small for {type(self).__name__}: at least {side}x{side} is needed"
+                " (the data can be placed in a frame of that size or resized)."
+            ) from None
+
+    @nn.compact
+    def forward(self, images: Array, train: bool) -> Array:
+        """`__call__` with the bare error for images too small."""
+        dtype = None if self.dtype == "float32" else jnp.dtype(self.dtype)
+        init = SCHEMES.get(self.init_scheme) or self.paper_init
+        layers = Layers(train, self.norm, self.norm_batch_size, self.dropout, dtype, init)
+        logits = self.logits(images if dtype is None else images.astype(dtype), layers)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def logits(self, x: Array, layers: Layers) -> Array:
+        """(B, H, W, C) -> (B, num_classes)."""
+        raise NotImplementedError
+
+
+@functools.cache
+def smallest_side(module: Network, channels: int) -> int:
+    """Side in pixels of the smallest square image that the network takes; traces shapes, computes nothing."""
+    for side in range(1, 1025):
+        images = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
+        try:
+            jax.eval_shape(lambda images: module.init(jax.random.key(0), images, False, method="forward"), images)
+        except ValueError:
+            continue
+        return side
+    raise AssertionError(f"{type(module).__name__} takes no image up to 1024x1024.")
+
+
+def max_pool(x: Array, padding: int = 0) -> Array:
+    """The largest of every 3x3 window at stride 2. Raises TooSmall where no window fits."""
+    _fits(x, 3 - 2 * padding)
+    return nn.max_pool(x, (3, 3), (2, 2), padding=((padding, padding), (padding, padding)))
+
+
+def mean_pool(x: Array) -> Array:
+    """The mean of every 2x2 window at stride 2; an odd last row or column is left out. Raises TooSmall below 2x2."""
+    _fits(x, 2)
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def _fits(x: Array, side: int) -> None:
+    if min(x.shape[1:3]) < side:
+        raise TooSmall

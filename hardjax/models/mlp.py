@@ -5,25 +5,26 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jax import Array
 
-from hardjax.models.layers import norm
+from hardjax.models.initial import FISHER_STUDY
+from hardjax.models.layers import Layers, Network
 
 
-class MLP(nn.Module):
-    """Dense layers with ReLU between; 768,010 parameters on 32x32x1 images with 10 classes.
+class MLP(Network):
+    """Dense layers with ReLU between; 768,010 parameters on 32x32x1 images with 10 classes (P3: 0.77M).
 
     Attributes:
-        num_classes: logits.
         widths: hidden layers.
-        norm: "none", "batch" or "group" between each hidden layer and its ReLU.
+        norm: "none" as P3's text, "batch" or "group": between each hidden layer and its ReLU (770,010 parameters).
+        dropout: after every hidden layer.
     """
 
-    num_classes: int = 10
     widths: Sequence[int] = (500, 500)
     norm: str = "none"
+    paper_init = FISHER_STUDY
 
-    @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> Array:
-        x = images.reshape(images.shape[0], -1)
-        for width in self.widths:
-            x = nn.relu(norm(self.norm, train)(nn.Dense(width)(x)))
-        return nn.Dense(self.num_classes)(x)
+    def logits(self, x: Array, layers: Layers) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for index, width in enumerate(self.widths, 1):
+            x = layers.normalise(layers.dense(x, width, name=f"fc{index}"), f"bn{index}")
+            x = layers.drop(nn.relu(x))
+        return layers.dense(x, self.num_classes, name=f"fc{len(self.widths) + 1}")

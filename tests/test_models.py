@@ -1,7 +1,6 @@
 import pytest
 
 from hardjax import models
-from hardjax.models.summary import count_parameters
 
 
 @pytest.mark.parametrize(
@@ -15,7 +14,7 @@ from hardjax.models.summary import count_parameters
     ],
 )
 def test_parameter_counts_equal_the_published_ones(name, channels, classes, parameters):
-    assert count_parameters(models.create(name, num_classes=classes), (32, 32, channels)) == parameters
+    assert models.size_of(models.create(name, num_classes=classes), (32, 32, channels)).parameters == parameters
 
 
 def test_unknown_names_and_options_offer_the_closest():
