@@ -58,12 +58,12 @@ class BatchNorm(nn.Module):
         if not self.train:
             mean, var = running_mean.value, running_var.value
             return self._scaled(wide, mean, var, scale, bias).astype(x.dtype)
-        parts = wide.reshape(self._parts(len(x)), -1, *x.shape[1:])
-        axes = tuple(range(1, parts.ndim - 1))
+        parts = self._parts(wide)
+        axes = tuple(range(parts.ndim - x.ndim, parts.ndim - 1))
         mean = parts.mean(axes, keepdims=True)
         var = jnp.maximum(jnp.square(parts).mean(axes, keepdims=True) - jnp.square(mean), 0.0)
         if not self.is_initializing():
-            count = math.prod(parts.shape[1:-1])
+            count = math.prod(parts.shape[axis] for axis in axes)
             if count < 2:
                 raise ValueError(
                     "Expected more than 1 value per channel for batch statistics in training; this batch (or part of"
@@ -73,14 +73,15 @@ class BatchNorm(nn.Module):
             self._move(running_var, var * (count / (count - 1)))
         return self._scaled(parts, mean, var, scale, bias).reshape(x.shape).astype(x.dtype)
 
-    def _parts(self, batch: int) -> int:
-        if self.batch_size is None:
-            return 1
-        if batch % self.batch_size:
+    def _parts(self, x: Array) -> Array:
+        """(parts, samples of a part, ..., C), or the batch itself if it is one part."""
+        if self.batch_size is None or self.batch_size == len(x):
+            return x
+        if len(x) % self.batch_size:
             raise ValueError(
-                f"Expected norm_batch_size={self.batch_size} to divide the batch of {batch} samples that it cuts."
+                f"Expected norm_batch_size={self.batch_size} to divide the batch of {len(x)} samples that it cuts."
             )
-        return batch // self.batch_size
+        return x.reshape(-1, self.batch_size, *x.shape[1:])
 
     def _move(self, running: nn.Variable, parts: Array) -> None:
         new = parts.mean(tuple(range(parts.ndim - 1)))
