@@ -1,6 +1,97 @@
+"""What every network promises: shapes, gradients, statistics, options, sizes, initial weights."""
+
+import json
+import math
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import zoo
 
 from hardjax import models
+from hardjax.models.apply import init_variables, make_apply, samples_are_independent
+from hardjax.models.layers import BatchNorm
+from hardjax.models.resnet import Residual, ResNet
+from hardjax.models.zoo import ZOO, TorchvisionResNet
+
+# bfloat16 keeps 8 bits: the logits of the deepest networks here differ by this share of their largest.
+BFLOAT16 = 0.1
+
+
+def _images(batch, channels):
+    return jnp.asarray(goldens.images(batch, channels, 32))
+
+
+def _train(module, variables, images):
+    """(logits, new statistics, gradients of the mean loss)"""
+    apply, labels = make_apply(module), jnp.arange(len(images)) % 10
+
+    @jax.jit
+    def forward(params, statistics):
+        def loss(params):
+            logits, new = apply({"params": params, "batch_stats": statistics}, images, True)
+            return -jax.nn.log_softmax(logits)[jnp.arange(len(images)), labels].mean(), (logits, new)
+
+        gradients, (logits, new) = jax.grad(loss, has_aux=True)(params)
+        return logits, new, gradients
+
+    return forward(variables["params"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in zoo.LARGE else name for name in ZOO]
+    + list(zoo.SMALL_VERSIONS),
+)
+def test_contract(name):
+    make, images = zoo.maker(name), _images(8, zoo.channels(name))
+    module = make(norm="batch")
+    variables = _init(module, images.shape[1:])
+    logits, statistics, gradients = _train(module, variables, images)
+    assert logits.shape == (8, 10) and logits.dtype == jnp.float32
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), variables["batch_stats"], statistics)
+    assert all(jax.tree.leaves(moved)) and jax.tree.structure(moved) == jax.tree.structure(variables["batch_stats"])
+    evaluated = module.apply(
+        {"params": variables["params"], "batch_stats": statistics}, images, mutable=["batch_stats"]
+    )
+    _equal(evaluated[1].get("batch_stats", statistics), statistics)
+
+    of_whole = make(norm="batch", norm_batch_size=8)
+    jax.tree.map(np.testing.assert_array_equal, _train(of_whole, variables, images)[:2], (logits, statistics))
+
+    short = make(norm="batch", dtype="bfloat16")
+    shapes = _shapes(short, images.shape[1:])
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    rounded, rounded_statistics, _ = _train(short, variables, images)
+    assert rounded.dtype == jnp.float32 and (rounded != logits).any()
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded_statistics)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(rounded, logits, rtol=0, atol=BFLOAT16 * float(jnp.abs(logits).max()))
+
+
+def _init(module, image_shape):
+    return jax.jit(lambda key: init_variables(module, key, image_shape))(jax.random.key(0))
+
+
+def _shapes(module, image_shape):
+    return jax.eval_shape(lambda key: init_variables(module, key, image_shape), jax.random.key(0))
+
+
+def _equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_options_are_plain_json(name):
+    given = {"norm": "batch", "norm_batch_size": 4, "dtype": "bfloat16", "init": "torch", "dropout": 0.1}
+    given |= {"drop_path": 0.1, "stem": "cifar", "widths": [7, 8], "norm_dense": True}
+    given = {option: value for option, value in given.items() if option in models.options(name)}
+    assert set(given) == set(models.options(name))
+    assert models.create(name, **json.loads(json.dumps(given))) == models.create(name, **given)
+    assert hash(models.create(name, **given)) != hash(models.create(name))
 
 
 @pytest.mark.parametrize(
@@ -10,15 +101,261 @@ from hardjax import models
         ("resnet8", 3, 10, 75_290),
         ("resnet20", 3, 10, 269_722),
         ("resnet32", 3, 10, 464_154),
+        ("resnet8", 3, 100, 81_140),
         ("resnet20", 3, 100, 275_572),
+        ("resnet32", 3, 100, 470_004),
+        ("alexnet_reduced", 3, 10, 358_106),
+        ("cbrcb_resnet8", 1, 10, 75_130),
+        ("cbrcb_resnet110", 3, 10, 1_728_090),
+        ("cbrcb_resnet110", 3, 100, 1_733_940),
+        ("densenet8", 1, 10, 9_866),
+        ("densenet110", 3, 10, 1_724_890),
+        ("densenet110", 3, 100, 1_778_260),
+        ("resnet18", 3, 10, 11_181_642),
+        ("resnet34", 3, 10, 21_289_802),
+        ("resnet34", 3, 100, 21_335_972),
+        ("resnet50", 3, 10, 23_528_522),
+        ("densenet121", 3, 10, 6_964_106),
+        ("densenet121", 3, 100, 7_056_356),
+        ("mobilenetv3_small_100", 3, 10, 1_528_106),
+        ("efficientnet_b4", 3, 10, 17_566_546),
+        ("efficientnetv2_s", 3, 10, 20_190_298),
     ],
 )
-def test_parameter_counts_equal_the_published_ones(name, channels, classes, parameters):
-    assert models.size_of(models.create(name, num_classes=classes), (32, 32, channels)).parameters == parameters
+def test_parameter_counts_equal_those_of_the_reference(name, channels, classes, parameters):
+    assert models.size_of(models.create(name, classes), (32, 32, channels)).parameters == parameters
 
 
-def test_unknown_names_and_options_offer_the_closest():
-    with pytest.raises(ValueError, match="did you mean 'resnet"):
-        models.create("resnet21")
-    with pytest.raises(ValueError, match="did you mean 'norm'"):
-        models.create("resnet8", norms="batch")
+@pytest.mark.parametrize(
+    "name, options, parameters",
+    [
+        ("alexnet_reduced", {"norm": "batch"}, 358_394),
+        ("alexnet_reduced", {"norm": "batch", "norm_dense": True}, 358_906),
+        ("resnet20", {"norm": "none"}, 269_034),
+        ("mlp", {"norm": "batch", "widths": (500, 500)}, 1024 * 500 * 3 + 770_010 - 1024 * 500),
+    ],
+)
+def test_parameter_counts_of_variants(name, options, parameters):
+    assert models.size_of(models.create(name, **options), (32, 32, 3)).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    "name, parameters, operations",
+    [
+        ("mobilenetv3_small_100", 1.52, 0.03),
+        ("efficientnet_b4", 17.56, 0.98),
+        ("resnet18", 11.18, 1.19),
+        ("efficientnetv2_s", 20.19, 1.86),
+        ("resnet50", 23.52, 2.69),
+    ],
+)
+def test_sizes_equal_the_published_ones(name, parameters, operations):
+    """P1, table 1, truncated there to two decimals."""
+    size = models.size_of(models.create(name), (128, 128, 3))
+    norm = 8 * size.normalised if name.startswith("resnet") else 0
+    assert math.floor(size.parameters / 1e4) / 100 == parameters
+    assert math.floor((2 * size.multiply_adds + norm) / 1e7) / 100 == operations
+    assert ZOO[name].published == f"{parameters:.2f}M, {operations:.2f}G"
+
+
+def test_stems():
+    for name in ("resnet18", "densenet121"):
+        whole, reduced = (models.size_of(models.create(name, stem=stem), (32, 32, 3)) for stem in ("cifar", "imagenet"))
+        assert reduced.parameters - whole.parameters == 64 * 3 * (49 - 9)
+        assert whole.multiply_adds > 10 * reduced.multiply_adds
+
+
+def test_batch_norm_over_parts_equals_a_loop_over_the_parts():
+    module, parts = zoo.SMALL_VERSIONS["resnet"](), 3
+    images = _images(12, 3)
+    variables = _init(module, images.shape[1:])
+    logits, statistics, gradients = _train(zoo.SMALL_VERSIONS["resnet"](norm_batch_size=4), variables, images)
+    # the labels of _train are those of the position in the batch
+    labels = jnp.arange(12) % 10
+
+    @jax.jit
+    def one_part(params, images, labels):
+        def loss(params):
+            apply = make_apply(module)
+            values, new = apply({"params": params, "batch_stats": variables["batch_stats"]}, images, True)
+            return -jax.nn.log_softmax(values)[jnp.arange(4), labels].mean(), (values, new)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    cuts = [slice(4 * part, 4 * part + 4) for part in range(parts)]
+    each = [one_part(variables["params"], images[cut], labels[cut]) for cut in cuts]
+    np.testing.assert_allclose(logits, jnp.concatenate([aux[0] for _, aux in each]), atol=1e-5)
+    mean = [jax.tree.map(lambda *leaves: sum(leaves) / parts, *(pick(one) for one in each)) for pick in _PICK]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), [statistics, gradients], mean)
+    with pytest.raises(ValueError, match="norm_batch_size=5 to divide the batch of 12 samples"):
+        _train(zoo.SMALL_VERSIONS["resnet"](norm_batch_size=5), variables, images)
+
+
+_PICK = (lambda one: one[1][1], lambda one: one[0])
+
+
+def test_running_variance_is_unbiased_and_normalisation_biased():
+    x = np.random.default_rng(0).normal(2, 3, (4, 3, 2, 5)).astype(np.float32)
+    module = BatchNorm(train=True)
+    variables = module.init(jax.random.key(0), x)
+    y, new = module.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(y, (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5), atol=1e-5)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module.apply(variables, x[:1, :1, :1], mutable=["batch_stats"])
+
+
+# What each network draws: kind of its convolutions' and dense layers' kernels, whether biases are zero.
+PAPER_INIT = {
+    "mlp": (None, "torch", False),
+    "alexnet_reduced": ("he_fan_in", "he_fan_in", True),
+    "resnet20": ("he_fan_in", "he_fan_in", True),
+    "cbrcb_resnet8": ("he_fan_out", "torch", False),
+    "densenet8": ("he_fan_out", "torch", False),
+    "resnet18": ("he_fan_out", "torch", False),
+    "resnet34": ("he_fan_out", "torch", False),
+    "densenet": ("he_fan_in", "torch", True),
+    "inverted": ("he_per_group", "uniform_fan_out", True),
+}
+SCHEMES = {"he_fan_in": ("he_fan_in", "he_fan_in", True), "he_fan_out": ("he_fan_out", "he_fan_out", True)}
+SCHEMES |= {"torch": ("torch", "torch", False)}
+
+
+@pytest.mark.parametrize(
+    "name, init, conv, dense, zero_bias",
+    [(name, "paper", *kinds) for name, kinds in PAPER_INIT.items()]
+    + [("cbrcb_resnet8", init, *kinds) for init, kinds in SCHEMES.items()],
+)
+def test_initial_weights_have_their_moments(name, init, conv, dense, zero_bias):
+    module = zoo.maker(name)(**({} if init == "paper" else {"init": init}))
+    params = _init(module, (32, 32, zoo.channels(name)))["params"]
+    of_norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"}
+    kernels = biases = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaf, label = np.asarray(leaf, np.float64), jax.tree_util.keystr(path)
+        if leaf.ndim > 1 and leaf.size > 500:
+            kind = conv if leaf.ndim == 4 else dense
+            fan_in, fan_out = math.prod(leaf.shape[:-1]), math.prod(leaf.shape[:-2]) * leaf.shape[-1]
+            groups = leaf.shape[-1] if leaf.ndim == 4 and leaf.shape[2] == 1 and leaf.shape[0] > 1 else 1
+            variance = {
+                "he_fan_in": 2 / fan_in,
+                "he_fan_out": 2 / fan_out,
+                "he_per_group": 2 * groups / fan_out,
+                "torch": 1 / (3 * fan_in),
+                "uniform_fan_out": 1 / (3 * fan_out),
+            }[kind]
+            error = 6 / math.sqrt(leaf.size)
+            np.testing.assert_allclose(leaf.std(), math.sqrt(variance), rtol=error, err_msg=label)
+            np.testing.assert_allclose(leaf.mean() / math.sqrt(variance), 0, atol=error, err_msg=label)
+            fourth = 1.8 if kind in ("torch", "uniform_fan_out") else 3.0  # uniform or normal
+            np.testing.assert_allclose((leaf**4).mean() / variance**2, fourth, rtol=4 * error, err_msg=label)
+            kernels += 1
+        elif path[-1].key == "bias" and path[:-1] not in of_norms:
+            assert (leaf == 0).all() == zero_bias, label
+            biases += 1
+    assert kernels >= 2 and biases >= 1
+
+
+def test_last_scales_of_branches_start_at_zero_in_timm_resnets_alone():
+    def scales(module):
+        params = _init(module, (32, 32, 3))["params"]
+        return params["layer1.0"]["bn2"]["scale"], params["layer1.0"]["bn1"]["scale"]
+
+    settings = {"stages": (1, 1), "bottleneck": False}
+    for module, expected in (
+        (ResNet(**settings), 0),
+        (TorchvisionResNet(**settings), 1),
+        (ResNet(init_scheme="he_fan_out", **settings), 1),
+    ):
+        last, first = scales(module)
+        assert (last == expected).all() and (first == 1).all()
+    assert isinstance(models.create("resnet34"), TorchvisionResNet)
+
+
+def test_from_torch_lists_every_fault_in_one_error():
+    layers = goldens.read("more_layers")["cbrcb_resnet8"]
+    state = goldens.state_dict(layers)
+    del state["blocks.1.conv2.weight"], state["bn0.running_var"], state["bn0.num_batches_tracked"]
+    state["conv9.weight"] = np.zeros(3)
+    state["fc.weight"] = np.zeros((1000, 64))
+    with pytest.raises(ValueError) as error:
+        models.from_torch("cbrcb_resnet8", state)
+    text = str(error.value)
+    assert "missing: bn0.running_var, blocks.1.conv2.weight;" in text
+    assert "unexpected: conv9.weight;" in text
+    assert "wrong shape: fc.weight (1000, 64) instead of (10, 64)." in text
+    assert "\n" not in text and "num_batches_tracked" not in text
+
+
+def test_from_torch_keeps_dtypes_and_draws_a_new_head():
+    state = goldens.state_dict(goldens.read("more_layers")["cbrcb_resnet8"])
+    state = {name: value.astype(np.float16) for name, value in state.items()}
+    variables = models.from_torch("cbrcb_resnet8", state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float16")}
+    other = models.from_torch("cbrcb_resnet8", state, 7, new_head=jax.random.key(0))
+    assert other["params"]["fc"]["kernel"].shape == (64, 7) and other["params"]["fc"]["kernel"].any()
+    _equal(other["params"]["conv0"], variables["params"]["conv0"])
+
+
+def test_images_too_small_are_refused_with_the_smallest_size_that_works():
+    with pytest.raises(ValueError, match=r"8x8 are too small for ReducedAlexNet: at least 15x15"):
+        _shapes(models.create("alexnet_reduced"), (8, 8, 1))
+    _shapes(models.create("alexnet_reduced"), (15, 15, 1))
+    with pytest.raises(ValueError, match=r"multiples of 4"):
+        _shapes(models.create("cbrcb_resnet8"), (30, 30, 1))
+    with pytest.raises(ValueError, match=r"4x4 are too small for DenseNet: at least 5x5"):
+        _shapes(zoo.SMALL_VERSIONS["densenet"](stem="imagenet"), (4, 4, 3))
+    with pytest.raises(ValueError, match=r"Expected images \(B, H, W, C\)"):
+        models.create("resnet8").init(jax.random.key(0), jnp.zeros((2, 64)))
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"drop_path": 0.9}])
+def test_dropout_and_stochastic_depth_draw_in_training_alone(options):
+    make, images = zoo.SMALL_VERSIONS["inverted"], _images(4, 3)
+    variables = _init(make(), images.shape[1:])
+    apply, plain = (jax.jit(make_apply(module), static_argnums=2) for module in (make(**options), make()))
+    one, two, again = (apply(variables, images, True, jax.random.key(seed))[0] for seed in (1, 2, 1))
+    assert (one != two).any() and (one == again).all()
+    _equal(apply(variables, images, False)[0], plain(variables, images, False)[0])
+
+
+def test_stochastic_depth_drops_whole_branches_and_scales_the_rest():
+    layers = models.layers.Layers(True, "none", None, 0.0, None, models.initial.SCHEMES["he_fan_in"])
+    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
+
+    def branch(rate):
+        module = Residual(layers, [(3, 3, 1), (3, 3, 1)], "subsample", relu=False, drop_path=rate)
+        variables = module.init({"params": jax.random.key(1), "dropout": jax.random.key(2)}, x)
+        return module.apply(variables, x, rngs={"dropout": jax.random.key(3)}) - x
+
+    whole, thinned = branch(0.0), branch(0.75)
+    dropped = np.asarray((thinned == 0).all((1, 2, 3)))
+    assert 0.6 < dropped.mean() < 0.9
+    np.testing.assert_allclose(thinned[~dropped], 4 * whole[~dropped], atol=1e-4)
+
+
+def test_group_norm_keeps_samples_independent():
+    for name in ("resnet8", "densenet8", "mlp"):
+        module = models.create(name, norm="group")
+        shape = (32, 32, zoo.channels(name))
+        assert samples_are_independent(make_apply(module), _shapes(module, shape), shape)
+
+
+def test_bad_options_are_one_clear_line():
+    for name, options, message in (
+        ("resnet21", {}, "did you mean 'resnet"),
+        ("resnet8", {"norms": "batch"}, "did you mean 'norm'"),
+        ("resnet8", {"norm": "layer"}, "Unknown norm 'layer'"),
+        ("resnet8", {"norm": "none", "norm_batch_size": 4}, "Expected norm='none' to be 'batch'"),
+        ("resnet8", {"norm_batch_size": 0}, "norm_batch_size=0"),
+        ("resnet18", {"stem": "cifar10"}, "did you mean 'cifar'"),
+        ("resnet8", {"stem": "cifar"}, "option of resnet8 'stem'"),
+        ("resnet8", {"dtype": "float64"}, "Unknown dtype"),
+        ("resnet8", {"init": "xavier"}, "Unknown init 'xavier'"),
+        ("resnet8", {"drop_path": 1.0}, "drop_path=1.0"),
+        ("alexnet_reduced", {"norm_dense": True}, "norm_dense=True"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            models.create(name, **options)
+        assert "\n" not in str(error.value)

@@ -226,7 +226,7 @@ class Network(nn.Module):
             _validate.at_least(1, norm_batch_size=self.norm_batch_size)
             if self.norm != "batch":
                 raise ValueError(
-                    f"Expected norm='batch' with norm_batch_size={self.norm_batch_size}, not {self.norm!r}."
+                    f"Expected norm={self.norm!r} to be 'batch' with norm_batch_size={self.norm_batch_size}."
                 )
         super().__post_init__()
 

@@ -1,5 +1,6 @@
 """The networks of the four papers by name, with what was published about them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,11 @@ def names() -> list[str]:
 def options(name: str) -> list[str]:
     """Options that `create` takes for the network of that name."""
     entry = ZOO[name]
-    fields = set(entry.constructor.__dataclass_fields__) - set(entry.settings) - {"parent", "name", "num_classes"}
+    fields = (
+        {field.name for field in dataclasses.fields(entry.constructor)}
+        - set(entry.settings)
+        - {"parent", "name", "num_classes"}
+    )
     return sorted({"init_scheme": "init"}.get(field, field) for field in fields)
 
 

@@ -1,0 +1,53 @@
+"""Gram matrices by layers equal the definition for every network of the zoo."""
+
+import goldens
+import jax
+import numpy as np
+import pytest
+import zoo
+
+from hardjax import fisher, models
+from hardjax.models.apply import init_variables
+
+
+def _compare(module, side, channels, batch):
+    with jax.enable_x64(True):
+        variables = jax.jit(lambda key: init_variables(module, key, (side, side, channels)))(jax.random.key(0))
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        images = goldens.images(batch, channels, side).astype(np.float64)
+        labels = np.arange(batch) % 10
+        fast, slow = (
+            jax.jit(fisher.make_gram(module, method=method))(variables, images, labels) for method in ("layers", "vmap")
+        )
+    np.testing.assert_allclose(fast, slow, rtol=1e-9, atol=1e-9 * np.abs(slow).max())
+    assert np.linalg.matrix_rank(fast) > 1
+
+
+# One of each kind of layer; the others are slow.
+QUICK = ["mlp", "alexnet_reduced", "densenet8", "inverted"]
+SMALL = [name for name in [*zoo.ZOO, *zoo.SMALL_VERSIONS] if name not in zoo.LARGE]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
+)
+def test_by_layers_equals_the_definition(name):
+    _compare(zoo.maker(name)(norm="batch"), 16, zoo.channels(name), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name in zoo.LARGE])
+def test_by_layers_equals_the_definition_for_large_networks(name):
+    _compare(models.create(name), 32, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm_batch_size": 2},
+        pytest.param({"norm": "group"}, marks=pytest.mark.slow),
+        pytest.param({"norm": "none"}, marks=pytest.mark.slow),
+    ],
+)
+def test_by_layers_equals_the_definition_for_other_norms(options):
+    _compare(models.create("cbrcb_resnet8", **options), 8, 3, 4)
