@@ -20,7 +20,7 @@ from hardjax import checkpoint, data, models, results, trimming
 from hardjax.budget import Dispatch, dispatches
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
-from hardjax.data.augment import Augmentation, named, output_shape
+from hardjax.data.augment import Augmentation, named
 from hardjax.fisher.observe import Spectra, SpectrumObserver, make_observer
 from hardjax.history import History, TrainLog
 from hardjax.models.apply import init_variables, make_apply
@@ -29,7 +29,7 @@ from hardjax.programs import Programs, programs_for
 from hardjax.progress import ProgressBar, Silent
 from hardjax.rounds import RoundInfo, RoundSpec, check_observer
 from hardjax.schedules import make_schedule
-from hardjax.train import Recipe, TrainData, TrainState, exact_trim_paths
+from hardjax.train import Recipe, TrainData, TrainState, check_model, exact_trim_paths, replace
 from hardjax.trimming import TrimPlan
 
 
@@ -63,6 +63,7 @@ def run(
     *,
     dataset: Dataset | None = None,
     model: Any = None,
+    variables: Any = None,
     performance: Performance | None = None,
     output: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -74,6 +75,7 @@ def run(
         config: everything that decides the result.
         dataset: one's own data; None loads `config.dataset`.
         model: one's own Linen module (`module(images, train) -> logits`); None creates `config.model`.
+        variables: {"params", "batch_stats"} to start from, such as `hj.models.from_torch` gives; None draws them.
         performance: speed and memory only.
         output: folder for config.json, history.jsonl, summary.json and the checkpoint; None writes nothing.
         overwrite: let `output` hold another run already.
@@ -85,7 +87,7 @@ def run(
         ValueError: data, model and configuration do not fit, in one line.
     """
     performance = performance or Performance()
-    setting = prepare(config, dataset, model, performance)
+    setting = prepare(config, dataset, model, performance, variables)
     folder = None if output is None else results.claim_folder(output, overwrite)
     if folder is not None:
         results.write_json(folder / "config.json", config.to_dict())
@@ -117,11 +119,17 @@ class Setting:
     splits: dict[str, TrainData]
     trims: TrimPlan | None
     observer: SpectrumObserver | None
+    start: Any = None
 
     def init_state(self) -> TrainState:
         selection = self.config.selection
         slots = self.recipe.num_batches if selection.unit == "batch" else self.recipe.num_samples
-        return self.programs.init(self.config.seed, self.hyper, selection.init(slots))
+        state = self.programs.init(self.config.seed, self.hyper, selection.init(slots))
+        if self.start is None:
+            return state
+        # Copies: a donated state would take the caller's arrays with it.
+        given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
+        return replace(state, params=given["params"], batch_stats=given["batch_stats"])
 
     def at(self, dispatch: Dispatch, done: int) -> tuple[RoundSpec, Hyper, float]:
         """(program, traced numbers, share of each batch) of a dispatch that starts after `done` back-propagations."""
@@ -141,6 +149,7 @@ def prepare(
     dataset: Dataset | None = None,
     model: Any = None,
     performance: Performance | None = None,
+    variables: Any = None,
 ) -> Setting:
     """Everything that a run needs before its first step.
 
@@ -168,7 +177,9 @@ def prepare(
         num_samples=num_samples,
         image_shape=tuple(dataset.train.images.shape[1:]),
     )
-    output_shape(recipe.augmentation, recipe.image_shape)  # refuses a frame that does not hold the images
+    expected = check_model(recipe, dataset.num_classes)
+    if variables is not None:
+        _check_variables(variables, expected)
     performance = performance or Performance()
     trims = config.trimming and trimming.make_plan(
         config.trimming,
@@ -190,7 +201,24 @@ def prepare(
         check_observer(recipe, observer)
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
-    return Setting(config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer)
+    return Setting(
+        config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer, variables
+    )
+
+
+def _check_variables(given: Any, expected: Any) -> None:
+    """Raises ValueError listing what is missing, unexpected or of another shape."""
+
+    def shapes(tree: Any) -> dict[str, tuple]:
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    found, wanted = shapes(dict(given)), shapes(expected)
+    faults = [f"missing {name}" for name in wanted if name not in found]
+    faults += [f"unexpected {name}" for name in found if name not in wanted]
+    both = [name for name in wanted if name in found and found[name] != wanted[name]]
+    faults += [f"{name} {found[name]} instead of {wanted[name]}" for name in both]
+    if faults:
+        raise ValueError(f"The variables do not fit the model: {'; '.join(faults)}.")
 
 
 def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:

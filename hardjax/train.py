@@ -223,6 +223,26 @@ _GRADIENTS = {
 }
 
 
+def check_model(recipe: Recipe, num_classes: int) -> Any:
+    """Shapes of the model's variables {"params", "batch_stats"}; only traces.
+
+    Raises:
+        ValueError: the model does not take the batches of training, or gives no (B, `num_classes`) logits.
+    """
+    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+    variables = jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *model_shape), jnp.float32)
+    logits, _ = jax.eval_shape(
+        lambda variables, images: recipe.apply(variables, images, True, jax.random.key(0)), variables, images
+    )
+    if logits.ndim != 2 or logits.shape[0] != recipe.batch_size or logits.shape[1] < num_classes:
+        raise ValueError(
+            f"Expected logits of shape ({recipe.batch_size}, {num_classes}) from the model for images of"
+            f" {images.shape}; it gives {logits.shape}."
+        )
+    return variables
+
+
 def exact_trim_paths(recipe: Recipe) -> tuple[str, ...]:
     """Paths of a trimmed step that leave this network's result as it is, the fastest first; only traces."""
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)

@@ -1,4 +1,4 @@
-"""Test-wide settings: rank promotion is an error, compiled programs are kept between runs."""
+"""Test-wide settings: compiled programs are kept between runs."""
 
 import os
 from pathlib import Path

@@ -142,13 +142,20 @@ AXES = {
     "selection": SELECTIONS,
     "optimizer": ["sgd", "momentum", "nesterov", "adam", "adamw"],
     "schedule": ["constant", "step", "cosine", hj.Schedule("cosine", warmup=0.2)],
-    "model": [("mlp", {"widths": [8]}), ("resnet8", {}), ("resnet8", {"norm": "none"})],
+    "model": [
+        ("mlp", {"widths": [8]}),
+        ("resnet8", {}),
+        ("resnet8", {"norm": "none"}),
+        ("mlp", {"widths": [8], "norm": "batch", "norm_batch_size": 10}),
+    ],
     "augmentation": [
         "none",
         "standard",
         hj.Augmentation(frame=10, place="random"),
         hj.Augmentation(resize=9, flip=True),
     ],
+    "trimming": [None, hj.trimming.Trimming(1.0, 0.5)],
+    "measure": [None, hj.fisher.FisherMeasure(every=2)],
 }
 
 
@@ -187,7 +194,9 @@ def test_every_two_axes_work_together(tiny, row):
     result = hj.run(settings, dataset=tiny, progress=False)
     assert result.summary["backprops"] == 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
-    assert runner.prepare(settings, tiny).programs.traces["round"] <= 3
+    counts = 2 if settings.trimming else 1  # kept counts, one an epoch
+    assert runner.prepare(settings, tiny).programs.traces["round"] <= 3 * counts
+    assert bool(result.measurements) == (settings.measure is not None)
     assert hj.TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
@@ -236,3 +245,25 @@ def test_data_model_and_configuration_must_fit(tiny):
         train(tiny, batch_size=71)
     with pytest.raises(ValueError, match="Unknown model 'resnet9'"):
         train(tiny, model="resnet9", model_options={})
+    with pytest.raises(ValueError, match="norm_batch_size=3 to divide the batch of 8 samples"):
+        train(tiny, model_options={"widths": [8], "norm": "batch", "norm_batch_size": 3})
+    with pytest.raises(ValueError, match="6x6 are too small for ReducedAlexNet: at least 15x15"):
+        train(tiny, model="alexnet_reduced", model_options={})
+    with pytest.raises(ValueError, match=r"Expected logits of shape \(8, 3\).*gives \(8, 2\)"):
+        hj.run(hj.TrainConfig(batch_size=8), dataset=tiny, model=hj.models.create("mlp", 2), progress=False)
+
+
+def test_a_run_starts_from_given_variables_and_leaves_them(tiny):
+    settings = hj.TrainConfig(**{**SMALL, "learning_rate": 1e-30}, epochs=1)
+    first = hj.run(settings, dataset=tiny, progress=False)
+    start = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, first.state.variables)
+    second = hj.run(settings, dataset=tiny, variables=start, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, second.state.variables, start)
+    third = hj.run(settings, dataset=tiny, variables=second.state.variables, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, third.state.variables, second.state.variables)
+    del start["params"]["fc1"]["bias"]
+    start["params"]["fc2"]["kernel"] = np.zeros((3, 8))
+    with pytest.raises(ValueError) as error:
+        hj.run(settings, dataset=tiny, variables=start, progress=False)
+    assert "missing ['params']['fc1']['bias']" in str(error.value)
+    assert "['params']['fc2']['kernel'] (3, 8) instead of (8, 3)" in str(error.value)
