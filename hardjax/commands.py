@@ -129,7 +129,8 @@ def measure(options: Any) -> int:
     found = {folder: measure_run(folder, *settings) for folder in options.runs}
     folder = results.claim_folder(options.output, options.overwrite, ("measure.json",))
     results.write_json(
-        folder / "measure.json", {"runs": {name: report.to_dict() for name, report in found.items()}} | vars(options)
+        folder / "measure.json",
+        {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
     )
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
     if recorded:

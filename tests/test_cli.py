@@ -130,3 +130,31 @@ def test_help_reads_well(capsys, name):
 def test_data_list(capsys):
     assert command("data", "list") == 0
     assert "fashion_mnist" in capsys.readouterr().out
+
+
+def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
+    run, report = tmp_path / "run", tmp_path / "report"
+    assert command("train", *FAST, "--measure-every", 5, "--output", run) == 0
+    assert (run / "measures.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert {"c", "l", "C_K", "L_K", "batch_size", "learning_rate"} <= set(lines[0]) and lines[-1]["C_K"] > 1
+    assert np.load(run / "spectra.npz")["eigenvalues"].shape == (10, 64)
+    capsys.readouterr()
+    assert command("measure", run, "--batches", 2, "--output", report) == 0
+    shown = capsys.readouterr().out
+    assert "C_K at 1e-06" in shown and "final state" in shown
+    found = json.loads((report / "measure.json").read_text())["runs"][str(run)]
+    assert found["recorded"]["C_K"][-1] == pytest.approx(lines[-1]["C_K"])
+    assert len(found["final"]["c"]) == 2 and (report / "measures.png").exists()
+
+
+def test_measure_refuses_what_is_no_run(tmp_path, capsys):
+    assert command("measure", tmp_path, "--output", tmp_path / "report") == 2
+    assert "No run in" in capsys.readouterr().err and not (tmp_path / "report").exists()
+
+
+def test_models_lists_sizes_beside_the_published_ones(capsys):
+    assert command("models") == 0
+    shown = capsys.readouterr().out
+    for text in ("resnet50", "23,528,522", "1,334.6M", "23.52M, 2.69G", "norm_batch_size"):
+        assert text in shown
