@@ -6,7 +6,7 @@ Here the two backward convolutions are written in canonical NHWC/HWIO form on op
 optimisation barrier, and depthwise convolutions are sums of shifted products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,18 +73,51 @@ def _on_cpu(lhs: Array, rhs: Array, strides: tuple, pads: tuple, groups: int, pr
     return jnp.concatenate([_dense(x, kernel, strides, pads, precision) for x, kernel in parts], -1)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> Array:
-    """A sum of h * w shifted products."""
+    return sum(
+        window * rhs[i, j, 0] for (i, j), window in _windows(jnp.pad(lhs, ((0, 0), *pads, (0, 0))), rhs, strides)
+    )
+
+
+def _depthwise_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> tuple:
+    return _depthwise(lhs, rhs, strides, pads), (lhs, rhs)
+
+
+def _depthwise_backward(strides: tuple, pads: tuple, saved: tuple, cotangent: Array) -> tuple:
+    lhs, rhs = saved
+    back = _backward_padding(lhs.shape, rhs.shape, cotangent.shape, strides, pads)
+    dilated = [(0, 0, 0), *((*back[i], strides[i] - 1) for i in (0, 1)), (0, 0, 0)]
+    dilated = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), dilated)
+    lhs_bar = _depthwise(dilated, jnp.flip(rhs, (0, 1)), (1, 1), ((0, 0), (0, 0)))
     padded = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
-    sizes = [(padded.shape[i + 1] - rhs.shape[i]) // strides[i] + 1 for i in (0, 1)]
-    total = None
+
+    # One sample at a time: its h * w products are summed while they are in the cache. Of the whole batch at once they
+    # would be laid out in memory (four times slower, seven times the memory).
+    def add_sample(index: Array, total: Array) -> Array:
+        image, output = (lax.dynamic_slice_in_dim(array, index, 1) for array in (padded, cotangent))
+        return total + jnp.stack([(window * output).sum((0, 1, 2)) for _, window in _windows(image, rhs, strides)])
+
+    start = jnp.zeros((rhs.shape[0] * rhs.shape[1], rhs.shape[-1]), rhs.dtype)
+    return lhs_bar, lax.fori_loop(0, len(lhs), add_sample, start).reshape(rhs.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _windows(padded: Array, rhs: Array, strides: tuple) -> Iterator[tuple[tuple[int, int], Array]]:
+    """((i, j), what kernel entry (i, j) sees at every output position)."""
+    sizes = [(padded.shape[axis + 1] - rhs.shape[axis]) // strides[axis] + 1 for axis in (0, 1)]
     for i in range(rhs.shape[0]):
         for j in range(rhs.shape[1]):
             stop = (i + strides[0] * (sizes[0] - 1) + 1, j + strides[1] * (sizes[1] - 1) + 1)
-            window = padded[:, i : stop[0] : strides[0], j : stop[1] : strides[1]]
-            product = window * rhs[i, j, 0]
-            total = product if total is None else total + product
-    return total
+            yield (i, j), padded[:, i : stop[0] : strides[0], j : stop[1] : strides[1]]
+
+
+def _backward_padding(lhs: tuple, rhs: tuple, cotangent: tuple, strides: tuple, pads: tuple) -> list[tuple[int, int]]:
+    """Of the cotangent, dilated by the strides, so that the turned kernel gives the input's shape."""
+    spread = [strides[i] * (cotangent[i + 1] - 1) + 1 for i in (0, 1)]
+    return [(rhs[i] - 1 - pads[i][0], lhs[i + 1] + pads[i][0] - spread[i]) for i in (0, 1)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -99,15 +132,15 @@ def _dense_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precisio
 def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, cotangent: Array) -> tuple:
     lhs, rhs = saved
     kernel = rhs.shape[:2]
-    spread = [strides[i] * (cotangent.shape[i + 1] - 1) + 1 for i in (0, 1)]
     # Input: the cotangent, dilated by the stride, against the kernel turned by 180 degrees with channels exchanged.
     turned = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).transpose(0, 1, 3, 2))
-    back = [(kernel[i] - 1 - pads[i][0], lhs.shape[i + 1] + pads[i][0] - spread[i]) for i in (0, 1)]
+    back = _backward_padding(lhs.shape, rhs.shape, cotangent.shape, strides, pads)
     lhs_bar = lax.conv_general_dilated(
         cotangent, turned, (1, 1), back, lhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
     )
     # Kernel: images as channels; the cotangent, dilated by the stride, is the kernel of a convolution over the input.
     images, filters = lax.optimization_barrier((lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
+    spread = [strides[i] * (cotangent.shape[i + 1] - 1) + 1 for i in (0, 1)]
     over = [(pads[i][0], spread[i] + kernel[i] - 1 - lhs.shape[i + 1] - pads[i][0]) for i in (0, 1)]
     rhs_bar = lax.conv_general_dilated(
         images, filters, (1, 1), over, rhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
