@@ -3,7 +3,7 @@
 XLA on CPU rewrites only the convolutions of the entry computation into forms its fast kernels take; in the body of a
 `scan` a kernel gradient runs in naive loops (about 40 times slower), and depthwise convolutions are slow everywhere.
 Here the two backward convolutions are written in canonical NHWC/HWIO form on operands transposed explicitly behind an
-optimisation barrier, and depthwise convolutions are sums of shifted products.
+optimisation barrier, 1x1 convolutions are matrix products, and depthwise ones sums of shifted products.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,12 +65,20 @@ def convolve(
 
 
 def _on_cpu(lhs: Array, rhs: Array, strides: tuple, pads: tuple, groups: int, precision: Any) -> Array:
+    if groups == 1 and rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+        return _pointwise(lhs[:, :: strides[0], :: strides[1]], rhs, precision)
     if groups == 1:
         return _dense(lhs, rhs, strides, pads, precision)
     if groups == lhs.shape[-1] and rhs.shape[-1] == groups:
         return _depthwise(lhs, rhs, strides, pads)
     parts = zip(jnp.split(lhs, groups, -1), jnp.split(rhs, groups, -1), strict=True)
     return jnp.concatenate([_dense(x, kernel, strides, pads, precision) for x, kernel in parts], -1)
+
+
+def _pointwise(lhs: Array, rhs: Array, precision: Any) -> Array:
+    """One matrix product of two dimensions, two to three times as fast as the convolution or one of four."""
+    y = jnp.matmul(lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0], precision=precision)
+    return y.reshape(*lhs.shape[:-1], -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
