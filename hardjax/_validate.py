@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -29,7 +30,7 @@ def in_unit(**named: float) -> None:
 def at_least(least: int, **named: int) -> None:
     """Each value is a whole number not below `least`."""
     for name, value in named.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"Expected {name}={value!r} to be a whole number of at least {least}.")
 
 
@@ -47,6 +48,13 @@ def not_negative(**named: float) -> None:
             raise ValueError(f"Expected {name}={value!r} to be a finite number of at least 0.")
 
 
+def boolean(**named: bool) -> None:
+    """Each value is True or False."""
+    for name, value in named.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"Expected {name}={value!r} to be True or False.")
+
+
 def one_of(allowed: Iterable[str], **named: str) -> None:
     """Each value is one of the allowed words; the closest one is offered."""
     allowed = list(allowed)
@@ -62,4 +70,4 @@ def closest(word: str, allowed: Iterable[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,6 @@ stamp=".venv/.hardjax$1"
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
   echo "Setting up .venv (once) ..." >&2
   [ -d .venv ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$1" 2>&1 | grep -v '^WARNING: Location' >&2 || true
-  .venv/bin/python -c "import hardjax"
+  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".$1" >&2
   touch "$stamp"
 fi

@@ -3,6 +3,7 @@
 import json
 import math
 
+import flax.linen as nn
 import goldens
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import zoo
 
 from hardjax import models
 from hardjax.models.apply import init_variables, make_apply, samples_are_independent
-from hardjax.models.layers import BatchNorm
+from hardjax.models.layers import BatchNorm, Layers
 from hardjax.models.resnet import Residual, ResNet
 from hardjax.models.zoo import ZOO, TorchvisionResNet
 
@@ -132,11 +133,16 @@ def test_parameter_counts_equal_those_of_the_reference(name, channels, classes, 
         ("alexnet_reduced", {"norm": "batch"}, 358_394),
         ("alexnet_reduced", {"norm": "batch", "norm_dense": True}, 358_906),
         ("resnet20", {"norm": "none"}, 269_034),
-        ("mlp", {"norm": "batch", "widths": (500, 500)}, 1024 * 500 * 3 + 770_010 - 1024 * 500),
+        ("cbrcb_resnet8", {}, 75_418),
+        ("densenet8", {}, 10_010),
     ],
 )
 def test_parameter_counts_of_variants(name, options, parameters):
     assert models.size_of(models.create(name, **options), (32, 32, 3)).parameters == parameters
+
+
+def test_parameter_count_of_the_perceptron_with_batch_norm():
+    assert models.size_of(models.create("mlp", norm="batch"), (32, 32, 1)).parameters == 770_010
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,8 @@ def test_running_variance_is_unbiased_and_normalisation_biased():
     np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(y, (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5), atol=1e-5)
+    far = BatchNorm(train=True).apply(variables, x + 1000, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(far, y, atol=1e-3)  # float32 keeps seven digits of 1000, and no more may be lost
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module.apply(variables, x[:1, :1, :1], mutable=["batch_stats"])
 
@@ -298,6 +306,51 @@ def test_from_torch_keeps_dtypes_and_draws_a_new_head():
     _equal(other["params"]["conv0"], variables["params"]["conv0"])
 
 
+@pytest.mark.parametrize("golden", ["resnet8_he", "cbrcb_resnet8_1ch", "efficientnet_b4", "mobilenetv3_small_100"])
+def test_from_torch_takes_tensors_in_any_order(golden):
+    file = "layers" if golden in ZOO else "more_layers"
+    state = goldens.state_dict(goldens.read(file)[golden])
+    name, options = goldens.HERE.get(golden, (golden, {}))
+    _equal(*(models.from_torch(name, dict(sorted(state.items(), reverse=r))) for r in (False, True)))
+
+
+def test_from_torch_reads_the_size_of_the_images_from_the_weights():
+    for name, shape in (("alexnet_reduced", (28, 28, 1)), ("alexnet_reduced", (64, 64, 3)), ("mlp", (28, 28, 1))):
+        module = models.create(name)
+        params = _init(module, shape)["params"]
+        state = {
+            f"{layer}.{'weight' if kind == 'kernel' else kind}": np.asarray(leaf).transpose(
+                {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
+            )
+            for layer, leaves in params.items()
+            for kind, leaf in leaves.items()
+        }
+        _equal(models.from_torch(name, state)["params"], params)
+
+
+def test_dense_layers_take_images_channel_by_channel():
+    """As PyTorch flattens (C, H, W)."""
+    rng = np.random.default_rng(0)
+    sizes = {"fc1": (5, 12), "fc2": (4, 5)}
+    state = {f"{name}.weight": rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    state |= {f"{name}.bias": rng.normal(size=size[0]).astype(np.float32) for name, size in sizes.items()}
+    images = rng.normal(size=(2, 3, 2, 2)).astype(np.float32)
+    variables = models.from_torch("mlp", state, 4, widths=[5])
+    found = models.create("mlp", 4, widths=[5]).apply(variables, images.transpose(0, 2, 3, 1))
+    hidden = np.maximum(images.reshape(2, 12) @ state["fc1.weight"].T + state["fc1.bias"], 0)
+    np.testing.assert_allclose(found, hidden @ state["fc2.weight"].T + state["fc2.bias"], atol=1e-5)
+
+
+def test_from_torch_names_a_tensor_that_numpy_cannot_read():
+    class Bfloat16:
+        def __array__(self, *args, **kwargs):
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+    state = goldens.state_dict(goldens.read("more_layers")["mlp"]) | {"fc2.bias": Bfloat16()}
+    with pytest.raises(ValueError, match=r"Expected fc2.bias to be an array .*, got Bfloat16: Got unsupported"):
+        models.from_torch("mlp", state)
+
+
 def test_images_too_small_are_refused_with_the_smallest_size_that_works():
     with pytest.raises(ValueError, match=r"8x8 are too small for ReducedAlexNet: at least 15x15"):
         _shapes(models.create("alexnet_reduced"), (8, 8, 1))
@@ -320,6 +373,14 @@ def test_dropout_and_stochastic_depth_draw_in_training_alone(options):
     _equal(apply(variables, images, False)[0], plain(variables, images, False)[0])
 
 
+@pytest.mark.parametrize("name", ["resnet8", "cbrcb_resnet8", "inverted"])
+def test_stochastic_depth_in_bfloat16(name):
+    module = zoo.maker(name)(dtype="bfloat16", drop_path=0.5)
+    images = _images(2, zoo.channels(name))
+    variables = _init(module, images.shape[1:])
+    assert make_apply(module)(variables, images, True, jax.random.key(0))[0].dtype == jnp.float32
+
+
 def test_stochastic_depth_drops_whole_branches_and_scales_the_rest():
     layers = models.layers.Layers(True, "none", None, 0.0, None, models.initial.SCHEMES["he_fan_in"])
     x = jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
@@ -333,6 +394,22 @@ def test_stochastic_depth_drops_whole_branches_and_scales_the_rest():
     dropped = np.asarray((thinned == 0).all((1, 2, 3)))
     assert 0.6 < dropped.mean() < 0.9
     np.testing.assert_allclose(thinned[~dropped], 4 * whole[~dropped], atol=1e-4)
+
+
+def test_group_norm_is_that_of_its_groups():
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 4, 16)).astype(np.float32)
+    layers = Layers(True, "group", None, 0.0, None, models.initial.SCHEMES["he_fan_in"])
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.normalise(x, "norm")
+
+    params = {"norm": {"scale": np.linspace(1, 2, 16), "bias": np.linspace(-1, 1, 16)}}
+    groups = x.reshape(2, 12, 2, 8)
+    mean, var = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    expected = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape) * params["norm"]["scale"]
+    np.testing.assert_allclose(Normed().apply({"params": params}, x), expected + params["norm"]["bias"], atol=1e-5)
 
 
 def test_group_norm_keeps_samples_independent():
@@ -355,7 +432,13 @@ def test_bad_options_are_one_clear_line():
         ("resnet8", {"init": "xavier"}, "Unknown init 'xavier'"),
         ("resnet8", {"drop_path": 1.0}, "drop_path=1.0"),
         ("alexnet_reduced", {"norm_dense": True}, "norm_dense=True"),
+        ("alexnet_reduced", {"norm_dense": "no"}, "norm_dense='no' to be True or False"),
+        ("mlp", {"widths": 5}, "widths=5 to be a sequence"),
+        ("mlp", {"widths": [8, 2.5]}, r"widths\[1\]=2.5 to be a whole number"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             models.create(name, **options)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="did you mean 'resnet"):
+        models.options("resnet21")
+    assert models.create("mlp", np.int64(3), dropout=np.float32(0.5)).num_classes == 3

@@ -42,7 +42,10 @@ def _read(golden):
     layers, outputs = goldens.read(f"{prefix}layers")[golden], goldens.read(f"{prefix}logits")[golden]
     name, options = goldens.HERE.get(golden, (golden, {}))
     channels = outputs.get("in_ch", 3)
-    variables = models.from_torch(name, goldens.state_dict(layers), image_shape=(32, 32, channels), **options)
+    state_dict = goldens.state_dict(layers)
+    if channels == 1:  # in any order
+        state_dict = dict(sorted(state_dict.items()))
+    variables = models.from_torch(name, state_dict, **options)
     return models.create(name, **options), variables, channels, outputs["cases"]
 
 

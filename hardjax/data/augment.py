@@ -39,9 +39,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         _validate.at_least(0, pad=self.pad)
         _validate.one_of(PLACES, place=self.place)
-        for name in ("flip", "normalize"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"Expected {name}={getattr(self, name)!r} to be True or False.")
+        _validate.boolean(flip=self.flip, normalize=self.normalize)
         for name in ("frame", "resize"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})

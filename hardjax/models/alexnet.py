@@ -3,15 +3,15 @@
 import flax.linen as nn
 from jax import Array
 
+from hardjax import _validate
 from hardjax.models.initial import SMALL_BATCH_STUDY
-from hardjax.models.layers import Layers, Network, max_pool
+from hardjax.models.layers import Layers, Network, flatten, max_pool
 
 
 class ReducedAlexNet(Network):
-    """Five convolutions and three dense layers; 358,106 parameters without batch norm (P4, section 5.1).
+    """Five convolutions and three dense layers (P4, section 3.1, which prints no count): 358,106 parameters.
 
-    Pools have no padding (32-15-7-3): padded ones would give 472,794 parameters. The features are flattened channel by
-    channel, as in PyTorch.
+    Pools have no padding (32-15-7-3): padded ones would give 472,794 parameters.
 
     Attributes:
         norm: "none"; "batch" or "group" after every convolution, before its ReLU (358,394 parameters).
@@ -22,8 +22,10 @@ class ReducedAlexNet(Network):
     norm: str = "none"
     norm_dense: bool = False
     paper_init = SMALL_BATCH_STUDY
+    last_layer = "fc3"
 
     def __post_init__(self) -> None:
+        _validate.boolean(norm_dense=self.norm_dense)
         if self.norm_dense and self.norm == "none":
             raise ValueError("Expected norm='batch' or 'group' with norm_dense=True, not 'none'.")
         super().__post_init__()
@@ -34,9 +36,9 @@ class ReducedAlexNet(Network):
             x = layers.conv(x, features, kernel, name=f"conv{index}")
             x = nn.relu(layers.normalise(x, f"bn{index}"))
             x = max_pool(x) if pool else x
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = flatten(x)
         for index in (1, 2):
             x = layers.dense(x, 256, bias=not self.norm_dense, name=f"fc{index}")
             x = layers.normalise(x, f"bn_fc{index}") if self.norm_dense else x
             x = layers.drop(nn.relu(x))
-        return layers.dense(x, self.num_classes, name="fc3")
+        return layers.dense(x, self.num_classes, name=self.last_layer)

@@ -83,9 +83,9 @@ def _pointwise(lhs: Array, rhs: Array, precision: Any) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> Array:
-    return sum(
-        window * rhs[i, j, 0] for (i, j), window in _windows(jnp.pad(lhs, ((0, 0), *pads, (0, 0))), rhs, strides)
-    )
+    wide = _sum_dtype(lhs)
+    windows = _windows(jnp.pad(lhs, ((0, 0), *pads, (0, 0))), rhs, strides)
+    return sum(window.astype(wide) * rhs[i, j, 0].astype(wide) for (i, j), window in windows).astype(lhs.dtype)
 
 
 def _depthwise_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> tuple:
@@ -104,10 +104,17 @@ def _depthwise_backward(strides: tuple, pads: tuple, saved: tuple, cotangent: Ar
     # would be laid out in memory (four times slower, seven times the memory).
     def add_sample(index: Array, total: Array) -> Array:
         image, output = (lax.dynamic_slice_in_dim(array, index, 1) for array in (padded, cotangent))
-        return total + jnp.stack([(window * output).sum((0, 1, 2)) for _, window in _windows(image, rhs, strides)])
+        products = (window.astype(wide) * output.astype(wide) for _, window in _windows(image, rhs, strides))
+        return total + jnp.stack([product.sum((0, 1, 2)) for product in products])
 
-    start = jnp.zeros((rhs.shape[0] * rhs.shape[1], rhs.shape[-1]), rhs.dtype)
-    return lhs_bar, lax.fori_loop(0, len(lhs), add_sample, start).reshape(rhs.shape)
+    wide = _sum_dtype(lhs)
+    start = jnp.zeros((rhs.shape[0] * rhs.shape[1], rhs.shape[-1]), wide)
+    return lhs_bar, lax.fori_loop(0, len(lhs), add_sample, start).reshape(rhs.shape).astype(rhs.dtype)
+
+
+def _sum_dtype(array: Array) -> Any:
+    """Sums of bfloat16 are taken in float32, as the built-in convolution does."""
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -8,8 +8,7 @@ from jax import Array
 
 from hardjax import _validate
 from hardjax.models.initial import FISHER_STUDY, TORCHVISION_DENSENET
-from hardjax.models.layers import Layers, Network, max_pool, mean_pool
-from hardjax.models.resnet import STEMS
+from hardjax.models.layers import STEMS, Layers, Network, mean_pool
 
 
 class PreActivation(nn.Module):
@@ -51,16 +50,14 @@ class DenseNet(Network):
     growth: int = 32
     stem: str = "imagenet"
     paper_init = TORCHVISION_DENSENET
+    last_layer = "classifier"
 
     def __post_init__(self) -> None:
         _validate.one_of(STEMS, stem=self.stem)
         super().__post_init__()
 
     def logits(self, x: Array, layers: Layers) -> Array:
-        kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = layers.conv(x, 2 * self.growth, kernel, stride, name="features.conv0")
-        x = nn.relu(layers.normalise(x, "features.norm0"))
-        x = max_pool(x, padding=1) if self.stem == "imagenet" else x
+        x = layers.stem(x, 2 * self.growth, self.stem, "features.conv0", "features.norm0")
         convolutions = [(4 * self.growth, 1, "1"), (self.growth, 3, "2")]
         for stage, count in enumerate(self.stages, 1):
             for index in range(1, count + 1):
@@ -70,7 +67,7 @@ class DenseNet(Network):
                 convolution = [(x.shape[-1] // 2, 1, "")]
                 x = PreActivation(layers, convolution, "norm", pool=True, name=f"features.transition{stage}")(x)
         x = nn.relu(layers.normalise(x, "features.norm5"))
-        return layers.classify(x, self.num_classes, "classifier")
+        return layers.classify(x, self.num_classes, self.last_layer)
 
 
 class SmallDenseNet(Network):
@@ -99,4 +96,4 @@ class SmallDenseNet(Network):
         for number, (features, kernel) in enumerate(plan):
             convolution = [(features or x.shape[-1], kernel, "")]
             x = PreActivation(layers, convolution, "bn", pool=features is None, name=f"layers.{number}")(x)
-        return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, "fc")
+        return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, self.last_layer)

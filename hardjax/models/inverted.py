@@ -101,6 +101,7 @@ class EfficientNet(Network):
     stages: Sequence[tuple] = ()
     drop_path: float = 0.0
     paper_init = TIMM_EFFICIENTNET
+    last_layer = "classifier"
 
     def logits(self, x: Array, layers: Layers) -> Array:
         x = nn.silu(layers.normalise(layers.conv(x, self.stem, 3, 2, name="conv_stem"), "bn1"))
@@ -114,7 +115,7 @@ class EfficientNet(Network):
                 x = InvertedResidual(layers, block, nn.silu, nn.silu, nn.sigmoid, rate, name=name)(x)
                 done += 1
         x = nn.silu(layers.normalise(layers.conv(x, self.head, 1, name="conv_head"), "bn2"))
-        return layers.classify(x, self.num_classes, "classifier")
+        return layers.classify(x, self.num_classes, self.last_layer)
 
 
 class MobileNetV3(Network):
@@ -126,6 +127,7 @@ class MobileNetV3(Network):
 
     drop_path: float = 0.0
     paper_init = TIMM_EFFICIENTNET
+    last_layer = "classifier"
 
     def logits(self, x: Array, layers: Layers) -> Array:
         x = nn.hard_swish(layers.normalise(layers.conv(x, 16, 3, 2, name="conv_stem"), "bn1"))
@@ -138,7 +140,7 @@ class MobileNetV3(Network):
                 done += 1
         x = x.mean((1, 2), keepdims=True)
         x = nn.hard_swish(layers.conv(x, 1024, 1, bias=True, name="conv_head"))
-        return layers.classify(x, self.num_classes, "classifier")
+        return layers.classify(x, self.num_classes, self.last_layer)
 
 
 EFFICIENTNET_B4 = (

@@ -14,6 +14,7 @@ from hardjax import _validate
 from hardjax.models.convolution import convolve
 from hardjax.models.initial import SCHEMES, Init
 
+STEMS = ("imagenet", "cifar")
 NORMS = ("batch", "group", "none")
 DTYPES = ("float32", "bfloat16")
 EPSILON = 1e-5
@@ -61,7 +62,7 @@ class BatchNorm(nn.Module):
         parts = self._parts(wide)
         axes = tuple(range(parts.ndim - x.ndim, parts.ndim - 1))
         mean = parts.mean(axes, keepdims=True)
-        var = jnp.maximum(jnp.square(parts).mean(axes, keepdims=True) - jnp.square(mean), 0.0)
+        var = jnp.square(parts - mean).mean(axes, keepdims=True)
         if not self.is_initializing():
             count = math.prod(parts.shape[axis] for axis in axes)
             if count < 2:
@@ -168,6 +169,12 @@ class Layers:
             )(x)
         return x
 
+    def stem(self, x: Array, features: int, kind: str, conv: str, norm: str) -> Array:
+        """The first layers: "imagenet" leaves a quarter of the side, "cifar" all of it."""
+        kernel, stride = (7, 2) if kind == "imagenet" else (3, 1)
+        x = nn.relu(self.normalise(self.conv(x, features, kernel, stride, name=conv), norm))
+        return max_pool(x, padding=1) if kind == "imagenet" else x
+
     def drop(self, x: Array) -> Array:
         """Dropout."""
         return nn.Dropout(self.dropout, deterministic=not self.train)(x) if self.dropout else x
@@ -213,6 +220,7 @@ class Network(nn.Module):
     dropout: float = 0.0
 
     paper_init: ClassVar[Init]
+    last_layer: ClassVar[str] = "fc"  # name of the last layer
 
     def __post_init__(self) -> None:
         _validate.at_least(1, num_classes=self.num_classes)
@@ -266,6 +274,11 @@ def smallest_side(module: Network, channels: int) -> int:
             continue
         return side
     raise AssertionError(f"{type(module).__name__} takes no image up to 1024x1024.")
+
+
+def flatten(x: Array) -> Array:
+    """(B, H, W, C) -> (B, C * H * W), channel by channel as in PyTorch."""
+    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
 
 
 def max_pool(x: Array, padding: int = 0) -> Array:

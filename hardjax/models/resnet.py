@@ -9,10 +9,7 @@ from jax import Array
 
 from hardjax import _validate
 from hardjax.models.initial import FISHER_STUDY, SMALL_BATCH_STUDY, TIMM_RESNET
-from hardjax.models.layers import Layers, Network, max_pool, mean_pool
-
-STEMS = ("imagenet", "cifar")
-
+from hardjax.models.layers import STEMS, Layers, Network, mean_pool
 
 class Residual(nn.Module):
     """Convolutions with a normalisation after each and ReLU between, added to a shortcut.
@@ -58,7 +55,8 @@ class Residual(nn.Module):
 class ResNet(Network):
     """ImageNet's ResNets as in timm and torchvision (He et al. 2016, stride in the 3x3 convolution).
 
-    ResNet-18, 34, 50 have 11,181,642, 21,289,802, 23,528,522 parameters with 10 classes (P1: 11.18M, 23.52M).
+    ResNet-18, 34, 50 have 11,181,642, 21,289,802, 23,528,522 parameters with 10 classes (P1: 11.18M, 23.52M). P4 draws
+    its ResNet-50 as He et al. do: init="he_fan_in".
 
     Attributes:
         stages: blocks in each of the four stages (64, 128, 256, 512 channels).
@@ -78,17 +76,15 @@ class ResNet(Network):
         super().__post_init__()
 
     def logits(self, x: Array, layers: Layers) -> Array:
-        kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = nn.relu(layers.normalise(layers.conv(x, 64, kernel, stride, name="conv1"), "bn1"))
-        x = max_pool(x, padding=1) if self.stem == "imagenet" else x
-        rates = iter(np.linspace(0, self.drop_path, sum(self.stages)))
+        x = layers.stem(x, 64, self.stem, "conv1", "bn1")
+        rates = iter(np.linspace(0, self.drop_path, sum(self.stages)).tolist())
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
                 convolutions = self._convolutions(64 * 2**stage, stride)
                 name = f"layer{stage + 1}.{block}"
                 x = Residual(layers, convolutions, "project", drop_path=next(rates), name=name)(x)
-        return layers.classify(x, self.num_classes, "fc")
+        return layers.classify(x, self.num_classes, self.last_layer)
 
     def _convolutions(self, features: int, stride: int) -> list[tuple[int, int, int]]:
         if self.bottleneck:
@@ -97,7 +93,7 @@ class ResNet(Network):
 
 
 class HeResNet(Network):
-    """CIFAR ResNets of He et al. with option A shortcuts: 6n + 2 layers, 16-32-64 channels (P4, section 4).
+    """CIFAR ResNets of He et al. with option A shortcuts: 6n + 2 layers, 16-32-64 channels (P4, section 3.1).
 
     ResNet-8, 20, 32 for n = 1, 3, 5: 75,290, 269,722, 464,154 parameters with 10 classes and 3 channels.
 
@@ -113,7 +109,7 @@ class HeResNet(Network):
     def logits(self, x: Array, layers: Layers) -> Array:
         x = nn.relu(layers.normalise(layers.conv(x, 16, name="conv0"), "bn0"))
         x = _three_stages(self, x, layers, "subsample", relu=True)
-        return layers.classify(x, self.num_classes, "fc")
+        return layers.classify(x, self.num_classes, self.last_layer)
 
 
 class CBRCBResNet(Network):
@@ -142,12 +138,12 @@ class CBRCBResNet(Network):
             )
         x = layers.normalise(layers.conv(x, 16, name="conv0"), "bn0")
         x = _three_stages(self, x, layers, "pool", relu=False)
-        return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, "fc")
+        return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, self.last_layer)
 
 
 def _three_stages(network: HeResNet | CBRCBResNet, x: Array, layers: Layers, shortcut: str, relu: bool) -> Array:
     """n blocks each of 16, 32 and 64 channels, at full, half and quarter side."""
-    rates = np.linspace(0, network.drop_path, 3 * network.blocks)
+    rates = np.linspace(0, network.drop_path, 3 * network.blocks).tolist()  # of Python's, which widen no dtype
     for block, rate in enumerate(rates):
         features = 16 * 2 ** (block // network.blocks)
         stride = 2 if block and block % network.blocks == 0 else 1

@@ -1,5 +1,6 @@
 """Weights of PyTorch's reference implementations as Flax variables. Needs NumPy arrays, not PyTorch."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from hardjax.models.apply import init_variables
 from hardjax.models.zoo import ZOO, create
 
+_FIRST = ("conv_stem", "features.conv0", "conv0", "conv1")  # first convolutions of the zoo
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -17,7 +19,6 @@ def from_torch(
     state_dict: Mapping[str, Any],
     num_classes: int = 10,
     *,
-    image_shape: tuple[int, int, int] | None = None,
     new_head: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -29,46 +30,45 @@ def from_torch(
     keeps the unbiased variance, as PyTorch does. "num_batches_tracked" is not needed.
 
     Args:
-        state_dict: arrays or CPU tensors in PyTorch's layouts, such as `m.state_dict()`.
-        image_shape: (H, W, C) that the weights were made for, where the paper's own does not fit: it decides the
-            columns of the first dense layer of "mlp" and "alexnet_reduced", and the channels of the first convolution.
+        state_dict: arrays or CPU tensors in PyTorch's layouts, such as `m.state_dict()`, in any order. The size and
+            channels of the images that they were made for are read from them.
         new_head: a key: draw the last layer anew instead of reading it, for another number of classes.
 
     Returns:
         NumPy arrays of the given dtypes in Flax's layouts.
 
     Raises:
-        ValueError: unknown name or option; or all missing, unexpected and wrongly shaped tensors, in one message.
+        ValueError: unknown name or option; a tensor that NumPy cannot read (on a GPU, bfloat16); or all missing,
+            unexpected and wrongly shaped tensors, in one message.
     """
     module = create(name, num_classes, **options)
-    shape = image_shape or ZOO[name].image_shape
-    if image_shape is None and (first := _first_kernel(state_dict)) is not None:
-        shape = (*shape[:2], first)
+    given = {key: _array(key, value) for key, value in state_dict.items()}
+    shape = _image_shape(given, ZOO[name].image_shape)
     expected = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.key(0))
-    drawn = {} if new_head is None else _head(init_variables(module, new_head, shape)["params"])
+    # Compiled, what the head does not need is never computed.
+    draw_head = jax.jit(lambda key: init_variables(module, key, shape)["params"][module.last_layer])
+    head = None if new_head is None else draw_head(new_head)
     missing, wrong, used = [], [], set()
 
     def read(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray | None:
         *parts, kind = (entry.key for entry in path[1:])
-        if parts == [drawn.get("name")]:
-            used.add(f"{drawn['name']}.{_LEAVES[kind]}")
-            return np.asarray(drawn["values"][kind])
         source = ".".join([*parts, _LEAVES[kind]])
         used.add(source)
-        if source not in state_dict:
+        if head is not None and parts == [module.last_layer]:
+            return np.asarray(head[kind])
+        if source not in given:
             missing.append(source)
             return None
-        value = np.asarray(state_dict[source])
+        value = given[source]
         turn = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim) if kind == "kernel" else None
         value = value if turn is None else value.transpose(turn)
         if value.shape != leaf.shape:
-            given = np.asarray(state_dict[source]).shape
-            wrong.append(f"{source} {given} instead of {_torch_shape(leaf.shape, kind)}")
+            wrong.append(f"{source} {given[source].shape} instead of {_torch_shape(leaf.shape, kind)}")
             return None
         return np.ascontiguousarray(value)
 
     variables = jax.tree_util.tree_map_with_path(read, expected)
-    unexpected = [key for key in state_dict if key not in used and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in used and not key.endswith("num_batches_tracked")]
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     found = [f"{kind}: {', '.join(those)}" for kind, those in faults.items() if those]
     if found:
@@ -76,16 +76,28 @@ def from_torch(
     return variables
 
 
-def _head(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The last layer's name and values."""
-    name = next(name for name in ("fc", "classifier", *(f"fc{i}" for i in range(99, 0, -1))) if name in params)
-    return {"name": name, "values": params[name]}
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected {name} to be an array or a CPU tensor that NumPy can read (no bfloat16, no gradient), got"
+            f" {type(value).__name__}: {' '.join(str(error).split())}"
+        ) from None
 
 
-def _first_kernel(state_dict: Mapping[str, Any]) -> int | None:
-    """Input channels of the first convolution."""
-    shapes = (np.shape(value) for value in state_dict.values())
-    return next((shape[1] for shape in shapes if len(shape) == 4), None)
+def _image_shape(given: Mapping[str, np.ndarray], shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(H, W, C) of images that fit these weights, as far as the weights depend on them; else `shape`."""
+    height, width, channels = shape
+    first = next((given[f"{name}.weight"] for name in _FIRST if f"{name}.weight" in given), None)
+    if first is not None and first.ndim == 4:
+        channels = first.shape[1]
+    dense = given.get("fc1.weight")
+    if dense is not None and dense.ndim == 2:
+        if first is None:  # a perceptron: how its columns make an image is all the same
+            return 1, 1, dense.shape[1]
+        height = width = 8 * math.isqrt(dense.shape[1] // 64) + 7  # the reduced AlexNet: 64 channels after three pools
+    return height, width, channels
 
 
 def _torch_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:

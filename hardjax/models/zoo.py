@@ -84,7 +84,12 @@ def names() -> list[str]:
 
 
 def options(name: str) -> list[str]:
-    """Options that `create` takes for the network of that name."""
+    """Options that `create` takes for the network of that name.
+
+    Raises:
+        ValueError: unknown name; the closest one is offered.
+    """
+    _validate.one_of(ZOO, model=name)
     entry = ZOO[name]
     fields = (
         {field.name for field in dataclasses.fields(entry.constructor)}
@@ -104,7 +109,6 @@ def create(name: str, num_classes: int = 10, **model_options: Any) -> Network:
     Raises:
         ValueError: unknown name or option (the closest one is offered), or a value out of range.
     """
-    _validate.one_of(ZOO, model=name)
     known = options(name)
     for option in model_options:
         _validate.one_of(known, **{f"option of {name}": option})
