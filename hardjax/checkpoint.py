@@ -32,12 +32,22 @@ def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
     path = Path(folder).resolve() / "checkpoint"
     if not path.is_dir():
         raise ValueError(f"No checkpoint in {str(folder)!r}; `hardjax train --output` writes one.")
+    wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            plain = checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like)))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"The checkpoint in {str(folder)!r} does not fit this configuration: {error}") from error
+        held, asked = _shapes(checkpointer.metadata(path).item_metadata.tree), _shapes(wanted)
+        if differ := sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name)):
+            first = f"{differ[0]} ({held.get(differ[0], 'absent')} instead of {asked.get(differ[0], 'absent')})"
+            raise ValueError(
+                f"The checkpoint in {str(folder)!r} does not fit this configuration: {len(differ)} arrays differ, such"
+                f" as {first}."
+            )
+        plain = checkpointer.restore(path, wanted)
     return TrainState(**{**plain, "key": jax.random.wrap_key_data(plain["key"])})
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

@@ -73,10 +73,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))
-        if isinstance(self.selection, str):
+        if not isinstance(self.selection, Selection):
             raise ValueError(f"Expected selection={self.selection!r} to be a strategy such as HardBatches(delta=0.2).")
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _validate.at_least(0, seed=self.seed)
+        if self.seed >= 2**32:
+            raise ValueError(f"Expected seed={self.seed} below 2^32.")
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
         if self.trimming is not None and not isinstance(self.trimming, Trimming):
@@ -89,6 +91,10 @@ class TrainConfig:
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
+        try:
+            json.dumps(dict(self.model_options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Expected model_options={self.model_options!r} to be plain JSON: {error}.") from None
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise ValueError(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
@@ -159,7 +165,7 @@ class Performance:
     eval_batch_size: int = 500
     donate: bool = True
     trim_path: str = "auto"
-    trim_programs: int = 6
+    trim_programs: int = 5
     gram_chunk: int | None = None
 
     def __post_init__(self) -> None:

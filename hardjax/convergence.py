@@ -16,7 +16,7 @@ def own_level_epoch(epochs: np.ndarray, losses: np.ndarray, tolerance: float = 0
         tolerance: share of the fall, above 0.
 
     Returns:
-        The epoch; NaN where a loss is not finite or the loss did not fall.
+        The epoch; NaN where a loss is not finite, the loss did not fall, or it has not settled at the end.
     """
     if len(losses) == 0 or not np.all(np.isfinite(losses)):
         return float("nan")
@@ -26,7 +26,7 @@ def own_level_epoch(epochs: np.ndarray, losses: np.ndarray, tolerance: float = 0
         return float("nan")
     outside = np.flatnonzero(np.abs(losses - level) > tolerance * fall)
     first = 0 if len(outside) == 0 else outside[-1] + 1
-    return float(epochs[min(first, len(epochs) - 1)])
+    return float(epochs[first]) if first < len(epochs) else float("nan")
 
 
 def common_threshold(curves: list[np.ndarray]) -> float:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from hardjax.runner import RunResult, Setting
+from hardjax.runner import RunResult
+from hardjax.setting import Setting
 
 _CHUNK = 500
 
@@ -14,7 +15,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(setting, result)
-    candidates = np.argsort(-replays, kind="stable")[: max(count, setting.recipe.batch_size)]
+    candidates = np.flatnonzero(replays >= np.sort(replays)[-min(count, len(replays))])
     train = setting.splits["train"]
     labels = np.asarray(train.labels[candidates])
     logits = np.concatenate(

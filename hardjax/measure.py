@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hardjax import _validate, checkpoint, fisher
@@ -18,7 +17,8 @@ from hardjax.data.augment import preprocess
 from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive, load, make_observer
 from hardjax.rounds import check_observer
-from hardjax.runner import Setting, prepare
+from hardjax.schedules import make_schedule
+from hardjax.setting import Setting, prepare
 from hardjax.train import TrainState
 
 
@@ -57,21 +57,25 @@ class Report:
 def measure_run(
     folder: str | os.PathLike,
     batches: int = 8,
-    rows: str = "contribution",
+    rows: str | None = None,
     tolerance: float = TOLERANCE,
     data_dir: str | None = None,
     gram_chunk: int | None = None,
     *,
+    float64: bool = False,
     dataset: Dataset | None = None,
     model: Any = None,
 ) -> Report:
-    """Measures of the run in `folder`, as `run(output=...)` or `hardjax train` left it.
+    """Measures of the run in `folder`, as `run(output=...)` or `hardjax train` left it (or of its checkpoint folder).
 
     Args:
-        batches: mini-batches of the final partition to measure, without augmentation; 0 for none.
-        rows, tolerance: see `fisher.gram`, `fisher.measures`.
+        batches: mini-batches of the final partition to measure, without augmentation, at the learning rate of the last
+            step; 0 for none, which needs no data.
+        rows: see `fisher.gram`; None takes those that the run measured, else "contribution".
+        tolerance: see `fisher.measures`.
         data_dir: where the data is now, if not where the run found it.
         gram_chunk: see `Performance`.
+        float64: of the network and its Gram matrices at the final state (the weights are what training left).
         dataset, model: as given to `run`.
 
     Raises:
@@ -79,16 +83,21 @@ def measure_run(
     """
     _validate.at_least(0, batches=batches)
     folder = Path(folder)
+    folder = folder.parent if folder.name == "checkpoint" else folder
     if not (folder / "config.json").is_file():
         raise ValueError(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
-    config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    plain = json.loads((folder / "config.json").read_text())
+    if "arms" in plain:
+        raise ValueError(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
+    config = TrainConfig.from_dict(plain)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-    setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
     recorded = derive(load(folder), tolerance) if config.measure else {}
     final = {}
     if batches:
+        setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
         state = checkpoint.restore(folder, setting.init_state())
-        final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches)
+        rows = rows or (config.measure.rows if config.measure else "contribution")
+        final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches, float64)
     return Report(
         recorded=recorded,
         final=final,
@@ -97,21 +106,25 @@ def measure_run(
     )
 
 
-def _measure_state(setting: Setting, state: TrainState, measure: FisherMeasure, batches: int) -> dict[str, np.ndarray]:
+def _measure_state(
+    setting: Setting, state: TrainState, measure: FisherMeasure, batches: int, float64: bool
+) -> dict[str, np.ndarray]:
     recipe, train = setting.recipe, setting.splits["train"]
     observer = make_observer(measure, setting.performance.gram_chunk)
     check_observer(recipe, observer)
-
-    @jax.jit
-    def observe(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = preprocess(train.images[indices], train.mean, train.std, recipe.augmentation)
-        return observer.make(recipe.apply)(state.variables, images, train.labels[indices], state.key)
-
-    found = [observe(indices) for indices in state.partition[:batches]]
+    with jax.enable_x64(float64):
+        observe = jax.jit(observer.make(recipe.apply))
+        variables = (
+            jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.variables) if float64 else state.variables
+        )
+        found = []
+        for indices in state.partition[:batches]:
+            images = preprocess(train.images[indices], train.mean, train.std, recipe.augmentation)
+            images = np.asarray(images, np.float64) if float64 else images
+            found.append(observe(variables, images, train.labels[indices], state.key))
     values, entries = (np.stack([np.asarray(row[i]) for row in found]) for i in (0, 1))
-    rate = setting.config.peak_learning_rate
-    measured = fisher.measures(
-        jnp.asarray(values), rate, recipe.batch_size, tolerance=measure.tolerance, mean_entry=jnp.asarray(entries)
-    )
+    done = max(0, int(state.step) - 1) / int(setting.hyper.total_steps)
+    rate = setting.config.peak_learning_rate * float(make_schedule(setting.config.schedule)(done))
+    measured = fisher.measures(values, rate, recipe.batch_size, tolerance=measure.tolerance, mean_entry=entries)
     fields = {name: np.asarray(value) for name, value in measured._asdict().items()}
     return {"c": fields.pop("condition_number"), "l": fields.pop("energy"), **fields, "eigenvalues": values}

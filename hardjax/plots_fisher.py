@@ -22,7 +22,7 @@ def measures(runs: Mapping[str, Record]) -> Figure:
     scales = {
         "epochs": lambda run: run["epoch"],
         "iterations": lambda run: run["step"],
-        "summed learning rate": lambda run: np.cumsum(run["learning_rate"] * run["stands_for"]),
+        "summed learning rate": _summed_rate,
     }
     for row, (field, label) in enumerate((("C_K", "$C_K$ (mean condition number)"), ("L_K", "$L_K$ (energy)"))):
         for column, (name, scale) in enumerate(scales.items()):
@@ -43,9 +43,15 @@ def measures(runs: Mapping[str, Record]) -> Figure:
     return figure
 
 
+def _summed_rate(run: Record) -> np.ndarray:
+    """Learning rates of all steps before each measurement."""
+    spent = run["learning_rate"] * run["stands_for"]
+    return np.cumsum(spent) - spent
+
+
 def _spectrum_map(figure: Figure, axes: Any, run: Record, name: str) -> None:
     """Eigenvalues by rank (largest at the bottom) over iterations, on a logarithmic colour scale of 8 decades."""
-    values = np.maximum(run["eigenvalues"][:, ::-1].T, 0)
+    values = np.maximum(-np.sort(-run["eigenvalues"], axis=1).T, 0)  # NaN, of smaller batches, last
     with np.errstate(divide="ignore"):
         shown = np.log10(values)
     top = np.nanmax(shown[np.isfinite(shown)], initial=-30) if np.isfinite(shown).any() else 0

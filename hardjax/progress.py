@@ -17,7 +17,7 @@ class Silent:
 
 
 class ProgressBar(Silent):
-    """One line, redrawn; on a pipe it stays quiet but for the last state."""
+    """One line, redrawn on a terminal; nothing on a pipe."""
 
     def __init__(self, epochs: int, title: str = "train") -> None:
         from rich.console import Console
@@ -25,10 +25,15 @@ class ProgressBar(Silent):
 
         columns = ("{task.description}", "epoch {task.completed:.1f}/{task.total}", "{task.fields[shown]}")
         texts = [TextColumn(column) for column in columns]
+        console = Console(stderr=True)
         self._bar = Progress(
-            texts[0], BarColumn(20), *texts[1:], TimeRemainingColumn(), console=Console(stderr=True), transient=True
+            *(texts[0], BarColumn(20), *texts[1:], TimeRemainingColumn()),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=float("inf"),  # an update may take minutes
         )
-        self._task = self._bar.add_task(title, total=epochs, shown="compiling")
+        self._task = self._bar.add_task(title, total=epochs, shown="compiling and training the first epoch")
         self._test = ""
 
     def __enter__(self) -> "ProgressBar":

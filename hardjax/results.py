@@ -1,11 +1,12 @@
-"""Files of a run: config.json, history.jsonl (a line a test point), summary.json, replays.npz."""
+"""Files of a run: which there are, and how they are written."""
 
 import importlib.metadata
 import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,30 @@ import numpy as np
 
 from hardjax._version import __version__
 
-MARKS = ("config.json", "history.jsonl", "summary.json")
+FILES = (
+    "config.json",
+    "history.jsonl",
+    "summary.json",
+    "replays.npz",
+    "spectra.npz",
+    "measure.json",
+    "hardest.png",
+    "measures.png",
+    "comparison.png",
+    "checkpoint",
+)
 
 
-def check_folder(folder: str | os.PathLike, overwrite: bool = False, marks: Sequence[str] = MARKS) -> Path:
-    """Look whether the folder may take a run's files, known by their `marks`; touches nothing.
+def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Look whether the folder may take the files of a run, a comparison or a measurement; touches nothing.
 
     Raises:
-        ValueError: it holds another run (unless `overwrite`), or is a file.
+        ValueError: it holds such files already (unless `overwrite`), or is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected output={str(folder)!r} to be a folder; it is a file.")
-    held = [name for name in marks if (folder / name).exists()]
+    held = [name for name in FILES if (folder / name).exists()]
     if held and not overwrite:
         raise ValueError(
             f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
@@ -35,16 +47,23 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False, marks: Sequ
     return folder
 
 
-def claim_folder(folder: str | os.PathLike, overwrite: bool = False, marks: Sequence[str] = MARKS) -> Path:
-    """Make the folder for a run's files, without those of a run before.
+def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Make the folder, without the files of a run before.
 
     Raises:
-        ValueError: as `check_folder`.
+        ValueError: as `check_folder`, or it cannot be made or written.
     """
-    folder = check_folder(folder, overwrite, marks)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in marks:
-        (folder / name).unlink(missing_ok=True)
+    folder = check_folder(folder, overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / name for name in FILES):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"Expected output={str(folder)!r} to be a folder to write in: {error.strerror}.") from None
     return folder
 
 

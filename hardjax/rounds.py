@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from hardjax.data.augment import output_shape, preprocess
 from hardjax.optimizers import Hyper
-from hardjax.selection import Selection
+from hardjax.selection import Planner
 from hardjax.train import (
     AUGMENT,
     DROPOUT,
@@ -75,14 +75,16 @@ class RoundSpec:
         max_rounds: most rounds in one call.
         trim: how each batch is trimmed; None trains all of it.
         observer: see `Observer`. In rounds of at least `every` steps it sees the steps 0, every, 2 * every ... of each
-            round; of shorter ones the first step of every `stride`-th round.
+            round; of shorter ones one step of every `stride`-th round.
+        position: that step.
     """
 
-    selection: Selection
+    selection: Planner
     steps: int
     max_rounds: int = 1
     trim: Trim | None = None
     observer: Observer | None = None
+    position: int = 0
 
     @property
     def stride(self) -> int:
@@ -92,7 +94,11 @@ class RoundSpec:
     @property
     def observed_steps(self) -> range:
         """Steps of an observed round that are observed."""
-        return range(0, self.steps, self.observer.every) if self.observer else range(0)
+        if self.observer is None:
+            return range(0)
+        if self.steps < self.observer.every:
+            return range(self.position, self.position + 1)
+        return range(0, self.steps, self.observer.every)
 
 
 def make_rounds(recipe: Recipe, spec: RoundSpec) -> Callable:
@@ -183,12 +189,9 @@ def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:
             state, trained = scan(state, (schedule, slots))
             observed = None
         elif spec.steps < spec.observer.every:
-            rows = (schedule, slots)
-            shapes = jax.eval_shape(look, state, rows)
-            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            observed = lax.cond(phase % spec.stride == 0, lambda: look(state, rows), lambda: nothing)
-            observed = jax.tree.map(lambda leaf: leaf[None], observed)
-            state, trained = scan(state, rows)
+            state, trained, observed = _scan_observed_once(
+                scan, look, spec.position, phase % spec.stride == 0, state, (schedule, slots)
+            )
         else:
             state, trained, observed = _observed_scan(scan, look, spec.observer.every, state, (schedule, slots))
         loss, top1, trim = trained
@@ -201,12 +204,31 @@ def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:
     return one_round
 
 
+def _scan_observed_once(
+    scan: Callable, look: Callable, position: int, wanted: Array, state: TrainState, rows: tuple
+) -> tuple:
+    """(state, trained, observed): `scan` over all rows, with a look before row `position`, if wanted."""
+    before, after = jax.tree.map(lambda leaf: leaf[:position], rows), jax.tree.map(lambda leaf: leaf[position:], rows)
+    state, first = _scan_part(scan, state, before) if position else (state, None)
+    shapes = jax.eval_shape(look, state, after)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    observed = lax.cond(wanted, lambda: look(state, after), lambda: nothing)
+    state, trained = _scan_part(scan, state, after) if position else scan(state, after)
+    if position:
+        trained = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, trained)
+    return state, trained, jax.tree.map(lambda leaf: leaf[None], observed)
+
+
+def _scan_part(scan: Callable, state: TrainState, rows: tuple) -> tuple:
+    return scan(state, rows) if len(rows[0]) > 1 else _kept_as_loop(scan, state, rows)
+
+
 def _observed_scan(scan: Callable, look: Callable, every: int, state: TrainState, rows: tuple) -> tuple:
     """(state, trained, observed): `scan` over all rows, with a look before the rows 0, every, 2 * every ..."""
 
     def block(state: TrainState, rows: tuple) -> tuple:
         seen = look(state, rows)
-        state, trained = scan(state, rows) if len(rows[0]) > 1 else _kept_as_loop(scan, state, rows)
+        state, trained = _scan_part(scan, state, rows)
         return state, (trained, seen)
 
     def merge(leaf: Array) -> Array:

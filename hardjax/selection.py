@@ -16,19 +16,25 @@ from jax import Array, lax
 from hardjax import _validate
 
 
-@runtime_checkable
-class Selection(Protocol):
-    """What the engine asks of a strategy; bring your own by writing one (frozen and hashable)."""
+class Planner(Protocol):
+    """What a round asks of a strategy."""
 
     unit: ClassVar[str]  # "batch": slots are rows of the partition; "sample": slots are samples
     redraws: bool  # a fresh partition for every round
-    # first_round: the strategy of round 0, which trains N batches and fills the table
 
-    def first_round(self) -> "Selection": ...
-    def round_steps(self, num_batches: int) -> int: ...
-    def init(self, size: int) -> Array: ...
     def plan(self, table: Array, key: Array, size: int) -> Array: ...
     def update(self, table: Array, slots: Array, losses: Array) -> Array: ...
+
+
+@runtime_checkable
+class Selection(Planner, Protocol):
+    """What a run asks of a strategy; bring your own by writing one (frozen and hashable)."""
+
+    # first_round: the strategy of round 0, which trains N batches and fills the table
+
+    def first_round(self) -> Planner: ...
+    def round_steps(self, num_batches: int) -> int: ...
+    def init(self, size: int) -> Array: ...
 
 
 def empty_table(size: int) -> Array:
@@ -90,7 +96,7 @@ class _ShareOfBatches:
     def __post_init__(self) -> None:
         _validate.in_half_open_unit(delta=self.delta)
 
-    def first_round(self) -> Selection:
+    def first_round(self) -> Planner:
         """Round 0 trains all N batches in order and fills the table."""
         return AllBatches(fixed=True)
 
@@ -153,7 +159,7 @@ class HardSamples(_ShareOfBatches):
 
     unit: ClassVar[str] = "sample"
 
-    def first_round(self) -> Selection:
+    def first_round(self) -> Planner:
         """Round 0 deals all samples into N batches and fills the table."""
         return _EverySample()
 

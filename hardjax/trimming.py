@@ -166,7 +166,7 @@ class TrimPlan:
 
 
 def make_plan(
-    trimming: Trimming, epochs: int, batch_size: int, allowed: Sequence[str], path: str = "auto", most_programs: int = 6
+    trimming: Trimming, epochs: int, batch_size: int, allowed: Sequence[str], path: str = "auto", most_programs: int = 5
 ) -> TrimPlan:
     """At most `most_programs` trimmed programs for the counts of a run.
 

@@ -16,8 +16,8 @@ import numpy as np
 
 import hardjax as hj
 from hardjax.rounds import RoundSpec
-from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches
+from hardjax.setting import prepare
 from hardjax.train import Batch, make_step
 
 

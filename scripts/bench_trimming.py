@@ -21,8 +21,8 @@ from jax import lax
 
 import hardjax as hj
 from hardjax.rounds import RoundSpec, make_rounds
-from hardjax.runner import Setting, prepare
 from hardjax.selection import AllBatches
+from hardjax.setting import Setting, prepare
 from hardjax.train import exact_trim_paths
 from hardjax.trimming import Trim
 

@@ -16,8 +16,9 @@ from hardjax.fisher import FisherMeasure
 from hardjax.fisher.observe import SpectrumObserver, derive, load
 from hardjax.measure import measure_run
 from hardjax.rounds import RoundSpec, make_rounds
-from hardjax.runner import _phase, prepare
+from hardjax.runner import _phase
 from hardjax.selection import AllBatches, HardBatches, HardSamples
+from hardjax.setting import prepare
 from hardjax.train import AUGMENT, draw
 
 NORMED = dict(model="mlp", model_options={"widths": [8], "norm": "batch"})

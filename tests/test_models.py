@@ -310,7 +310,7 @@ def test_from_torch_keeps_dtypes_and_draws_a_new_head():
 def test_from_torch_takes_tensors_in_any_order(golden):
     file = "layers" if golden in ZOO else "more_layers"
     state = goldens.state_dict(goldens.read(file)[golden])
-    name, options = goldens.HERE.get(golden, (golden, {}))
+    name = goldens.HERE.get(golden, (golden, {}))[0]
     _equal(*(models.from_torch(name, dict(sorted(state.items(), reverse=r))) for r in (False, True)))
 
 

@@ -16,6 +16,7 @@ from hardjax import progress, runner
 from hardjax.data import Dataset
 from hardjax.programs import Programs, programs_for
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
+from hardjax.setting import prepare
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
 
@@ -64,7 +65,7 @@ def test_evaluation_is_exact_whatever_its_batch(tiny, eval_batch_size):
 def test_rates_decay_momentum_and_seed_compile_nothing(tiny):
     programs_for.cache_clear()
     settings = dict(selection=HardBatches(0.3), epochs=3, weight_decay=0.1, augmentation="standard")
-    setting = runner.prepare(hj.TrainConfig(**{**SMALL, **settings}), tiny)
+    setting = prepare(hj.TrainConfig(**{**SMALL, **settings}), tiny)
     train(tiny, **settings)
     traces = dict(setting.programs.traces)
     assert traces["round"] <= 3 and traces["init"] == 1
@@ -89,7 +90,7 @@ def test_at_most_three_traces_a_batch_size(tiny, delta):
     settings = hj.TrainConfig(**{**SMALL, "epochs": 5, "selection": HardBatches(delta)})
     hj.run(settings, dataset=tiny, model=Counting(), progress=False)
     hj.run(settings, dataset=tiny, model=Counting(), progress=False)
-    setting = runner.prepare(settings, tiny, Counting())
+    setting = prepare(settings, tiny, Counting())
     assert 1 <= setting.programs.traces["round"] <= 3
     assert set(traced) == {(8, 6, 6, 1)}
 
@@ -195,7 +196,7 @@ def test_every_two_axes_work_together(tiny, row):
     assert result.summary["backprops"] == 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
     counts = 2 if settings.trimming else 1  # kept counts, one an epoch
-    assert runner.prepare(settings, tiny).programs.traces["round"] <= 3 * counts
+    assert prepare(settings, tiny).programs.traces["round"] <= 3 * counts
     assert bool(result.measurements) == (settings.measure is not None)
     assert hj.TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 

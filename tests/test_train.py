@@ -11,8 +11,8 @@ import hardjax as hj
 from hardjax import checkpoint
 from hardjax.budget import dispatches
 from hardjax.rounds import RoundSpec, make_rounds
-from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
+from hardjax.setting import prepare
 from hardjax.train import make_partition
 
 

@@ -12,8 +12,8 @@ import pytest
 import hardjax as hj
 from hardjax.models.apply import init_variables, make_apply, samples_are_independent
 from hardjax.rounds import RoundSpec, make_rounds
-from hardjax.runner import prepare
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
+from hardjax.setting import prepare
 from hardjax.train import Batch, exact_trim_paths, make_step
 from hardjax.trimming import Trim, Trimming, kept_mask, make_plan, mean_of_first, take_samples, trimmed_mean
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax.fisher import capture, definition
+from hardjax.fisher import capture, definition, rules
 from hardjax.fisher.capture import Layer, Path
 
 
@@ -58,7 +58,7 @@ def grams(problem: Problem, chunk: int | None) -> dict[str, Array]:
     }
     left = _backward(problem, sinks, emit)
     return {
-        name: definition.outer(value) if path in shared else value
+        name: rules.outer(value) if path in shared else value
         for path, values in left.items()
         for name, value in _named(path, values).items()
     }
@@ -75,7 +75,7 @@ def gram(problem: Problem, chunk: int | None) -> Array:
     sinks = {layer.path: _row_sinks(layer, problem) for layer in problem.layers if layer.path in shared}
     left = _backward(problem, {None: total, **sinks}, emit)
     rows = [value for path in sinks for value in left[path].values()]
-    return sum((definition.outer(value) for value in rows), left[None])
+    return sum((rules.outer(value) for value in rows), left[None])
 
 
 def rows(problem: Problem) -> dict[str, Array]:
@@ -95,20 +95,52 @@ def row_sums(problem: Problem) -> dict[str, Array]:
     return {name: value for path, values in left.items() for name, value in _named(path, values).items()}
 
 
+def missed(problem: Problem) -> dict[str, Array]:
+    """Layer name -> () bool: the backward pass met it another number of times than the forward pass showed."""
+    _, wrong = _counted_backward(problem, {None: None}, lambda layer, a, d: None)
+    return {"/".join(path) or "the model itself": value for path, value in wrong.items()}
+
+
 def _backward(problem: Problem, sinks: dict[Path | None, Any], emit: capture.Emit) -> dict[Path | None, Any]:
-    """What each sink received; a layer without one of its own uses the sink None."""
-    paths = list(sinks)
+    """What each sink received, NaN if a layer was missed; a layer without a sink of its own uses the sink None."""
+    left, wrong = _counted_backward(problem, sinks, emit)
+    any_wrong = jnp.stack(list(wrong.values())).any()
+    return {
+        path: jax.tree.map(lambda value: jnp.where(any_wrong, jnp.nan, value), received)
+        for path, received in left.items()
+    }
 
-    def typed(layer: Layer, a: Array, d: Array) -> Any:
-        return jax.tree.map(lambda value: value.astype(problem.dtype), emit(layer, a, d))
 
-    def objective(sinks: list[Any]) -> Array:
-        of_path = dict(zip(paths, sinks, strict=True))
-        with capture.taps(len(problem.labels), lambda path: of_path[path if path in of_path else None], typed):
+def _counted_backward(
+    problem: Problem, sinks: dict[Path | None, Any], emit: capture.Emit
+) -> tuple[dict[Path | None, Any], dict[Path, Array]]:
+    """(what each sink received, path -> missed).
+
+    Every tap also adds 1 to a counter of its layer. A transformation that hides calls from the taps (nn.jit keeps a
+    trace without them) or maps over them (nn.vmap) shows there. Of a layer whose rows are added up before they are
+    multiplied, any number of calls is right.
+    """
+    paths, shared = list(sinks), capture.shared_paths(problem.layers)
+    calls = {layer.path: jnp.zeros((), problem.dtype) for layer in problem.layers}
+
+    def typed(layer: Layer, a: Array, d: Array) -> tuple[Any, Array]:
+        received = jax.tree.map(lambda value: value.astype(problem.dtype), emit(layer, a, d))
+        return received, jnp.ones((), problem.dtype)
+
+    def objective(sinks: list[Any], calls: list[Array]) -> Array:
+        of_path, counter = dict(zip(paths, sinks, strict=True)), dict(zip(counted, calls, strict=True))
+
+        def sink_of(path: Path) -> tuple[Any, Array]:
+            return of_path[path if path in of_path else None], counter[path]
+
+        with capture.taps(len(problem.labels), sink_of, typed):
             logits = problem.logits()
         return definition.losses(logits, problem.labels).sum()
 
-    return dict(zip(paths, jax.grad(objective)(list(sinks.values())), strict=True))
+    counted = list(calls)
+    left, met = jax.grad(objective, (0, 1))(list(sinks.values()), list(calls.values()))
+    wrong = {path: (count < 1) if path in shared else (count != 1) for path, count in zip(counted, met, strict=True)}
+    return dict(zip(paths, left, strict=True)), wrong
 
 
 def _row_sinks(layer: Layer, problem: Problem) -> dict[str, Array]:

@@ -90,7 +90,7 @@ def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[L
     if missing:
         raise ValueError(
             f"No rule gives per-sample gradients of {', '.join(missing)}: Dense, Conv, BatchNorm, GroupNorm, LayerNorm,"
-            ' RMSNorm and InstanceNorm are covered. method="vmap" takes any parameter.'
+            ' RMSNorm and InstanceNorm outside of nn.jit are covered. method="vmap" takes any parameter.'
         )
     for path, shape in covered.items():
         if shapes.get(path) != shape:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from hardjax.fisher import capture
+from hardjax.fisher import capture, rules
 
 Forward = Callable[[Mapping[str, Any], Array, bool], Array]
 _SAMPLES = "samples"
+_SAME = 0.02  # share of the largest logit: what bfloat16 rounds apart, and far below what another network gives
 
 
 def losses(logits: Array, labels: Array) -> Array:
@@ -36,18 +37,23 @@ def frozen_rows(forward: Forward, variables: Mapping[str, Any], images: Array, l
 
 def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
     """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, where batch
-    norms see the whole batch. Shaped like the parameters, with a leading B."""
+    norms see the whole batch. Shaped like the parameters, with a leading B; NaN where the copies do not compute what
+    the model does (samples coupled by more than its batch norms, or a dropout mask, which they would share)."""
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), variables["params"])
 
-    def summed(copies: Any) -> Array:
-        def loss(params: Any, image: Array, label: Array) -> Array:
+    def summed(copies: Any) -> tuple[Array, Array]:
+        def loss(params: Any, image: Array, label: Array) -> tuple[Array, Array]:
             with capture.shared_statistics(_SAMPLES):
                 logits = forward({**variables, "params": params}, image[None], True)
-            return losses(logits, label[None])[0]
+            return losses(logits, label[None])[0], logits[0]
 
-        return jax.vmap(loss, axis_name=_SAMPLES)(copies, images, labels).sum()
+        values, logits = jax.vmap(loss, axis_name=_SAMPLES)(copies, images, labels)
+        return values.sum(), logits
 
-    return jax.grad(summed)(copies)
+    rows, logits = jax.grad(summed, has_aux=True)(copies)
+    expected = forward(variables, images, True)
+    same = jnp.abs(logits - expected).max() <= _SAME * jnp.abs(expected).max()
+    return jax.tree.map(lambda row: jnp.where(same, row, jnp.nan), rows)
 
 
 def coupled_rows(
@@ -66,11 +72,4 @@ def coupled_rows(
 
 def products(rows: Any) -> dict[str, Array]:
     """Parameter path -> (B, B), the products of its rows."""
-    return {name: outer(leaf) for name, leaf in capture.named_leaves(rows).items()}
-
-
-def outer(rows: Array) -> Array:
-    """(B, ...) -> (B, B) inner products."""
-    flat = rows.reshape(len(rows), -1)
-    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
-    return jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)
+    return {name: rules.outer(leaf) for name, leaf in capture.named_leaves(rows).items()}

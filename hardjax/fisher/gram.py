@@ -63,16 +63,19 @@ def make_gram(
         model: a Linen module (with an argument `train`, `training` or `deterministic`, or none), or the engine's
             `apply(variables, images, train, key) -> (logits, new batch_stats)` around one.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
-        method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes any module).
+        method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes parameters of
+            any layer, and gives NaN where samples are coupled by more than batch norm, or by dropout).
             "coupled" needs B cotangents and has the one method.
-        chunk: memory for the rows of at most this many samples of one layer at a time; for "coupled" the cotangents
-            back-propagated at a time (its B x P rows are all kept). None: all B. Results differ by rounding only.
+        chunk: memory for the rows of at most this many samples of one layer at a time (layers called more than once
+            keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
+            kept). None: all B. Results differ by rounding only.
         by_parameter: return {"path/of/parameter": (B, B)}; the sum over them is the Gram matrix.
 
     Returns:
         `fn`, with images (B, ...) float, labels (B,) integers in the model's classes (a label outside gives NaN, as
         nothing can be raised from compiled code) and `key`, the dropout key, where the model draws one in training.
-        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name).
+        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name). A layer
+        that a transformation hides (nn.jit, nn.vmap) makes the result NaN; `gram` and `coverage` name it.
 
     Raises:
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
@@ -141,15 +144,27 @@ def gram(
     _check_labels(model, variables, images, labels, key)
     fn = _compiled(model, rows, method, chunk, by_parameter)
     try:
-        return jax.block_until_ready(fn(variables, images, labels, key))
+        found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        largest = "" if method == "vmap" else _largest(plan(model, variables, images, key=key))
-        raise MemoryError(
-            f"Out of memory for the Gram matrix of B={len(images)} images{largest}: set chunk="
-            f"{max(1, (chunk or len(images)) // 4)} (Performance.gram_chunk in training) or measure a smaller batch."
-        ) from error
+        layered = method == "layers" and rows != "coupled"
+        largest = _largest(plan(model, variables, images, key=key)) if layered else ""
+        advice = memory_advice(rows, method, chunk, len(images))
+        raise MemoryError(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
+    if not isinstance(images, jax.core.Tracer) and not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        _explain_nan(model, variables, images, labels, rows, method, key)
+    return found
+
+
+def memory_advice(rows: str, method: str, chunk: int | None, batch: int) -> str:
+    """What to set when the memory is not enough."""
+    smaller = max(1, (chunk or batch) // 4)
+    if method == "vmap" and rows != "coupled":
+        return 'method="vmap" holds all rows at once; take method="layers" or a smaller batch'
+    if chunk == 1:
+        return f"chunk=1 is the least; measure a smaller batch than {batch}"
+    return f"set chunk={smaller} (Performance.gram_chunk, --gram-chunk) or measure a smaller batch"
 
 
 def jacobian(
@@ -184,24 +199,28 @@ def coverage(
     images: Array,
     labels: Array,
     rows: Rows = "contribution",
+    method: str = "layers",
     *,
     tolerance: float = 1e-4,
     key: Array | None = None,
 ) -> dict[str, float]:
-    """Checks the layer rules against the ordinary gradient of this very model: {parameter: relative error}.
+    """Checks the rows against the ordinary gradient of this very model: {parameter: relative error}.
 
     For every parameter the rows are added up and compared with the gradient of the summed losses, and the entries of
     its Gram matrix with the gradient's squared norm; errors are relative to the largest that the sums could be. A
-    layer whose parameters are used behind its back (tied to another layer, rewritten, scanned over) shows here.
+    layer whose parameters are used behind its back (tied to another layer, rewritten, mapped over) shows here. Training
+    that measures a module of one's own runs this once.
 
     Args:
         rows: "contribution" (batch statistics) or "frozen" (running statistics).
+        method: as in `make_gram`.
         tolerance: largest error let pass; 1e-4 leaves a wide margin for float32, bfloat16 models need about 0.05.
 
     Raises:
         ValueError: errors above the tolerance, by parameter; otherwise as in `gram`.
     """
     _validate.one_of(("contribution", "frozen"), rows=rows)
+    _validate.one_of(METHODS, method=method)
     _validate.positive(tolerance=tolerance)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
@@ -211,8 +230,13 @@ def coverage(
     def compare(variables: Mapping[str, Any], images: Array, labels: Array) -> dict[str, Array]:
         with jax.default_matmul_precision("highest"):
             forward = capture.forward_of(model, key)
-            problem = _find(forward, rows, variables, images, labels)
-            sums, grams = by_layers.row_sums(problem), by_layers.grams(problem, None)
+            if method == "layers":
+                problem = _find(forward, rows, variables, images, labels)
+                sums, grams = by_layers.row_sums(problem), by_layers.grams(problem, None)
+            else:
+                tree = _defined_rows(forward, rows, variables, images, labels, None)
+                sums = {name: leaf.sum(0) for name, leaf in capture.named_leaves(tree).items()}
+                grams = definition.products(tree)
 
             def summed(params: Any) -> Array:
                 logits = forward({**variables, "params": params}, images, rows == "contribution")
@@ -265,6 +289,27 @@ def _defined_rows(
         return definition.coupled_rows(forward, variables, images, labels, chunk)
     fn = definition.contribution_rows if rows == "contribution" else definition.frozen_rows
     return fn(forward, variables, images, labels)
+
+
+def _explain_nan(
+    model: Any, variables: Mapping[str, Any], images: Array, labels: Array, rows: str, method: str, key: Array | None
+) -> None:
+    """Raises ValueError where a Gram matrix is not finite though the losses are: the rows would have been wrong."""
+    forward = capture.forward_of(model, key)
+    if not jnp.isfinite(definition.losses(forward(variables, images, rows != "frozen"), labels)).all():
+        return
+    if method == "layers" and rows != "coupled":
+        found = by_layers.missed(_find(forward, rows, variables, images, labels))
+        if layers := [name for name, wrong in found.items() if wrong]:
+            raise ValueError(
+                f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
+                ' method="vmap" takes it.'
+            )
+    if method == "vmap" and rows == "contribution":
+        raise ValueError(
+            'method="vmap" gives every sample its own copy of the parameters; in this model samples are coupled by more'
+            ' than batch norm, or share a dropout mask. Take method="layers", or rows="coupled".'
+        )
 
 
 def _disagreement(row_sum: Array, gram: Array, grad: Array) -> Array:

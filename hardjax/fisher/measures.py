@@ -10,8 +10,10 @@ from jax import Array
 
 from hardjax import _validate
 
-# Relative to the largest eigenvalue. Rounding moves each eigenvalue of a float32 Gram matrix by a few times 1e-7 of
-# the largest one (measured in tests/test_fisher_measures.py), so that 1e-6 keeps noise out and c <= 1000 is signal.
+# Relative to the largest eigenvalue. Rounding the products of given rows moves each eigenvalue of a float32 Gram matrix
+# by a few times 1e-7 of the largest one (tests/test_fisher_measures.py), so that 1e-6 keeps that noise out and bounds c
+# by 1000. The rows themselves carry the rounding of the network's two passes, which in a deep one can be larger:
+# `hardjax measure --float64` shows what it does to c.
 TOLERANCE = 1e-6
 TOLERANCES = (0.0, 1e-7, 1e-6, 1e-5)
 
@@ -92,7 +94,7 @@ def measures(
 
     Args:
         eigenvalues: (..., B) of the Gram matrix, in any order; negative ones are clamped at 0 (P3's code).
-        learning_rate: of the step on the batch's mean loss.
+        learning_rate: of the step on the batch's mean loss, a number or (...).
         batch_size: B.
         tolerance: an eigenvalue is non-zero if it exceeds this share of the largest. P3's code takes exact zeros of
             float32 (tolerance 0), which rounding decides: negative noise is clamped to zero and left out, positive

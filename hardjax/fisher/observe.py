@@ -19,11 +19,14 @@ class FisherMeasure:
 
     Attributes:
         every: steps between measurements (P3: 50). A round of at least this many steps is measured at its steps 0,
-            every, 2 * every ...; of shorter rounds the first step, about every `every` steps.
+            every, 2 * every ... (so that an interval just below the length of a round measures nearly twice as often);
+            of shorter rounds one step, about every `every` steps: the first one where all batches are trained, the
+            one in the middle where some are replayed, hardest first.
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
         method: "layers" or "vmap", see `fisher.gram`.
         tolerance: an eigenvalue is non-zero above this share of the largest; the raw ones are recorded as well.
-        stop_when_not_finite: end the run at the first spectrum that is not finite, instead of recording NaN.
+        stop_when_not_finite: end the run after the dispatch in which a spectrum was not finite (at most an epoch),
+            instead of going on and recording NaN.
 
     Raises:
         ValueError: an interval below 1, a tolerance outside [0, 1), an unknown word.
@@ -71,37 +74,38 @@ class Spectra:
 
     Args:
         num_batches: N, steps an epoch.
+
+    Attributes:
+        all_finite: every spectrum so far is.
     """
 
     def __init__(self, num_batches: int) -> None:
         self._num_batches = num_batches
-        self._rows: list[tuple[int, float, np.ndarray, float]] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        self._rows: list[tuple[int, float, np.ndarray, float, int]] = []
+        self.all_finite = True
 
     @property
     def last_step(self) -> int | None:
         return self._rows[-1][0] if self._rows else None
 
-    def add(self, step: int, learning_rate: float, values: np.ndarray, mean_entry: float) -> None:
-        """One measurement: values (B,), taken when `step` back-propagations were done."""
-        self._rows.append((step, learning_rate, np.asarray(values), float(mean_entry)))
-
-    def last_is_finite(self) -> bool:
-        return not self._rows or bool(np.isfinite(self._rows[-1][2]).all())
+    def add(self, step: int, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int) -> None:
+        """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
+        self._rows.append((step, learning_rate, np.asarray(values), float(mean_entry), slot))
+        self.all_finite &= bool(np.isfinite(values).all())
 
     def arrays(self, done: int) -> dict[str, np.ndarray]:
         """Columns of the record, `done` back-propagations into the run.
 
         Returns:
             step (M,): back-propagations done before each measurement; epoch (M,): the same in epochs; stands_for (M,):
-            steps until the next one; learning_rate, batch_size, mean_entry (M,); eigenvalues (M, B) ascending, NaN
-            where a batch was smaller.
+            steps until the next one; learning_rate, batch_size, mean_entry (M,); slot (M,): row of the partition that
+            was measured, -1 where batches are dealt from samples; eigenvalues (M, B) ascending, NaN where a batch was
+            smaller.
         """
         steps = np.array([row[0] for row in self._rows], np.int64)
         sizes = np.array([len(row[2]) for row in self._rows], np.int64)
-        values = np.full((len(self._rows), sizes.max(initial=0)), np.nan, np.float32)
+        dtype = np.result_type(np.float32, *(row[2].dtype for row in self._rows[:1]))
+        values = np.full((len(self._rows), sizes.max(initial=0)), np.nan, dtype)
         for row, spectrum in zip(values, self._rows, strict=True):
             row[: len(spectrum[2])] = spectrum[2]
         return {
@@ -112,6 +116,7 @@ class Spectra:
             "batch_size": sizes,
             "eigenvalues": values,
             "mean_entry": np.array([row[3] for row in self._rows]),
+            "slot": np.array([row[4] for row in self._rows], np.int64),
         }
 
     def derived(self, done: int, measure: FisherMeasure) -> dict[str, np.ndarray]:
@@ -141,20 +146,21 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
         tolerance: what counts as non-zero; it can be chosen afterwards.
     """
     path = _trajectory(arrays, tolerance)
-    rest = [
-        measures(values[:size], rate, size, tolerance=tolerance, mean_entry=entry)
-        for values, rate, size, entry in zip(
-            *(arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "mean_entry")), strict=True
-        )
-    ]
-    names = ("effective_rank", "trace", "largest", "noise_scale")
+    sizes = arrays["batch_size"]
+    rest = {name: np.full(len(sizes), np.nan) for name in ("effective_rank", "trace", "largest", "noise_scale")}
+    for size in np.unique(sizes):
+        those = sizes == size
+        values, rates, entries = (arrays[name][those] for name in ("eigenvalues", "learning_rate", "mean_entry"))
+        found = measures(values[:, :size], rates, size, tolerance=tolerance, mean_entry=entries)
+        for name, column in rest.items():
+            column[those] = getattr(found, name)
     return {
         **arrays,
         "c": path.condition_number,
         "l": path.energy,
         "C_K": path.running_condition,
         "L_K": path.cumulative_energy,
-        **{name: np.array([float(getattr(row, name)) for row in rest]) for name in names},
+        **rest,
     }
 
 

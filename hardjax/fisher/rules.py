@@ -69,8 +69,8 @@ class Linear:
             width = max(1, limit // (len(a) * a.shape[-1]))
             for channel in range(0, d.shape[-1], width):
                 some = d[:, :, None, channel : channel + width]
-                kernel += _outer(_form_rows(_as_it_is, a[:, :, None], some))
-        return {"kernel": kernel} | ({"bias": _outer(d.sum(1))} if self.use_bias else {})
+                kernel += outer(_form_rows(_as_it_is, a[:, :, None], some))
+        return {"kernel": kernel} | ({"bias": outer(d.sum(1))} if self.use_bias else {})
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
         return _cost(a_shape[0], math.prod(a_shape[1:-1]), 1, a_shape[-1], d_shape[-1], 1)
@@ -112,8 +112,8 @@ class Convolution:
             kernel = jnp.zeros((len(a), len(a)), a.dtype)
             for some_offsets, channels in self._pieces(cost.row_size, limit // len(a), d.shape[-1]):
                 patches = partial(self._patches, outputs=d.shape, offsets=some_offsets)
-                kernel += _outer(_form_rows(patches, a, cotangent[..., channels]))
-        return {"kernel": kernel} | ({"bias": _outer(_positions(d).sum(1))} if self.use_bias else {})
+                kernel += outer(_form_rows(patches, a, cotangent[..., channels]))
+        return {"kernel": kernel} | ({"bias": outer(_positions(d).sum(1))} if self.use_bias else {})
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
         columns, channels = a_shape[-1] // self.groups, d_shape[-1] // self.groups
@@ -172,7 +172,7 @@ class Scaling:
 
     def grams(self, a: Array, d: Array, chunk: int | None) -> dict[str, Array]:
         del chunk  # rows of one number a channel are never large
-        return {name: _outer(rows.reshape(len(rows), -1)) for name, rows in self.rows(a, d).items()}
+        return {name: outer(rows) for name, rows in self.rows(a, d).items()}
 
     def cost(self, a_shape: Sequence[int], d_shape: Sequence[int]) -> Cost:
         size = math.prod(d_shape[axis] for axis in self.feature_axes) * len(self.names)
@@ -210,7 +210,7 @@ def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
         return jnp.sum(inputs * cotangents, (1, 2, 3))
 
     if positions == 1 and groups == 1:
-        return _outer(a[:, 0, 0]) * _outer(d[:, 0, 0])
+        return outer(a[:, 0, 0]) * outer(d[:, 0, 0])
     samples = max(1, limit // (2 * batch * groups * positions**2))
     return lax.map(one_sample, (a, d), batch_size=min(samples, batch))
 
@@ -224,8 +224,11 @@ def _block(a: Array, d: Array) -> Array:
     return jnp.einsum("btgk,btgc->bgkc", a, d, precision=_HIGHEST)
 
 
-def _outer(rows: Array) -> Array:
-    return jnp.matmul(rows, rows.T, precision=_HIGHEST)
+def outer(rows: Array) -> Array:
+    """(B, ...) -> (B, B) inner products, in at least float32."""
+    flat = rows.reshape(len(rows), -1)
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    return jnp.matmul(flat, flat.T, precision=_HIGHEST)
 
 
 def _positions(array: Array) -> Array:

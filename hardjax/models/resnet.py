@@ -11,6 +11,7 @@ from hardjax import _validate
 from hardjax.models.initial import FISHER_STUDY, SMALL_BATCH_STUDY, TIMM_RESNET
 from hardjax.models.layers import STEMS, Layers, Network, mean_pool
 
+
 class Residual(nn.Module):
     """Convolutions with a normalisation after each and ReLU between, added to a shortcut.
 
