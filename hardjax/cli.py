@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -18,6 +18,8 @@ def _optional(kind: type, metavar: str) -> Any:
 
 
 _Folder, _Number, _Side = _optional(str, "DIR"), _optional(float, "FLOAT"), _optional(int, "PIXELS")
+_Kind = TypeVar("_Kind")
+_Flat = Annotated[_Kind, tyro.conf.OmitArgPrefixes]  # a group in the help text, none in the options' names
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -31,20 +33,26 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every training command shares; each maps onto the field of `TrainConfig` of that name."""
-
+class DataOptions:
     dataset: str = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100 | svhn_cropped | stl10 ...
     data_dir: _Folder = None  # folder of prepared TFDS data (default: TFDS's own)
     validation: float = 0.0  # share of the training split held out for choosing
+    augmentation: str = "none"  # none | standard (random crops, and flips where they keep the label)
+    frame: _Side = None  # place images in a black square of this side
+    place: str = "center"  # where in the frame: center | random (in training)
+    resize: _Side = None  # bilinear resize to this side (the hard mini-batch paper: 128)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
     model: str = "mlp"  # a name from `hardjax models`
-    model_option: tuple[str, ...] = ()  # options of the model as key=value
+    model_option: tuple[str, ...] = ()  # its options as key=value, such as norm=group widths=[64]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
     epochs: int = 10  # E; exactly E * N back-propagations are made
     batch_size: int = 128  # samples a mini-batch
-    trim_end: _Number = None  # share of each batch kept in the last epoch (0.2 as published); turns trimming on
-    trim_start: float = 1.0  # share kept in the first epoch
-    trim_schedule: str = "linear"  # linear | cosine, from start to end
-    trim_keep: str = "hardest"  # hardest | random (the control)
     optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw
     momentum: float = 0.9  # read by momentum and nesterov
     learning_rate: _Number = None  # peak rate (0.005 if neither rate is given)
@@ -54,53 +62,99 @@ class Settings:
     decay_at: tuple[float, ...] = (0.5, 0.75)  # shares of training at which "step" decays
     decay_factor: float = 0.1  # what "step" multiplies by
     warmup: float = 0.0  # share of training with a rising rate
-    augmentation: str = "none"  # none | standard (random crops, and flips where they keep the label)
-    frame: _Side = None  # place images in a black square of this side
-    place: str = "center"  # where in the frame: center | random (in training)
-    resize: _Side = None  # bilinear resize to this side (the hard mini-batch paper: 128)
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round
     evaluate_train: bool = True  # evaluate the whole training split at every test point
+    seed: int = 0  # first seed
+
+
+@dataclass(frozen=True)
+class TrimmingOptions:
+    trim_end: _Number = None  # share of each batch kept in the last epoch (0.2 as published); turns trimming on
+    trim_start: float = 1.0  # share kept in the first epoch
+    trim_schedule: str = "linear"  # linear | cosine, from start to end
+    trim_keep: str = "hardest"  # hardest | random (the control)
+
+    def trimming(self) -> Any:
+        from hardjax.trimming import Trimming
+
+        if self.trim_end is not None:
+            return Trimming(self.trim_start, self.trim_end, self.trim_schedule, self.trim_keep)
+        _needs(self, TrimmingOptions(), "--trim-end, the share kept in the last epoch, in (0, 1]")
+        return None
+
+
+@dataclass(frozen=True)
+class MeasuringOptions:
     measure_every: _optional(int, "STEPS") = None  # spectra of per-sample gradients every so many steps (published: 50)
     measure_rows: str = "contribution"  # what a sample's gradient is under batch norm: contribution | coupled | frozen
+    measure_method: str = "layers"  # layers | vmap (the definition; slow)
+    measure_tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest
+    stop_when_not_finite: bool = False  # end the run once a spectrum is not finite
     gram_chunk: _optional(int, "SAMPLES") = None  # bounds the memory of a measurement
-    seed: int = 0  # first seed
+
+    def measure(self) -> Any:
+        from hardjax.fisher.observe import FisherMeasure
+
+        if self.measure_every is not None:
+            return FisherMeasure(
+                self.measure_every,
+                self.measure_rows,
+                self.measure_method,
+                self.measure_tolerance,
+                self.stop_when_not_finite,
+            )
+        _needs(self, MeasuringOptions(), "--measure-every, the steps between measurements")
+        return None
+
+
+def _needs(options: Any, default: Any, switch: str) -> None:
+    """Refuse settings that nothing would read."""
+    given = {name: value for name, value in vars(options).items() if value != getattr(default, name)}
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+        raise ValueError(f"{words} goes with {switch}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every training command shares; each maps onto the field of `TrainConfig` of that name."""
+
+    data: _Flat[DataOptions] = DataOptions()
+    network: _Flat[ModelOptions] = ModelOptions()
+    training: _Flat[TrainingOptions] = TrainingOptions()
+    trimming: _Flat[TrimmingOptions] = TrimmingOptions()
+    measuring: _Flat[MeasuringOptions] = MeasuringOptions()
+    output: str = "runs/latest"  # folder for what is written
+    overwrite: bool = False  # let the folder hold other results already
     quiet: bool = False  # no progress bar
 
     def config(self, **changes: Any) -> Any:
         from hardjax.config import TrainConfig
-        from hardjax.fisher.observe import FisherMeasure
         from hardjax.schedules import Schedule
-        from hardjax.trimming import Trimming
 
-        own = {f.name for f in dataclasses.fields(TrainConfig)}
-        plain = {name: getattr(self, name) for name in own & {f.name for f in dataclasses.fields(Settings)}}
-        plain["schedule"] = Schedule(self.schedule, self.decay_at, self.decay_factor, self.warmup)
-        trims = (self.trim_start, self.trim_schedule, self.trim_keep)
-        if self.trim_end is not None:
-            plain["trimming"] = Trimming(self.trim_start, self.trim_end, *trims[1:])
-        elif trims != (1.0, "linear", "hardest"):
-            raise ValueError(f"Trimming settings {trims} need --trim-end, the share kept in the last epoch, in (0, 1].")
-        if self.measure_every is not None:
-            plain["measure"] = FisherMeasure(self.measure_every, self.measure_rows)
-        plain["model_options"] = dict(_option(text) for text in self.model_option)
+        given = vars(self.data) | vars(self.network) | vars(self.training)
+        plain = {f.name: given[f.name] for f in dataclasses.fields(TrainConfig) if f.name in given}
+        steps = self.training
+        plain["schedule"] = Schedule(steps.schedule, steps.decay_at, steps.decay_factor, steps.warmup)
+        plain["model_options"] = dict(_option(text) for text in self.network.model_option)
+        plain |= {"trimming": self.trimming.trimming(), "measure": self.measuring.measure()}
         return TrainConfig(**{**plain, **changes})
 
     def performance(self) -> Any:
         from hardjax.config import Performance
 
-        return Performance(gram_chunk=self.gram_chunk)
+        return Performance(gram_chunk=self.measuring.gram_chunk)
 
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """Train one network and write what happened to a folder."""
+    """Train one network and write to a folder: configuration, history, summary, checkpoint, pictures."""
 
     selection: str = "all-batches"  # all-batches | hard-batches | random-batches | hard-samples
     delta: _Number = None  # share of the mini-batches (or samples) in a round, in (0, 1]
     fixed: bool = False  # with all-batches: one partition for the whole run
-    output: str = "runs/train"  # folder for config.json, history.jsonl, summary.json, checkpoint, pictures
-    overwrite: bool = False  # let the folder hold another run already
+    output: str = "runs/train"  # folder for what is written
 
     def __call__(self) -> int:
         from hardjax import selection
@@ -118,21 +172,26 @@ class Train(Settings):
         return commands.train(self, self.config(selection=selection.from_dict(settings)))
 
 
+_DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
+
+
 @dataclass(frozen=True)
 class Compare(Settings):
     """Ways of choosing against ordinary training and its controls, over seeds: a table and a picture.
 
-    By default hard mini-batch replay (--deltas, --controls); with --methods, mini-batch trimming.
+    By default hard mini-batch replay (--deltas, --controls); with --methods, mini-batch trimming. The folder gets
+    summary.json, history.jsonl (a line a run) and comparison.png.
     """
 
-    deltas: tuple[float, ...] = (1.0, 0.8, 0.5, 0.2)  # shares of the mini-batches; the baseline (1.0) always runs
-    controls: tuple[str, ...] = ("random", "fixed")  # random replay of the same share | baseline on the fixed batches
+    deltas: tuple[float, ...] = _DELTAS  # shares of the mini-batches; the baseline (1.0) always runs
+    controls: tuple[str, ...] = _CONTROLS  # random replay of the same share | baseline on the fixed batches
     methods: tuple[str, ...] = ()  # instead of deltas: standard | trimmed | random-trimmed
     seeds: int = 3  # runs of each arm
-    output: str = "runs/compare"  # folder for summary.json, runs.jsonl, comparison.png
-    overwrite: bool = False  # let the folder hold another comparison already
+    output: str = "runs/compare"  # folder for what is written
 
     def __call__(self) -> int:
+        if self.methods and (self.deltas, self.controls) != (_DELTAS, _CONTROLS):
+            raise ValueError(f"Give --methods {' '.join(self.methods)} or --deltas and --controls, not both.")
         return commands.compare(self)
 
 
@@ -141,9 +200,10 @@ class Measure:
     """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of `hardjax train`
-    batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none
-    rows: str = "contribution"  # contribution | coupled | frozen
+    batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none (needs no data)
+    rows: _optional(str, "STR") = None  # contribution | coupled | frozen (default: what the run measured)
     tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest
+    float64: bool = False  # measure the final states in float64
     data_dir: _Folder = None  # folder of prepared TFDS data (default: that of the run)
     gram_chunk: _optional(int, "SAMPLES") = None  # bounds the memory
     output: str = "runs/measure"  # folder for measure.json and measures.png
@@ -184,7 +244,7 @@ class DataPrepare:
     def __call__(self) -> int:
         from hardjax.data import prepare
 
-        prepare.prepare(self.name, self.data_dir)
+        print(f"{self.name} is prepared in {prepare.prepare(self.name, self.data_dir)}")
         return 0
 
 
@@ -221,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; exits with 0, 2 on bad input, 130 when interrupted."""
     try:
         code = _command(sys.argv[1:] if arguments is None else arguments)()
-    except (ValueError, FileNotFoundError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"hardjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -12,19 +12,11 @@ from hardjax import _validate
 def train(options: Any, config: Any) -> int:
     """`hardjax train`."""
     _use_compilation_cache()
-    from hardjax import results
-    from hardjax.runner import prepare, run
+    from hardjax import results, runner
 
     results.check_folder(options.output, options.overwrite)
-    dataset, config = _load(options, config)
-    result = run(
-        config,
-        dataset=dataset,
-        performance=options.performance(),
-        output=options.output,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
+    setting = _prepare(options, config)
+    result = runner.train(setting, options.output, options.overwrite, progress=not options.quiet)
     folder = Path(options.output)
     if config.measure is not None:
         from hardjax.plots_fisher import measures
@@ -36,11 +28,10 @@ def train(options: Any, config: Any) -> int:
         from hardjax.hardest import hardest_samples
         from hardjax.plots import hardest
 
-        found = hardest_samples(prepare(config, dataset), result)
-        hardest(dataset.with_validation(config.validation), *found).savefig(folder / "hardest.png", dpi=130)
+        hardest(setting.dataset, *hardest_samples(setting, result)).savefig(folder / "hardest.png", dpi=130)
     summary = result.summary
     print_table(
-        f"{config.model} on {dataset.name}",
+        f"{config.model} on {setting.dataset.name}",
         [{"what": name, "value": _show(value)} for name, value in summary.items() if not isinstance(value, dict)],
     )
     print(f"written to {folder}")
@@ -51,7 +42,7 @@ def compare(options: Any) -> int:
     """`hardjax compare`."""
     _use_compilation_cache()
     from hardjax import plots, results
-    from hardjax.compare import compare, make_arms, make_methods
+    from hardjax.compare import check_comparable, compare, make_arms, make_methods
     from hardjax.trimming import Trimming
 
     config = options.config()
@@ -59,11 +50,11 @@ def compare(options: Any) -> int:
         arms = make_methods(options.methods, config.trimming or Trimming())
     else:
         arms = make_arms(options.deltas, options.controls)
-    _validate.at_least(1, seeds=options.seeds)
+    check_comparable(config, options.seeds)
     results.check_folder(options.output, options.overwrite)
-    dataset, config = _load(options, config)
+    setting = _prepare(options, config)
     folder = results.claim_folder(options.output, options.overwrite)
-    plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": options.seeds}
+    plain = setting.config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": options.seeds}
     results.write_json(folder / "config.json", plain)
 
     def log(arm: Any, result: Any) -> None:
@@ -74,33 +65,39 @@ def compare(options: Any) -> int:
         )
 
     result = compare(
-        config,
+        setting.config,
         arms,
         options.seeds,
-        dataset=dataset,
-        performance=options.performance(),
+        dataset=setting.whole,
+        performance=setting.performance,
         progress=not options.quiet,
         on_result=log,
     )
     results.write_json(
-        folder / "summary.json", {"rows": result.rows, "threshold": result.threshold} | results.environment()
+        folder / "summary.json",
+        {"rows": result.rows, "threshold": result.threshold, "interrupted": result.interrupted} | results.environment(),
     )
     picture = plots.trimming if options.methods else plots.comparison
     picture(result).savefig(folder / "comparison.png", dpi=120)
     columns = _trimming_columns if options.methods else _paper_columns
     print_table(
-        f"{config.model} on {config.dataset}, batch {config.batch_size}, {config.epochs} epochs, {options.seeds} seeds",
-        [columns(row) for row in result.rows],
+        f"{config.model} on {setting.dataset.name}, batch {config.batch_size}, {config.epochs} epochs,"
+        f" {options.seeds} seeds",
+        [columns(row) | _measured_columns(row, config) for row in result.rows],
     )
-    print(_trimming_legend(result.rows) if options.methods else _replay_legend(result.threshold))
+    print(_trimming_legend(result.rows) if options.methods else _replay_legend(result))
     print(f"written to {folder}: summary.json, history.jsonl, comparison.png")
-    return 0
+    if result.interrupted:
+        print(f"interrupted: {len(result.arms)} of {len(arms)} arms are complete and shown", file=sys.stderr)
+    return 130 if result.interrupted else 0
 
 
-def _replay_legend(threshold: float) -> str:
+def _replay_legend(result: Any) -> str:
+    diverged = sum(row["diverged"] for row in result.rows)
+    who = "every run reached" if not diverged else f"every run but the {diverged} that diverged reached"
     return (
         "e: epoch in which the loss of the whole training split settles at its own final level; "
-        f"e (common): first epoch at {threshold:.3g} nats, which every run reached.\n"
+        f"e (common): first epoch at {result.threshold:.3g} nats, which {who}.\n"
         "change: 100 (e1 - e) / e as in the paper, positive is sooner than ordinary training."
     )
 
@@ -124,10 +121,10 @@ def measure(options: Any) -> int:
 
     if not options.runs:
         raise ValueError("Name at least one folder that `hardjax train --output` wrote.")
-    results.check_folder(options.output, options.overwrite, ("measure.json",))
+    results.check_folder(options.output, options.overwrite)
     settings = (options.batches, options.rows, options.tolerance, options.data_dir, options.gram_chunk)
-    found = {folder: measure_run(folder, *settings) for folder in options.runs}
-    folder = results.claim_folder(options.output, options.overwrite, ("measure.json",))
+    found = {folder: measure_run(folder, *settings, float64=options.float64) for folder in options.runs}
+    folder = results.claim_folder(options.output, options.overwrite)
     results.write_json(
         folder / "measure.json",
         {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
@@ -142,7 +139,7 @@ def measure(options: Any) -> int:
         )
     if options.batches:
         print_table(
-            f"final state, rows: {options.rows}, mean over mini-batches",
+            f"final state, {'float64' if options.float64 else 'float32'}, mean over {options.batches} mini-batches",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if recorded else ''}")
@@ -192,19 +189,22 @@ def _trimming_columns(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _load(options: Any, config: Any) -> tuple[Any, Any]:
-    """(dataset, configuration): sizes that frame and resize images need the data to be known."""
+def _measured_columns(row: dict[str, Any], config: Any) -> dict[str, str]:
+    return {} if config.measure is None else {name: f"{row[name]:.4g}" for name in ("C_K", "L_K")}
+
+
+def _prepare(options: Any, config: Any) -> Any:
+    """The setting of a run, with the frame and size that images are brought to; refuses before any file is touched."""
     from hardjax import data, models
     from hardjax.data.augment import named
-    from hardjax.runner import prepare
+    from hardjax.setting import prepare
 
     _validate.one_of(models.names(), model=config.model)
-    dataset = data.load(config.dataset, config.data_dir, progress=True)
-    augmentation = named(options.augmentation, dataset.train.images.shape[1:], dataset.flip)
-    augmentation = dataclasses.replace(augmentation, frame=options.frame, place=options.place, resize=options.resize)
+    dataset, shown = data.load(config.dataset, config.data_dir, progress=True), options.data
+    augmentation = named(shown.augmentation, dataset.train.images.shape[1:], dataset.flip)
+    augmentation = dataclasses.replace(augmentation, frame=shown.frame, place=shown.place, resize=shown.resize)
     config = dataclasses.replace(config, augmentation=augmentation)
-    prepare(config, dataset, performance=options.performance())  # refuses what does not fit before any file is touched
-    return dataset, config
+    return prepare(config, dataset, performance=options.performance())
 
 
 def _use_compilation_cache() -> None:

@@ -39,13 +39,22 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results by arm, in order; `rows` is the table and `threshold` the loss that every run reached."""
+    """What `compare` returns.
+
+    Attributes:
+        config: what all arms share.
+        arms, results: the arms that were trained with every seed, and their runs, in order.
+        threshold: nats that every run which did not diverge reached; NaN if all did.
+        rows: the table.
+        interrupted: Ctrl-C ended it before all arms were done.
+    """
 
     config: TrainConfig
     arms: tuple[Arm, ...]
     results: tuple[tuple[RunResult, ...], ...]
     threshold: float
     rows: list[dict[str, Any]]
+    interrupted: bool = False
 
 
 def make_arms(deltas: Sequence[float], controls: Sequence[str] = CONTROLS) -> tuple[Arm, ...]:
@@ -119,10 +128,13 @@ def compare(
         dataset, model, performance, progress: as in `run`.
         on_result: called after every run.
 
+    Ctrl-C ends it after the run under way was cut short; arms that were complete are kept.
+
     Raises:
-        ValueError: seeds below 1; what `run` refuses.
+        ValueError: seeds below 1, no evaluation of the training split; what `run` refuses.
+        KeyboardInterrupt: interrupted before the first arm was complete.
     """
-    _validate.at_least(1, seeds=seeds)
+    check_comparable(config, seeds)
     results = []
     for arm in arms:
         runs = []
@@ -130,14 +142,30 @@ def compare(
             settings = dataclasses.replace(config, **arm.settings, seed=seed)
             result = run(settings, dataset=dataset, model=model, performance=performance, progress=progress)
             on_result(arm, result)
+            if result.summary["end"] != "interrupted":
+                runs.append(result)
             if result.summary["interrupted"]:
-                raise KeyboardInterrupt
-            runs.append(result)
-        results.append(tuple(runs))
-    return summarise(config, tuple(arms), tuple(results))
+                break
+        if len(runs) == seeds:
+            results.append(tuple(runs))
+        if result.summary["interrupted"]:
+            break
+    if not results:
+        raise KeyboardInterrupt
+    done = tuple(arms[: len(results)])
+    return summarise(config, done, tuple(results), interrupted=len(done) < len(arms))
 
 
-def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[RunResult, ...], ...]) -> Comparison:
+def check_comparable(config: TrainConfig, seeds: int) -> None:
+    """Raises ValueError where nothing could be compared."""
+    _validate.at_least(1, seeds=seeds)
+    if not config.evaluate_train:
+        raise ValueError("Expected evaluate_train=True in a comparison: arms are compared by full_train_loss.")
+
+
+def summarise(
+    config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[RunResult, ...], ...], interrupted: bool = False
+) -> Comparison:
     """Rows with the columns of P1's Tables 3 to 5 and P2's Table 1: means over seeds, percent, signs kept."""
     threshold = convergence.common_threshold([run.history["full_train_loss"] for runs in results for run in runs])
     rows = []
@@ -168,9 +196,11 @@ def summarise(config: TrainConfig, arms: tuple[Arm, ...], results: tuple[tuple[R
                 "time_ratio": seconds / (rows[0]["seconds_per_step"] if rows else seconds),
                 "keep_first": float(runs[0].history["keep_fraction"][0]),
                 "keep_last": float(runs[0].history["keep_fraction"][-1]),
+                "diverged": sum(run.summary["diverged"] for run in runs),
+                **{name: float(np.mean([run.history[name][-1] for run in runs])) for name in ("C_K", "L_K")},
             }
         )
-    return Comparison(config, arms, results, threshold, rows)
+    return Comparison(config, arms, results, threshold, rows, interrupted)
 
 
 def half_width_95(values: np.ndarray) -> float:

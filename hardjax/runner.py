@@ -138,7 +138,7 @@ def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Pat
         seconds += time.perf_counter() - started - (programs.compile_seconds - compiled)
         log.add(info, share)
         bar.update(log.done / recipe.num_batches, float(info.loss.mean()), 100 * float(info.top1.mean()))
-        if interrupted.is_set():
+        if interrupted.is_set() and log.done < config.epochs * recipe.num_batches:
             end = "interrupted"
         elif config.measure is not None and config.measure.stop_when_not_finite and not spectra.all_finite:
             end = "spectrum not finite"

@@ -30,7 +30,8 @@ class Setting:
 
     Attributes:
         config: as given, with the names of the data and the model that are really used.
-        performance, dataset: as given; `dataset` after its validation share was split off.
+        performance: as given.
+        whole, dataset: the data before and after its validation share was split off.
         recipe: what shapes the traces.
         programs: compiled ones, shared by equal recipes.
         hyper: traced numbers.
@@ -42,6 +43,7 @@ class Setting:
 
     config: TrainConfig
     performance: Performance
+    whole: Dataset
     dataset: Dataset
     recipe: Recipe
     programs: Programs
@@ -93,10 +95,15 @@ def prepare(
     own_model = model is not None
     names = {"dataset": dataset.name, "model": type(model).__name__ if own_model else config.model}
     config = dataclasses.replace(config, **names)
-    dataset = dataset.with_validation(config.validation)
+    whole, dataset = dataset, dataset.with_validation(config.validation)
     num_samples = len(dataset.train.labels)
     if config.batch_size > num_samples:
         raise ValueError(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
+    for name in ("name", "num_classes"):
+        if name in config.model_options:
+            raise ValueError(
+                f"Expected model_options without {name}={config.model_options[name]!r}, which is not theirs."
+            )
     if model is None:
         model = models.create(config.model, num_classes=dataset.num_classes, **config.model_options)
     init, apply = _functions(model)
@@ -143,7 +150,7 @@ def prepare(
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
     return Setting(
-        config, performance, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer, variables
+        config, performance, whole, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer, variables
     )
 
 

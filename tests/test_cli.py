@@ -79,7 +79,7 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
     [
         (("train", "--trim-end", 0), "end=0.0 in (0, 1]"),
         (("train", "--trim-end", 0.8, "--trim-start", 0.5), "end=0.8 to be at most start=0.5"),
-        (("train", "--trim-keep", "random"), "need --trim-end"),
+        (("train", "--trim-keep", "random"), "--trim-keep random goes with --trim-end"),
         (("train", "--trim-end", 0.5, "--batch-size", 1), "batch_size=1 to be at least 2"),
         (("compare", "--methods", "trimed"), "did you mean 'trimmed'"),
         (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
@@ -91,6 +91,11 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
         (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
         (("train", "--epochs", 0), "epochs=0"),
         (("train", "--delta", 0.5), "delta=0.5 goes with hard-batches"),
+        (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
+        (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),
+        (("train", "--measure-rows", "frozen", "--gram-chunk", 4), "--measure-rows frozen, --gram-chunk 4 goes with"),
+        (("compare", "--methods", "trimmed", "--deltas", 0.5), "--methods trimmed or --deltas and --controls"),
+        (("compare", "--no-evaluate-train"), "evaluate_train=True in a comparison"),
         (("train", "--model-option", "widths"), "key=value"),
         (("train", "--model-option", "depth=3"), "option of mlp 'depth'"),
         (("train", "--frame", 4), "frame=4 to hold images of 8x8"),
@@ -114,6 +119,9 @@ def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
     (tmp_path / "summary.json").write_text("{}")
     assert command(name, *FAST, "--output", tmp_path) == 2
     assert "already holds a run" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command(name, *FAST, "--output", tmp_path / "file" / "run") == 2
+    assert "to be a folder to write in" in capsys.readouterr().err
     # Even with --overwrite nothing is lost before the input is known to be good.
     assert command(name, *FAST, "--batch-size", 5000, "--output", tmp_path, "--overwrite") == 2
     assert (tmp_path / "summary.json").read_text() == "{}"
@@ -151,6 +159,16 @@ def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
 def test_measure_refuses_what_is_no_run(tmp_path, capsys):
     assert command("measure", tmp_path, "--output", tmp_path / "report") == 2
     assert "No run in" in capsys.readouterr().err and not (tmp_path / "report").exists()
+
+
+def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
+    arguments = ("--deltas", 0.5, "--controls", "fixed", "--seeds", 1, "--measure-every", 10)
+    assert command("compare", *FAST, *arguments, "--output", tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run/summary.json").read_text())["rows"]
+    assert all(row["C_K"] > 1 and row["L_K"] > 0 for row in rows)
+    assert "L_K" in capsys.readouterr().out
+    assert command("measure", tmp_path / "run", "--output", tmp_path / "report") == 2
+    assert "holds a comparison; name the folder of one run" in capsys.readouterr().err
 
 
 def test_models_lists_sizes_beside_the_published_ones(capsys):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 import hardjax as hj
@@ -25,6 +26,9 @@ def test_base_learning_rate_is_per_sample_of_the_batch():
         (dict(epochs=0), "epochs=0 to be a whole number of at least 1"),
         (dict(batch_size=1.5), "batch_size=1.5"),
         (dict(seed=-1), "seed=-1"),
+        (dict(seed=2**32), "seed=4294967296 below 2\\^32"),
+        (dict(selection=None), "selection=None to be a strategy"),
+        (dict(model_options={"dtype": np.float32}), "to be plain JSON"),
         (dict(learning_rate=0.1, base_learning_rate=0.1), "not both"),
         (dict(learning_rate=float("nan")), "learning_rate=nan"),
         (dict(optimizer="adamm"), "did you mean 'adam'"),

@@ -14,6 +14,12 @@ def test_own_level_by_hand():
     assert convergence.own_level_epoch(EPOCHS, losses) == 6.0
 
 
+def test_own_level_of_a_run_that_has_not_settled():
+    epochs, losses = np.arange(1.0, 21.0), np.linspace(4.0, 2.1, 20)
+    losses[-2:] = 0.5, 0.9  # level 0.7
+    assert math.isnan(convergence.own_level_epoch(epochs, losses))
+
+
 def test_own_level_of_runs_that_do_not_fall():
     assert math.isnan(convergence.own_level_epoch(EPOCHS, np.linspace(1, 2, 10)))
     assert math.isnan(convergence.own_level_epoch(EPOCHS, np.full(10, np.nan)))

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from hardjax import fisher
-from hardjax.fisher import rules
+from hardjax.fisher import by_layers, rules
 from hardjax.models.apply import init_variables, make_apply
 
 # float64 sums of up to a few thousand terms, in different orders.
@@ -148,6 +148,18 @@ def test_a_scale_of_zero_still_has_its_row():
     assert np.trace(fast["BatchNorm_0/scale"]) > 0
 
 
+@pytest.mark.parametrize("axis", [1, (1, 3)])
+def test_batch_norm_over_other_axes(axis):
+    class Other(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.BatchNorm(use_running_average=not train, axis=axis)(x)
+            return nn.Dense(3)(jnp.tanh(x).reshape(len(x), -1))
+
+    setting = _setting(Other())
+    _close(*(_double(fisher.make_gram(Other(), method=method), *setting) for method in ("layers", "vmap")))
+
+
 def test_inside_jit_scan_and_vmap():
     variables, images, labels = setting = _setting(Small(), dtype=np.float32)
     alone = fisher.gram(Small(), *setting)
@@ -178,12 +190,6 @@ def test_checkpointed_layers():
 
 
 def test_rank_promotion_and_dropout():
-    class Dropped(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(8)(x.reshape(len(x), -1))))
-            return nn.Dense(3)(x)
-
     setting = _setting(Dropped())
     with jax.numpy_rank_promotion("raise"):
         grams = [fisher.gram(Dropped(), *setting, key=jax.random.key(seed)) for seed in (1, 1, 2)]
@@ -245,6 +251,19 @@ def test_what_is_left_out_is_noticed(monkeypatch, rule, name, parameter):
     assert np.abs(broken - intact).max() > 1e-4 * np.abs(intact).max()
 
 
+def test_a_whole_layer_left_out_is_noticed(monkeypatch):
+    setting = _setting(Small(), dtype=np.float32)
+    original = by_layers.capture._tap
+    monkeypatch.setattr(
+        by_layers.capture,
+        "_tap",
+        lambda layer, emit: (lambda y, *_: y) if layer.path == ("Conv_0",) else original(layer, emit),
+    )
+    assert np.isnan(jax.jit(fisher.make_gram(Small()))(*setting)).all()
+    with pytest.raises(ValueError, match="Layer Conv_0 is hidden"):
+        fisher.gram(Small(), *setting, chunk=5)
+
+
 def test_a_parameter_used_behind_its_layer_is_noticed():
     class Tied(nn.Module):
         @nn.compact
@@ -255,6 +274,91 @@ def test_a_parameter_used_behind_its_layer_is_noticed():
 
     with pytest.raises(ValueError, match=r"Rows do not add up to the gradient within 0.0001: Dense_0/kernel"):
         fisher.coverage(Tied(), *_setting(Tied(), dtype=np.float32))
+
+
+@nn.jit
+class Inside(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(x)
+
+
+class Jitted(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(nn.relu(Inside(name="inside")(x.reshape(len(x), -1))))
+
+
+class Mapped(nn.Module):
+    """A dense layer mapped over the second axis, its parameters shared."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        mapped = nn.vmap(nn.Dense, variable_axes={"params": None}, split_rngs={"params": False}, in_axes=1, out_axes=1)
+        return nn.Dense(3)(jnp.tanh(mapped(4, name="inside")(x.reshape(len(x), 6, -1))).mean(1))
+
+
+class Looped(nn.Module):
+    """A dense layer applied three times by nn.scan, its parameters shared."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        loop = nn.scan(
+            lambda module, carry, _: (jnp.tanh(module(carry)), None),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            length=3,
+        )
+        return nn.Dense(3)(loop(nn.Dense(4, name="inside"), x.reshape(len(x), -1)[:, :4], None)[0])
+
+
+@pytest.mark.parametrize("model", [Jitted(), Mapped()], ids=lambda model: type(model).__name__)
+def test_a_layer_hidden_by_a_transformation_is_never_left_out_in_silence(model):
+    setting = _setting(model, dtype=np.float32)
+    with pytest.raises(ValueError, match="inside"):
+        fisher.gram(model, *setting)
+    with pytest.raises(ValueError, match="inside"):
+        fisher.coverage(model, *setting)
+    assert np.isfinite(fisher.gram(model, *setting, method="vmap")).all()
+    try:
+        compiled = jax.jit(fisher.make_gram(model))(*setting)
+    except ValueError as error:  # Flax keeps the trace of nn.jit, which then hides the layer from the start
+        assert "inside" in str(error)
+    else:
+        assert np.isnan(compiled).all()
+
+
+def test_a_layer_looped_over_is_right():
+    setting = _setting(Looped())
+    slow = _double(fisher.make_gram(Looped(), method="vmap"), *setting)
+    _close(_double(fisher.make_gram(Looped()), *setting), slow)
+
+
+class Coupled(nn.Module):
+    """Samples coupled by no layer that is known."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x.reshape(len(x), -1)
+        return nn.Dense(3)(x - x.mean(0, keepdims=True))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(8)(x.reshape(len(x), -1))))
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("model, key", [(Coupled(), None), (Dropped(), jax.random.key(1))], ids=["coupled", "dropout"])
+def test_the_definition_is_refused_where_its_copies_are_another_network(model, key):
+    setting = _setting(model, dtype=np.float32)
+    with pytest.raises(ValueError, match="samples are coupled by more than batch norm, or share a dropout mask"):
+        fisher.gram(model, *setting, method="vmap", key=key)
+    with pytest.raises(ValueError, match="Rows do not add up"):
+        fisher.coverage(model, *setting, method="vmap", key=key)
+    assert max(fisher.coverage(model, *setting, key=key).values()) < 1e-5
+    assert max(fisher.coverage(Small(), *_setting(Small(), dtype=np.float32), method="vmap").values()) < 1e-5
 
 
 def test_plan_names_every_layer():
@@ -355,6 +459,10 @@ def test_out_of_memory_says_what_to_set(monkeypatch):
     monkeypatch.setattr(gram_module, "_compiled", lambda *args: exhausted)
     with pytest.raises(MemoryError, match=r"B=6 images \(largest layer Conv_0: 0 MiB of rows\): set chunk=1 "):
         fisher.gram(Plain(), *_setting(Plain(), dtype=np.float32))
+    with pytest.raises(MemoryError, match='take method="layers" or a smaller batch'):
+        fisher.gram(Plain(), *_setting(Plain(), dtype=np.float32), method="vmap")
+    with pytest.raises(MemoryError, match="chunk=1 is the least; measure a smaller batch than 6"):
+        fisher.gram(Plain(), *_setting(Plain(), dtype=np.float32), chunk=1)
 
 
 def test_the_documented_example_runs():

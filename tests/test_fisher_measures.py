@@ -38,17 +38,13 @@ def test_effective_rank_of_equal_and_of_single_eigenvalues():
 def test_noise_scale_is_unbiased():
     """Gradients with known mean and covariance: the ratio of the mean estimates is the true noise scale."""
     rng, mean, noise, batch = np.random.default_rng(0), np.full(30, 0.5), 2.0, 16
-    covariances, signals = [], []
-    for _ in range(4000):
-        rows = mean + noise * rng.normal(size=(batch, 30))
-        gram = rows @ rows.T
-        trace, entry = np.trace(gram), gram.mean()
-        scale = float(fisher.measures(np.array([trace]), 1, batch, mean_entry=np.array(entry)).noise_scale)
-        covariance = rows.var(0, ddof=1).sum()
-        signal = (rows.mean(0) ** 2).sum() - covariance / batch
-        np.testing.assert_allclose(scale, covariance / signal if signal > 0 else np.inf, rtol=2e-3)
-        covariances.append(covariance)
-        signals.append(signal)
+    rows = mean + noise * rng.normal(size=(4000, batch, 30))
+    grams = rows @ rows.swapaxes(1, 2)
+    traces, entries = np.trace(grams, axis1=1, axis2=2), grams.mean((1, 2))
+    scales = fisher.measures(traces[:, None], 1, batch, mean_entry=entries).noise_scale
+    covariances = rows.var(1, ddof=1).sum(1)
+    signals = (rows.mean(1) ** 2).sum(1) - covariances / batch
+    np.testing.assert_allclose(scales, np.where(signals > 0, covariances / signals, np.inf), rtol=2e-3)
     np.testing.assert_allclose(np.mean(covariances) / np.mean(signals), 30 * noise**2 / (mean @ mean), rtol=0.05)
 
 

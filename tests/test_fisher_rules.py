@@ -92,6 +92,8 @@ def test_convolutions(layer_and_shape, chunk):
         (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)),
         (nn.Conv(8, (1, 1), (2, 2), use_bias=False), (4, 7, 7, 6)),
         (nn.Conv(12, (5, 5), feature_group_count=6), (3, 6, 6, 6)),
+        (nn.Conv(4, (3, 3), padding=[(-1, 0), (0, 2)], input_dilation=(2, 1)), (3, 6, 6, 2)),
+        (nn.Conv(4, (2, 3), 2, padding="SAME_LOWER"), (3, 7, 6, 2)),
         (nn.LayerNorm(), (4, 5)),
         (nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 3)), (4, 5, 3, 2)),
         (nn.LayerNorm(use_bias=False), (4, 3, 5)),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import zoo
 
 import hardjax as hj
 from hardjax import checkpoint
@@ -41,13 +42,25 @@ def run(dataset, **changes):
         {"selection": HardBatches(0.2)},
         {"selection": HardSamples(0.5), "optimizer": "adam", "augmentation": "standard"},
         {"trimming": hj.trimming.Trimming(), "schedule": "cosine"},
-        {"model": "resnet8", "model_options": {}, "batch_size": 30},
+        {"model": "tiny", "model_options": {}, "batch_size": 30},
     ],
     ids=str,
 )
 def test_measuring_leaves_the_training_as_it_was(tiny, changes, every):
-    measured = run(tiny, **changes, measure=FisherMeasure(every=every))
-    plain = run(tiny, **changes, measure=None)
+    _check_bit_for_bit(tiny, changes, every, zoo.Tiny(3) if changes.get("model") == "tiny" else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_measuring_leaves_the_training_of_a_residual_network_as_it_was(tiny, every):
+    _check_bit_for_bit(tiny, {"model": "resnet8", "model_options": {}, "batch_size": 30}, every, None)
+
+
+def _check_bit_for_bit(tiny, changes, every, model):
+    measured, plain = (
+        hj.run(config(**changes, measure=measure), dataset=tiny, model=model, progress=False)
+        for measure in (FisherMeasure(every=every), None)
+    )
     for a, b in zip(jax.tree.leaves(measured.state.variables), jax.tree.leaves(plain.state.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(measured.measurements["step"]) > 0 and plain.measurements == {}
@@ -97,8 +110,9 @@ def _advance(setting, state, train, indices):
         (AllBatches(), 9, [0, 9, 18]),
         (AllBatches(), 18, [0, 18]),
         (AllBatches(), 100, [0]),
-        # Rounds of two steps after the first: the first step of every other round.
-        (HardBatches(0.2), 4, [0, 4, 8, 11, 15, 19, 23]),
+        # Rounds of two steps after the first: the second step of every other round, as the first one is the hardest.
+        (HardBatches(0.2), 4, [0, 4, 8, 12, 16, 20, 24]),
+        (HardBatches(0.5), 6, [0, 6, 11, 19, 23]),
     ],
     ids=str,
 )
@@ -109,6 +123,9 @@ def test_positions_and_what_each_stands_for(tiny, selection, every, steps):
     assert measured["stands_for"].tolist() == np.diff([*steps, 27]).tolist()
     np.testing.assert_allclose(measured["epoch"], np.array(steps) / 9)
     assert measured["eigenvalues"].shape == (len(steps), 8) and set(measured["batch_size"]) == {8}
+    if isinstance(selection, HardBatches):
+        trained = [int(slot) for row in result.replays for slot in np.flatnonzero(row)]
+        assert len(trained) == 27 and set(measured["slot"]) <= set(range(9))
 
 
 def test_the_phase_keeps_the_interval_over_short_rounds():
@@ -119,6 +136,8 @@ def test_the_phase_keeps_the_interval_over_short_rounds():
     assert [(_phase(spec, 16, 10) + i) % 5 for i in range(3)] == [3, 4, 0]
     # Never longer than a stride away, though rounding says so.
     assert _phase(RoundSpec(HardBatches(0.2), 2, observer=spec.observer), 9, 8) == 1
+    # Of a round's second step, the round before is the one.
+    assert [(_phase(dataclasses.replace(spec, position=1), 15, 10) + i) % 5 for i in range(3)] == [3, 4, 0]
     assert _phase(spec, 20, 10) == _phase(spec, 40, 10) == 0
 
 
@@ -145,7 +164,8 @@ def test_history_and_derived_measures(tiny, tmp_path):
     assert derive(raw, 0.1)["C_K"][-1] < measured["C_K"][-1]
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert lines[-1]["C_K"] == result.history["C_K"][-1]
-    assert hj.TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == settings
+    written = hj.TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    assert written == dataclasses.replace(settings, dataset="tiny")
 
 
 def test_the_record_is_readable_while_the_run_goes_on(tiny, tmp_path, monkeypatch):
@@ -160,6 +180,18 @@ def test_the_record_is_readable_while_the_run_goes_on(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(Spectra, "save", saving)
     hj.run(config(), dataset=tiny, output=tmp_path, progress=False)
     assert sizes == [(3, 9), (6, 18), (9, 27), (12, 36)]
+
+    # Cut short while it is written, it is still what it was.
+    def cut_short(file, **arrays):
+        file.write(b"PK")
+        raise OSError("no space left")
+
+    before = load(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", cut_short)
+        with pytest.raises(OSError, match="no space left"):
+            hj.fisher.observe.Spectra(9).save(tmp_path, 9)
+    np.testing.assert_array_equal(load(tmp_path)["eigenvalues"], before["eigenvalues"])
 
 
 def test_no_callbacks_and_few_traces_when_measuring(tiny):
@@ -182,7 +214,35 @@ def test_spectra_that_are_not_finite(tiny, stop):
     result = run(tiny, learning_rate=1e30, measure=measure, epochs=3, model_options={"widths": [8]})
     assert np.isnan(result.measurements["c"]).any() and np.isfinite(result.measurements["c"][0])
     assert result.summary["backprops"] == (9 if stop else 27)
+    assert result.summary["end"] == ("spectrum not finite" if stop else "budget spent")
+    assert not result.summary["interrupted"]
     assert np.isfinite(result.history["C_K"]).all()
+
+
+def test_the_final_state_is_measured_at_the_rate_of_its_last_step(tiny, tmp_path):
+    hj.run(config(schedule="step"), dataset=tiny, output=tmp_path, progress=False)
+    final = measure_run(tmp_path, batches=1, dataset=tiny).final
+    np.testing.assert_allclose(final["l"], 0.0005 / 8 * np.sqrt(final["trace"]), rtol=1e-5)
+
+
+def test_the_final_state_in_float64(tiny, tmp_path):
+    hj.run(config(measure=FisherMeasure(every=4, rows="frozen")), dataset=tiny, output=tmp_path, progress=False)
+    short = measure_run(tmp_path / "checkpoint", batches=2, dataset=tiny)
+    exact = measure_run(tmp_path, batches=2, dataset=tiny, float64=True)
+    assert exact.final["eigenvalues"].dtype == np.float64
+    largest = exact.final["eigenvalues"].max()
+    error = np.abs(short.final["eigenvalues"] - exact.final["eigenvalues"]).max() / largest
+    assert 0 < error < 1e-5
+    # The rows are those that the run measured, unless others are asked for.
+    other = measure_run(tmp_path, batches=2, rows="contribution", dataset=tiny)
+    assert not np.allclose(other.final["trace"], short.final["trace"], rtol=1e-3)
+
+
+def test_what_was_recorded_needs_no_data(tiny, tmp_path):
+    hj.run(config(dataset="cifar10"), dataset=tiny, output=tmp_path, progress=False)
+    assert measure_run(tmp_path, batches=0).recorded["C_K"][-1] > 1
+    with pytest.raises(ValueError, match="Unknown dataset 'tiny'"):
+        measure_run(tmp_path, batches=1)
 
 
 def test_measure_of_a_finished_run(tiny, tmp_path):
@@ -239,6 +299,16 @@ def test_a_network_that_no_rule_covers_is_refused_before_anything_is_written(tin
     with pytest.raises(ValueError, match="temperature"):
         hj.run(config(), dataset=tiny, model=Scaled(), output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+    class Tied(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            layer = nn.Dense(3)
+            x = layer(images.reshape(len(images), -1)[:, :3])
+            return x @ layer.variables["params"]["kernel"]
+
+    with pytest.raises(ValueError, match=r"within 0\.05: Dense_0/kernel"):
+        hj.run(config(), dataset=tiny, model=Tied(), progress=False)
     by_definition = config(measure=FisherMeasure(every=4, method="vmap"))
     assert len(hj.run(by_definition, dataset=tiny, model=Scaled(), progress=False).measurements["c"]) > 0
 
@@ -250,7 +320,7 @@ def test_out_of_memory_says_what_to_set(tiny, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
     monkeypatch.setattr(Programs, "rounds", exhausted)
-    with pytest.raises(MemoryError, match="gram_chunk=2 "):
+    with pytest.raises(MemoryError, match=r"set chunk=2 \(Performance.gram_chunk, --gram-chunk\)"):
         run(tiny)
     with pytest.raises(jax.errors.JaxRuntimeError):
         run(tiny, measure=None)

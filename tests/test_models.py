@@ -62,15 +62,21 @@ def test_contract(name):
     _equal(evaluated[1].get("batch_stats", statistics), statistics)
 
     of_whole = make(norm="batch", norm_batch_size=8)
-    jax.tree.map(np.testing.assert_array_equal, _train(of_whole, variables, images)[:2], (logits, statistics))
+    assert _traced(of_whole, variables, images) == _traced(module, variables, images)
 
     short = make(norm="batch", dtype="bfloat16")
     shapes = _shapes(short, images.shape[1:])
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    rounded, rounded_statistics, _ = _train(short, variables, images)
+    rounded, rounded_statistics = jax.jit(make_apply(short), static_argnums=2)(variables, images, True)
     assert rounded.dtype == jnp.float32 and (rounded != logits).any()
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded_statistics)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(rounded, logits, rtol=0, atol=BFLOAT16 * float(jnp.abs(logits).max()))
+
+
+def _traced(module, variables, images):
+    """The training pass, operation by operation."""
+    apply = make_apply(module)
+    return str(jax.make_jaxpr(lambda variables, images: apply(variables, images, True))(variables, images))
 
 
 def _init(module, image_shape):
@@ -218,11 +224,10 @@ def test_running_variance_is_unbiased_and_normalisation_biased():
 PAPER_INIT = {
     "mlp": (None, "torch", False),
     "alexnet_reduced": ("he_fan_in", "he_fan_in", True),
-    "resnet20": ("he_fan_in", "he_fan_in", True),
+    "resnet8": ("he_fan_in", "he_fan_in", True),
     "cbrcb_resnet8": ("he_fan_out", "torch", False),
     "densenet8": ("he_fan_out", "torch", False),
-    "resnet18": ("he_fan_out", "torch", False),
-    "resnet34": ("he_fan_out", "torch", False),
+    "resnet": ("he_fan_out", "torch", False),
     "densenet": ("he_fan_in", "torch", True),
     "inverted": ("he_per_group", "uniform_fan_out", True),
 }
@@ -279,6 +284,25 @@ def test_last_scales_of_branches_start_at_zero_in_timm_resnets_alone():
         last, first = scales(module)
         assert (last == expected).all() and (first == 1).all()
     assert isinstance(models.create("resnet34"), TorchvisionResNet)
+
+
+@pytest.mark.parametrize(
+    "name, like",
+    [
+        ("resnet20", "resnet8"),
+        ("resnet32", "resnet8"),
+        ("cbrcb_resnet110", "cbrcb_resnet8"),
+        ("densenet110", "densenet8"),
+        ("resnet18", "resnet"),
+        ("resnet50", "resnet"),
+        ("densenet121", "densenet"),
+        ("efficientnet_b4", "inverted"),
+        ("efficientnetv2_s", "inverted"),
+        ("mobilenetv3_small_100", "inverted"),
+    ],
+)
+def test_large_networks_draw_as_the_small_ones_of_their_family(name, like):
+    assert models.create(name).paper_init == zoo.maker(like)().paper_init
 
 
 def test_from_torch_lists_every_fault_in_one_error():

@@ -1,5 +1,6 @@
 """`run` from outside: budget, history, files, compilation, interruption, the matrix of axes."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
 import hardjax as hj
-from hardjax import progress, runner
+from hardjax import checkpoint, progress, runner
+from hardjax.compare import compare, make_arms
 from hardjax.data import Dataset
 from hardjax.programs import Programs, programs_for
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
@@ -87,11 +90,15 @@ def test_at_most_three_traces_a_batch_size(tiny, delta):
                 traced.append(images.shape)
             return nn.Dense(3)(images.reshape(len(images), -1))
 
+    programs_for.cache_clear()
     settings = hj.TrainConfig(**{**SMALL, "epochs": 5, "selection": HardBatches(delta)})
+    prepare(settings, tiny, Counting())
+    checks = len(traced)  # a preparation traces too, abstractly
     hj.run(settings, dataset=tiny, model=Counting(), progress=False)
+    assert 1 <= len(traced) - 2 * checks <= 3
     hj.run(settings, dataset=tiny, model=Counting(), progress=False)
-    setting = prepare(settings, tiny, Counting())
-    assert 1 <= setting.programs.traces["round"] <= 3
+    assert 1 <= len(traced) - 3 * checks <= 3  # the second run traced nothing
+    assert 1 <= prepare(settings, tiny, Counting()).programs.traces["round"] <= 3
     assert set(traced) == {(8, 6, 6, 1)}
 
 
@@ -145,8 +152,8 @@ AXES = {
     "schedule": ["constant", "step", "cosine", hj.Schedule("cosine", warmup=0.2)],
     "model": [
         ("mlp", {"widths": [8]}),
-        ("resnet8", {}),
-        ("resnet8", {"norm": "none"}),
+        ("tiny", {}),
+        ("tiny", {"norm": "none"}),
         ("mlp", {"widths": [8], "norm": "batch", "norm_batch_size": 10}),
     ],
     "augmentation": [
@@ -184,19 +191,20 @@ def _pairs(row: tuple[int, ...]) -> set:
 @pytest.mark.parametrize("row", _pairwise(), ids=lambda row: "-".join(str(v) for v in row.values())[:120])
 def test_every_two_axes_work_together(tiny, row):
     programs_for.cache_clear()
-    model, options = row["model"]
+    name, options = row["model"]
+    model = zoo.Tiny(3, **options) if name == "tiny" else None
     settings = hj.TrainConfig(
-        **{**row, "model": model, "model_options": options},
+        **{**row, "model": name, "model_options": options},
         epochs=2,
         batch_size=30,
         learning_rate=0.01,
         evaluate_train=False,
     )
-    result = hj.run(settings, dataset=tiny, progress=False)
+    result = hj.run(settings, dataset=tiny, model=model, progress=False)
     assert result.summary["backprops"] == 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
     counts = 2 if settings.trimming else 1  # kept counts, one an epoch
-    assert prepare(settings, tiny).programs.traces["round"] <= 3 * counts
+    assert prepare(settings, tiny, model).programs.traces["round"] <= 3 * counts
     assert bool(result.measurements) == (settings.measure is not None)
     assert hj.TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
@@ -207,7 +215,8 @@ def test_files_of_a_run(tiny, tmp_path):
     result = hj.run(settings, dataset=tiny, output=folder, progress=False)
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    assert hj.TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == settings
+    used = dataclasses.replace(settings, dataset="tiny")  # the data that was used, not the default
+    assert hj.TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == used == result.config
     assert [line["backprops"] for line in lines] == result.history["backprops"].tolist()
     assert lines[-1]["validation_loss"] is None
     assert {"seconds_per_step", "compile_seconds", "backprops", "final_test_top1", "versions", "device"} <= set(summary)
@@ -215,7 +224,33 @@ def test_files_of_a_run(tiny, tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         hj.run(settings, dataset=tiny, output=folder, progress=False)
     assert json.loads((folder / "summary.json").read_text()) == summary
+    stale = [folder / name for name in ("spectra.npz", "measures.png", "hardest.png")]
+    for path in stale:
+        path.write_text("of another run")
     hj.run(settings, dataset=tiny, output=folder, overwrite=True, progress=False)
+    assert not any(path.exists() for path in stale)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="to be a folder to write in: Not a directory"):
+        hj.run(settings, dataset=tiny, output=tmp_path / "file" / "run", progress=False)
+
+
+def test_a_folder_with_any_file_of_a_run_is_refused(tiny, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(ValueError, match=r"already holds a run \(checkpoint\)"):
+        hj.run(hj.TrainConfig(**SMALL, epochs=1), dataset=tiny, output=tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_in_one_line(tiny, tmp_path):
+    train(tiny, epochs=1)
+    hj.run(hj.TrainConfig(**SMALL, epochs=1), dataset=tiny, output=tmp_path, progress=False)
+    other = prepare(hj.TrainConfig(**SMALL | {"batch_size": 10}), tiny).init_state()
+    with pytest.raises(
+        ValueError, match=r"2 arrays differ, such as partition \(\(9, 8\) instead of \(7, 10\)\)"
+    ) as error:
+        checkpoint.restore(tmp_path, other)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="No checkpoint in"):
+        checkpoint.restore(tmp_path / "checkpoint", other)
 
 
 def test_ctrl_c_ends_cleanly_with_what_was_reached(tiny, tmp_path, monkeypatch):
@@ -229,9 +264,43 @@ def test_ctrl_c_ends_cleanly_with_what_was_reached(tiny, tmp_path, monkeypatch):
     settings = hj.TrainConfig(**SMALL, epochs=50)
     result = hj.run(settings, dataset=tiny, output=tmp_path, progress=False)
     assert result.summary["interrupted"] and result.summary["backprops"] == 27 == int(result.state.step)
+    assert result.summary["end"] == "interrupted"
     assert json.loads((tmp_path / "summary.json").read_text())["interrupted"]
     assert (tmp_path / "checkpoint").is_dir()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_in_the_last_dispatch_is_not_forgotten(tiny, monkeypatch):
+    class Impatient(progress.Silent):
+        def tested(self, entry):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runner, "Silent", Impatient)
+    summary = train(tiny, epochs=1).summary
+    assert summary["interrupted"] and summary["end"] == "budget spent"
+
+
+def test_ctrl_c_ends_a_comparison_with_the_arms_that_are_complete(tiny, monkeypatch):
+    class Impatient(progress.Silent):
+        seen = 0
+
+        def tested(self, entry):
+            Impatient.seen += 1
+            if Impatient.seen == 7:  # in the second run of the second arm
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runner, "Silent", Impatient)
+    settings = hj.TrainConfig(**SMALL, epochs=2)
+    result = compare(settings, make_arms((0.5,)), seeds=2, dataset=tiny, progress=False)
+    assert result.interrupted and [row["selection"] for row in result.rows] == ["all-batches"]
+    Impatient.seen = 6
+    with pytest.raises(KeyboardInterrupt):
+        compare(settings, make_arms((0.5,)), seeds=2, dataset=tiny, progress=False)
+
+
+def test_a_comparison_needs_the_loss_of_the_training_split(tiny):
+    with pytest.raises(ValueError, match="Expected evaluate_train=True in a comparison"):
+        compare(hj.TrainConfig(**SMALL, evaluate_train=False), make_arms((0.5,)), dataset=tiny, progress=False)
 
 
 def test_a_validation_share_is_reported_beside_the_test_split(tiny):
@@ -244,6 +313,10 @@ def test_a_validation_share_is_reported_beside_the_test_split(tiny):
 def test_data_model_and_configuration_must_fit(tiny):
     with pytest.raises(ValueError, match="batch_size=71 to be at most the 70 training samples"):
         train(tiny, batch_size=71)
+    with pytest.raises(ValueError, match="epochs=300000000 of 9 batches to be fewer than"):
+        train(tiny, epochs=300_000_000)
+    with pytest.raises(ValueError, match="model_options without num_classes=5"):
+        train(tiny, model_options={"num_classes": 5})
     with pytest.raises(ValueError, match="Unknown model 'resnet9'"):
         train(tiny, model="resnet9", model_options={})
     with pytest.raises(ValueError, match="norm_batch_size=3 to divide the batch of 8 samples"):
@@ -267,4 +340,6 @@ def test_a_run_starts_from_given_variables_and_leaves_them(tiny):
     with pytest.raises(ValueError) as error:
         hj.run(settings, dataset=tiny, variables=start, progress=False)
     assert "missing ['params']['fc1']['bias']" in str(error.value)
+    only = hj.run(settings, dataset=tiny, variables={"params": first.state.params}, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, only.state.params, first.state.params)
     assert "['params']['fc2']['kernel'] (3, 8) instead of (8, 3)" in str(error.value)

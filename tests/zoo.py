@@ -1,8 +1,12 @@
-"""Networks for tests: those of the zoo, and small versions of its large families."""
+"""Networks for tests: those of the zoo, small versions of its large families, and one that compiles fast."""
+
+import flax.linen as nn
 
 from hardjax import models
 from hardjax.models.densenet import DenseNet
+from hardjax.models.initial import SMALL_BATCH_STUDY
 from hardjax.models.inverted import EfficientNet
+from hardjax.models.layers import Network
 from hardjax.models.resnet import ResNet
 from hardjax.models.zoo import ZOO
 
@@ -16,6 +20,16 @@ SMALL_VERSIONS = {
     "densenet": lambda **options: DenseNet(10, stages=(1, 2), growth=16, **options),
     "inverted": lambda **options: EfficientNet(10, stem=16, head=64, stages=_STAGES, **options),
 }
+
+
+class Tiny(Network):
+    """One convolution, its normalisation, and a dense layer."""
+
+    paper_init = SMALL_BATCH_STUDY
+
+    def logits(self, x, layers):
+        x = nn.relu(layers.normalise(layers.conv(x, 4, 3, 2, name="conv0"), "bn0"))
+        return layers.classify(x, self.num_classes, self.last_layer)
 
 
 def maker(name):

@@ -20,13 +20,14 @@ def names() -> list[str]:
     return list(catalog.CATALOG)
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = False) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = False, anew: bool = False) -> Dataset:
     """A data set by name; the first load decodes it into the cache folder, later ones read arrays.
 
     Args:
         name: "digits" needs no download; the others are prepared TFDS data.
         data_dir: folder of prepared data; None takes TFDS_DATA_DIR or TFDS's own default.
         progress: a bar on standard error while decoding.
+        anew: decode the prepared files again, whatever the cache holds.
 
     Raises:
         ValueError: unknown name (the closest one is offered), or damaged files.
@@ -36,7 +37,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = 
     if entry.tfds_name is None:
         return _digits()
     with _Bar(name, progress and sys.stderr.isatty()) as bar:
-        arrays, class_names, _ = tfds.load_arrays(name, data_dir, bar.advance)
+        arrays, class_names, _ = tfds.load_arrays(name, data_dir, bar.advance, anew)
     return Dataset.from_arrays(**arrays, class_names=class_names, name=name, flip=entry.flip)
 
 

@@ -48,13 +48,13 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
 
 
 def check(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, Any]:
-    """Read a data set whole and report what it holds; accuracies of anything rest on these being right.
+    """Read the prepared files whole and report what they hold; accuracies of anything rest on these being right.
 
     Raises:
         ValueError: unknown name, labels outside the classes.
         DataNotPrepared: no prepared data.
     """
-    dataset = load(name, data_dir)
+    dataset = load(name, data_dir, progress=True, anew=True)
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
         images, labels = (np.asarray(leaf) for leaf in getattr(dataset, split))

@@ -64,7 +64,10 @@ def prepared_folder(name: str, data_dir: str | os.PathLike | None = None) -> Pat
 
 
 def load_arrays(
-    name: str, data_dir: str | os.PathLike | None = None, advance: Callable[[int, int], None] = lambda done, total: None
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    anew: bool = False,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], Path]:
     """The splits of a prepared data set, from the cache where they were decoded before.
 
@@ -72,6 +75,7 @@ def load_arrays(
         name: in the catalogue, with a TFDS builder.
         data_dir: folder of prepared data; it is only read.
         advance: called with (images decoded, images in all).
+        anew: read the prepared files even where decoded arrays are kept.
 
     Returns:
         {"train_images", "train_labels", "test_images", "test_labels"}, class names, and the folder that was read.
@@ -82,7 +86,7 @@ def load_arrays(
     """
     source = prepared_folder(name, data_dir)
     kept = cache_entry(name, source)
-    cached = _read_cache(kept)
+    cached = None if anew else _read_cache(kept)
     if cached is None:
         cached = _decode(name, source, advance)
         _write_cache(kept, *cached)

@@ -5,7 +5,8 @@ from jax import Array
 
 from hardjax import _validate
 from hardjax.models.initial import SMALL_BATCH_STUDY
-from hardjax.models.layers import Layers, Network, flatten, max_pool
+from hardjax.models.layers import Layers, Network, flatten
+from hardjax.models.pooling import max_pool
 
 
 class ReducedAlexNet(Network):

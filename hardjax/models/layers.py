@@ -13,16 +13,13 @@ from jax import Array
 from hardjax import _validate
 from hardjax.models.convolution import convolve
 from hardjax.models.initial import SCHEMES, Init
+from hardjax.models.pooling import TooSmall, max_pool
 
 STEMS = ("imagenet", "cifar")
 NORMS = ("batch", "group", "none")
 DTYPES = ("float32", "bfloat16")
 EPSILON = 1e-5
 MOMENTUM = 0.9
-
-
-class TooSmall(ValueError):
-    """Nothing is left of an image on its way through a network."""
 
 
 class BatchNorm(nn.Module):
@@ -279,22 +276,3 @@ def smallest_side(module: Network, channels: int) -> int:
 def flatten(x: Array) -> Array:
     """(B, H, W, C) -> (B, C * H * W), channel by channel as in PyTorch."""
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
-
-
-def max_pool(x: Array, padding: int = 0) -> Array:
-    """The largest of every 3x3 window at stride 2. Raises TooSmall where no window fits."""
-    _fits(x, 3 - 2 * padding)
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((padding, padding), (padding, padding)))
-
-
-def mean_pool(x: Array) -> Array:
-    """The mean of every 2x2 window at stride 2; an odd last row or column is left out. Raises TooSmall below 2x2."""
-    _fits(x, 2)
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-
-
-def _fits(x: Array, side: int) -> None:
-    if min(x.shape[1:3]) < side:
-        raise TooSmall

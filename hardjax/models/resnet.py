@@ -9,7 +9,8 @@ from jax import Array
 
 from hardjax import _validate
 from hardjax.models.initial import FISHER_STUDY, SMALL_BATCH_STUDY, TIMM_RESNET
-from hardjax.models.layers import STEMS, Layers, Network, mean_pool
+from hardjax.models.layers import STEMS, Layers, Network
+from hardjax.models.pooling import mean_pool
 
 
 class Residual(nn.Module):
