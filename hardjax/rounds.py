@@ -125,6 +125,7 @@ def make_rounds(recipe: Recipe, spec: RoundSpec) -> Callable:
                 state, info = one_round(state, data, hyper, phase + i)
                 return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, info)
 
+            # The one loop of unknown length: its predicate is read once a round, of short rounds alone.
             return lax.fori_loop(0, count, body, (state, log))
 
     return rounds

@@ -1,4 +1,4 @@
-"""What choosing costs: seconds per step of hard replay over ordinary training, and of the round over a Python loop.
+"""What choosing costs: a step of hard replay over an ordinary one, a step of the round over a Python loop; start-up.
 
     python scripts/bench_engine.py [--dataset cifar10 --data-dir DIR] [--repeats 5]
 
@@ -7,8 +7,14 @@ which changes no step time.
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +76,31 @@ def scan_ratio(config: dict, dataset: hj.data.Dataset, repeats: int, steps: int)
     return {"inside_ms": 1e3 * a, "outside_ms": 1e3 * b, "ratio": a / b}
 
 
+def start_up(repeats: int) -> dict[str, float]:
+    """Medians of seconds, each in a process of its own: imports, and a first epoch of `hardjax train` on digits."""
+
+    def imports(code: str) -> float:
+        timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+        return float(subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True).stdout)
+
+    def first_epoch(cache: str) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            run = [sys.executable, "-m", "hardjax", "train", "--epochs", "1", "--quiet", "--output", f"{folder}/run"]
+            started = time.perf_counter()
+            subprocess.run(run, capture_output=True, check=True, env={**os.environ, "HARDJAX_CACHE": cache})
+            seconds = time.perf_counter() - started
+            return seconds, json.loads(Path(folder, "run", "summary.json").read_text())["compile_seconds"]
+
+    rows = []
+    for _ in range(repeats):
+        base, whole = imports("import jax, flax"), imports("import jax, flax, hardjax")
+        with tempfile.TemporaryDirectory() as cache:
+            (cold, compiling), (warm, _) = first_epoch(cache), first_epoch(cache)
+        rows.append((whole - base, cold, compiling, warm))
+    names = ("import_over_jax_flax_s", "train_cold_s", "of_it_compiling_s", "train_warm_s")
+    return dict(zip(names, map(statistics.median, zip(*rows, strict=True)), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="cifar10")
@@ -92,6 +123,7 @@ def main() -> None:
     mlp = dict(model="mlp", batch_size=128, epochs=200, learning_rate=0.01)
     small = random_images(1280, (28, 28, 1))
     print("mlp, ten batches an epoch, hard 0.2 over all:", replay_ratio(mlp, small, options.repeats))
+    print("start-up, mlp on digits, one epoch, compilation cache empty and filled:", start_up(options.repeats))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python scripts/bench_models.py [--models resnet18 ...] [--batches 8 32] [--repeats 5] [--csv FILE]
 
 A step is forward, backward and SGD with momentum, several in one compiled scan as in training, at the paper's image
-size. PyTorch (with timm, in channels-last memory format, the same cores) takes turns with it in this one process;
-`ratio` is its median step time over ours, so above 1 is faster than PyTorch. Memory is what the compiled program says
-that it needs for temporaries.
+size. PyTorch (timm's networks, or scripts/torch_networks.py, channels-last, the same cores) takes turns with it in this
+one process; `ratio` is its median step time over ours, so above 1 is faster than PyTorch. `memory` is
+the peak that the compiled program states: arguments, results and temporaries.
 """
 
 import argparse
@@ -29,7 +29,7 @@ STEPS = 3
 
 
 def jax_steps(name: str, batch: int) -> tuple[Callable[[], None], float, float]:
-    """(run STEPS steps, seconds to trace and compile, MiB of temporaries)"""
+    """(run STEPS steps, seconds to trace and compile, MiB at the peak)"""
     shape = ZOO[name].image_shape
     module = models.create(name)
     apply, optimizer = make_apply(module), optax.sgd(0.01, 0.9)
@@ -56,22 +56,25 @@ def jax_steps(name: str, batch: int) -> tuple[Callable[[], None], float, float]:
     return (
         lambda: jax.block_until_ready(compiled(carry, images)),
         seconds,
-        float("nan") if memory is None else memory.temp_size_in_bytes / 2**20,
+        float("nan") if memory is None else memory.peak_memory_in_bytes / 2**20,
     )
 
 
 def torch_steps(name: str, batch: int) -> Callable[[], None] | None:
-    """Run STEPS steps of timm's network of that name; None without PyTorch or such a network."""
+    """Run STEPS steps of PyTorch's network of that name; None without PyTorch or such a network."""
     try:
-        import timm
+        import timm  # noqa: F401
         import torch
+        from torch_networks import create
     except ImportError:
         return None
-    if name not in timm.list_models():
+    module = create(name)
+    if module is None:
+        print(f"{name}: no such network in PyTorch here, so no ratio")
         return None
-    height, width, channels = ZOO[name].image_shape
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = timm.create_model(name, num_classes=10).to(device, memory_format=torch.channels_last).train()
+    module = module.to(device).train()
+    height, width, channels = ZOO[name].image_shape
     optimizer = torch.optim.SGD(module.parameters(), 0.01, 0.9)
     images = torch.rand(STEPS, batch, channels, height, width, device=device)
     images = [image.contiguous(memory_format=torch.channels_last) for image in images]

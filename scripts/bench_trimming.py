@@ -3,10 +3,11 @@
     python scripts/bench_trimming.py [--models mlp resnet8 ...] [--repeats 7]
 
 Every form runs its steps in one compiled scan over the same random images; forms are taken in turn and ratios are of
-medians within this one process. `forward` is the share f of a forward pass alone; the forms that skip the backward
-pass of dropped samples (`gather`, `reuse`) should stay near min(1, f + p); `plain` is the gradient of the trimmed mean
-of the whole batch. PyTorch, where it is installed, runs the
-same perceptron or ResNet-8 with `topk` on the losses of the whole batch.
+medians within this one process. `forward` is the share f of a forward pass alone, `update` that of the optimiser alone,
+which no trimming saves; the forms that skip the backward pass of dropped samples (`gather`, `reuse`) should stay near
+min(1, f + p); `plain` is the gradient of the trimmed mean of the whole batch; `auto` is what a run of 150 epochs takes
+at that share, room for other shares of its program included. PyTorch, where it is installed, runs the same network with
+`topk` on the losses of the whole batch.
 """
 
 import argparse
@@ -17,14 +18,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 import hardjax as hj
+from hardjax.optimizers import make_optimizer
 from hardjax.rounds import RoundSpec, make_rounds
 from hardjax.selection import AllBatches
 from hardjax.setting import Setting, prepare
 from hardjax.train import exact_trim_paths
-from hardjax.trimming import Trim
+from hardjax.trimming import Trim, Trimming, make_plan
 
 SHARES = (1.0, 0.8, 0.5, 0.35, 0.2)
 MODELS = {
@@ -61,12 +64,29 @@ def make_forward(setting: Setting, steps: int) -> Callable:
     return forward
 
 
+def make_update(setting: Setting, steps: int) -> Callable:
+    """The updates of a round alone, from a gradient that is at hand."""
+
+    def update(state, data, hyper, count):
+        def one(carry, _):
+            params, opt_state = carry
+            optimizer = make_optimizer(setting.recipe.optimizer, hyper, hyper.learning_rate)
+            updates, opt_state = optimizer.update(jax.tree.map(jnp.cos, params), opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return lax.scan(one, (state.params, state.opt_state), None, length=steps)[0]
+
+    return update
+
+
 def programs(setting: Setting, steps: int) -> dict[str, tuple]:
     """Form -> (compiled program, samples kept)."""
     size = setting.recipe.batch_size
     paths = exact_trim_paths(setting.recipe)
     wanted = {"untrimmed": (make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps)), size)}
     wanted["forward"] = (make_forward(setting, steps), size)
+    wanted["update"] = (make_update(setting, steps), size)
+    plan = make_plan(Trimming(), 150, size, paths)
     for share in SHARES:
         keep = max(1, round(share * size))
         for path in paths:
@@ -75,6 +95,11 @@ def programs(setting: Setting, steps: int) -> dict[str, tuple]:
             trim = Trim(path, size if path == "plain" else keep)
             rounds = make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps, trim=trim))
             wanted[f"{path} {share:g}"] = (rounds, keep)
+        if (trim := plan.trim(keep)) is not None:
+            wanted[f"auto {share:g}"] = (
+                make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps, trim=trim)),
+                keep,
+            )
     compiled = {}
     for form, (fn, keep) in wanted.items():
         hyper = setting.hyper._replace(keep=jnp.int32(keep))
@@ -94,8 +119,11 @@ def measure(setting: Setting, steps: int, repeats: int) -> None:
                 times[form].append((time.perf_counter() - started) / steps)
     medians = {form: statistics.median(values) for form, values in times.items()}
     whole, memory = medians["untrimmed"], compiled["untrimmed"][0].memory_analysis().temp_size_in_bytes
-    f = medians["forward"] / whole
-    print(f"  untrimmed step {1e3 * whole:.2f} ms; forward f = {f:.2f}; temporary memory {memory / 2**20:.1f} MiB")
+    f, update = medians["forward"] / whole, medians["update"] / whole
+    print(
+        f"  untrimmed step {1e3 * whole:.2f} ms; forward f = {f:.2f}; update {update:.2f};"
+        f" temporary memory {memory / 2**20:.1f} MiB"
+    )
     print("  form           time / untrimmed   allowed 1.1 min(1, f + p)   memory / untrimmed")
     for form, (program, _) in compiled.items():
         if " " not in form:
@@ -110,24 +138,17 @@ def measure_torch(name: str, batch_size: int, steps: int, repeats: int) -> None:
     """The same shares through `topk` on one big backward pass."""
     try:
         import torch
+        import torch_networks
         from torch import nn
     except ImportError:
         print("  PyTorch is not installed: left out")
         return
-    if name == "mlp":
-        model = nn.Sequential(
-            nn.Flatten(), nn.Linear(1024, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 10)
-        )
-    elif name == "alexnet":
-        layers = [nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
-        layers += [nn.Conv2d(16, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)]
-        layers += [nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 64, 3, padding=1), nn.ReLU()]
-        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten()]
-        layers += [nn.Linear(576, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
-        model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-    else:
-        print("  PyTorch: no like network here, left out")
-        return
+    model = {
+        "mlp": torch_networks.perceptron,
+        "alexnet": torch_networks.reduced_alexnet,
+        "resnet8": lambda: torch_networks.he_resnet(1, norm=False),
+        "resnet8-bn": lambda: torch_networks.he_resnet(1),
+    }[name]().to(memory_format=torch.channels_last)
     height, width, channels = MODELS[name][2]
     images = torch.randn(batch_size, channels, height, width).to(memory_format=torch.channels_last)
     labels = torch.arange(batch_size) % 10
