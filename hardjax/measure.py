@@ -16,7 +16,7 @@ from hardjax.data import Dataset
 from hardjax.data.augment import preprocess
 from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive, load, make_observer
-from hardjax.rounds import check_observer
+from hardjax.probe import check_observer
 from hardjax.schedules import make_schedule
 from hardjax.setting import Setting, prepare
 from hardjax.train import TrainState

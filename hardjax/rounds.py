@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hardjax.data.augment import output_shape, preprocess
+from hardjax.data.augment import preprocess
 from hardjax.optimizers import Hyper
 from hardjax.selection import Planner
 from hardjax.train import (
@@ -129,20 +129,6 @@ def make_rounds(recipe: Recipe, spec: RoundSpec) -> Callable:
             return lax.fori_loop(0, count, body, (state, log))
 
     return rounds
-
-
-def check_observer(recipe: Recipe, observer: Observer) -> None:
-    """Trace the observer on this network, so that what it refuses is refused before a run begins.
-
-    Raises:
-        ValueError: from the observer.
-    """
-    shape = output_shape(recipe.augmentation, recipe.image_shape)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    variables = jax.eval_shape(lambda key: recipe.init_variables(key, shape), key)
-    jax.eval_shape(observer.make(recipe.apply), variables, images, labels, key)
 
 
 def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:

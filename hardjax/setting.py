@@ -8,20 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hardjax import data, fisher, models, trimming
+from hardjax import data, models, trimming
 from hardjax.budget import Dispatch
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, Split
-from hardjax.data.augment import output_shape, resolve
-from hardjax.fisher.observe import FisherMeasure, SpectrumObserver, make_observer
+from hardjax.data.augment import resolve
+from hardjax.fisher.observe import SpectrumObserver, make_observer
 from hardjax.models.apply import init_variables, make_apply
 from hardjax.optimizers import Hyper
+from hardjax.probe import check_model, check_observer, check_rows, trim_paths
 from hardjax.programs import Programs, programs_for
-from hardjax.rounds import RoundSpec, check_observer
-from hardjax.train import Recipe, TrainData, TrainState, check_model, exact_trim_paths, replace
+from hardjax.rounds import RoundSpec
+from hardjax.train import Recipe, TrainData, TrainState, replace
 from hardjax.trimming import TrimPlan
-
-_COVERED = 0.05  # lets bfloat16 pass; a layer left out, or used behind its back, is further off
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,18 @@ def prepare(
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, expected)
     performance = performance or Performance()
-    trims = config.trimming and trimming.make_plan(
-        config.trimming,
-        config.epochs,
-        config.batch_size,
-        exact_trim_paths(recipe),
-        performance.trim_path,
-        performance.trim_programs,
-    )
+    trims = None
+    if config.trimming is not None:
+        paths = trim_paths(recipe)
+        trims = trimming.make_plan(
+            config.trimming,
+            config.epochs,
+            config.batch_size,
+            paths.exact,
+            performance.trim_path,
+            performance.trim_programs,
+            paths.lean,
+        )
     hyper = Hyper(
         learning_rate=jnp.float32(config.peak_learning_rate),
         weight_decay=jnp.float32(config.weight_decay),
@@ -146,7 +149,7 @@ def prepare(
     if observer is not None:
         check_observer(recipe, observer)
         if config.measure.rows != "coupled" and (own_model or config.measure.method == "vmap"):
-            _check_rows(recipe, config.measure)
+            check_rows(recipe, config.measure)
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
     return Setting(
@@ -167,22 +170,6 @@ def _check_variables(given: Any, expected: Any) -> None:
     faults += [f"{name} {found[name]} instead of {wanted[name]}" for name in both]
     if faults:
         raise ValueError(f"The variables do not fit the model: {'; '.join(faults)}.")
-
-
-def _check_rows(recipe: Recipe, measure: FisherMeasure) -> None:
-    """Rows of per-sample gradients of a network that no test has seen, on one made-up batch.
-
-    Raises:
-        ValueError: they do not add up to the gradient.
-    """
-    shape = output_shape(recipe.augmentation, recipe.image_shape)
-    keys = jax.random.split(jax.random.key(0), 3)
-    variables = jax.jit(lambda key: recipe.init_variables(key, shape))(keys[0])
-    images = jax.random.normal(keys[1], (recipe.batch_size, *shape))
-    labels = jnp.zeros(recipe.batch_size, jnp.int32)
-    fisher.coverage(
-        recipe.apply, variables, images, labels, measure.rows, measure.method, tolerance=_COVERED, key=keys[2]
-    )
 
 
 def _on_device(split: Split, dataset: Dataset) -> TrainData:

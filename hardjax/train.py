@@ -11,7 +11,6 @@ import optax
 from jax import Array
 
 from hardjax.data.augment import Augmentation, output_shape
-from hardjax.models.apply import samples_are_independent
 from hardjax.optimizers import Hyper, make_optimizer
 from hardjax.schedules import Schedule, make_schedule
 from hardjax.trimming import Trim, kept_mask, mean_of_first, take_samples
@@ -221,80 +220,6 @@ _GRADIENTS = {
     "gather": _gathered_gradients,
     "reuse": _reused_gradients,
 }
-
-
-def check_model(recipe: Recipe, num_classes: int) -> Any:
-    """Shapes of the model's variables {"params", "batch_stats"}; only traces.
-
-    Raises:
-        ValueError: the model does not take the batches of training, or gives no (B, `num_classes`) logits.
-    """
-    model_shape, variables = output_shape(recipe.augmentation, recipe.image_shape), _variable_shapes(recipe)
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *model_shape), jnp.float32)
-    logits, _ = jax.eval_shape(
-        lambda variables, images: recipe.apply(variables, images, True, jax.random.key(0)), variables, images
-    )
-    if logits.ndim != 2 or logits.shape[0] != recipe.batch_size or logits.shape[1] < num_classes:
-        raise ValueError(
-            f"Expected logits of shape ({recipe.batch_size}, {num_classes}) from the model for images of"
-            f" {images.shape}; it gives {logits.shape}."
-        )
-    return variables
-
-
-@functools.lru_cache(maxsize=16)
-def exact_trim_paths(recipe: Recipe) -> tuple[str, ...]:
-    """Paths of a trimmed step that leave this network's result as it is, the fastest first.
-
-    Tried out on four made-up images where the network has no batch statistics and draws nothing: the logits of some of
-    them, and the residuals of their backward pass, must be the same with and without the others.
-    """
-    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
-    if not samples_are_independent(recipe.apply, _variable_shapes(recipe), model_shape):
-        return ("plain",)
-    alone, residuals = _independence(recipe, model_shape)
-    if not alone:
-        return ("plain",)
-    return ("reuse", "gather", "plain") if residuals else ("gather", "plain")
-
-
-def _independence(recipe: Recipe, model_shape: tuple[int, int, int]) -> tuple[bool, bool]:
-    """(logits of a sample depend on it alone, so do its residuals, and the batch can be told apart in them)"""
-    keys = jax.random.split(jax.random.key(0), 3)
-    order = jnp.array([2, 0, 3])
-
-    @jax.jit
-    def probe(keys: Array) -> tuple[Array, Array]:
-        variables = recipe.init_variables(keys[0], model_shape)
-        noise = jax.random.normal(keys[1], (1000,))
-        params = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.resize(noise, leaf.shape), variables["params"])
-        images = jax.random.normal(keys[2], (4, *model_shape))
-
-        def logits_of(images: Array) -> Callable:
-            return lambda params: recipe.apply({**variables, "params": params}, images, True, None)[0]
-
-        logits, pullback = jax.vjp(logits_of(images), params)
-        some, like = jax.vjp(logits_of(images[order]), params)
-        try:
-            cut = take_samples(pullback, like, order, len(images))
-        except ValueError:
-            return _close(logits[order], some), jnp.array(False)
-        agree = [_close(a, b) for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(like), strict=True)]
-        return _close(logits[order], some), jnp.stack(agree).all()
-
-    alone, residuals = probe(keys)
-    return bool(alone), bool(residuals)
-
-
-def _close(a: Array, b: Array) -> Array:
-    """Equal to rounding."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return jnp.abs(a - b).max(initial=0) <= 1e-3 * jnp.abs(b).max(initial=0)
-
-
-def _variable_shapes(recipe: Recipe) -> Any:
-    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
-    return jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
 
 
 def draw(key: Array, purpose: int, counter: Array | int) -> Array:

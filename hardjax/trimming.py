@@ -22,7 +22,7 @@ SCHEDULES = ("linear", "cosine")
 KEEPS = ("hardest", "random")
 PATHS = ("auto", "plain", "gather", "reuse")
 # Shares up to which each path beats the plain one (a forward pass costs about a third of a step), and up to which a
-# second forward pass costs no more time than keeping all residuals does, and much less memory.
+# second forward pass costs little more time than keeping all residuals does, and much less memory.
 _WORTH = {"gather": 0.66, "reuse": 0.9}
 _LEAN = 0.3
 
@@ -166,13 +166,20 @@ class TrimPlan:
 
 
 def make_plan(
-    trimming: Trimming, epochs: int, batch_size: int, allowed: Sequence[str], path: str = "auto", most_programs: int = 5
+    trimming: Trimming,
+    epochs: int,
+    batch_size: int,
+    allowed: Sequence[str],
+    path: str = "auto",
+    most_programs: int = 5,
+    lean: bool = True,
 ) -> TrimPlan:
     """At most `most_programs` trimmed programs for the counts of a run.
 
     Args:
         allowed: paths that leave this network's result as it is, the fastest first, "plain" the last.
-        path: one of them, or "auto": for each count the fastest one, the leaner one where they are equally fast.
+        path: one of them, or "auto": for each count the fastest one, the leaner one where they are about as fast.
+        lean: whether a second forward pass saves memory worth mentioning.
 
     Raises:
         ValueError: a path that would change the result, or a batch of 1.
@@ -195,12 +202,12 @@ def make_plan(
         counts, most_programs = worth, most_programs - (len(worth) < len(counts))
     if most_programs < 1:
         return TrimPlan(plain, ())
-    lean = [count for count in counts if path == "auto" and count <= _LEAN * batch_size]
-    rest = counts[len(lean) :]
-    share = round(most_programs * len(lean) / max(1, len(counts)))
-    most_lean = min(max(1, share), most_programs - bool(rest)) if lean else 0
-    programs = [Trim("gather", size, trimming.keep) for size in _buckets(lean, most_lean)]
-    programs += [Trim(chosen, size, trimming.keep) for size in _buckets(rest, most_programs - most_lean)]
+    few = [count for count in counts if path == "auto" and lean and count <= _LEAN * batch_size]
+    rest = counts[len(few) :]
+    share = round(most_programs * len(few) / max(1, len(counts)))
+    most_few = min(max(1, share), most_programs - bool(rest)) if few else 0
+    programs = [Trim("gather", size, trimming.keep) for size in _buckets(few, most_few)]
+    programs += [Trim(chosen, size, trimming.keep) for size in _buckets(rest, most_programs - most_few)]
     return TrimPlan(plain, tuple(programs))
 
 

@@ -23,10 +23,10 @@ from jax import lax
 
 import hardjax as hj
 from hardjax.optimizers import make_optimizer
+from hardjax.probe import trim_paths
 from hardjax.rounds import RoundSpec, make_rounds
 from hardjax.selection import AllBatches
 from hardjax.setting import Setting, prepare
-from hardjax.train import exact_trim_paths
 from hardjax.trimming import Trim, Trimming, make_plan
 
 SHARES = (1.0, 0.8, 0.5, 0.35, 0.2)
@@ -82,11 +82,11 @@ def make_update(setting: Setting, steps: int) -> Callable:
 def programs(setting: Setting, steps: int) -> dict[str, tuple]:
     """Form -> (compiled program, samples kept)."""
     size = setting.recipe.batch_size
-    paths = exact_trim_paths(setting.recipe)
+    paths, lean = trim_paths(setting.recipe)
     wanted = {"untrimmed": (make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps)), size)}
     wanted["forward"] = (make_forward(setting, steps), size)
     wanted["update"] = (make_update(setting, steps), size)
-    plan = make_plan(Trimming(), 150, size, paths)
+    plan = make_plan(Trimming(), 150, size, paths, lean=lean)
     for share in SHARES:
         keep = max(1, round(share * size))
         for path in paths:

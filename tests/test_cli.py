@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from hardjax import cli, commands
 
+_use_compilation_cache = commands._use_compilation_cache
 FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
 
 
@@ -22,6 +24,17 @@ def command(*arguments) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main([str(argument) for argument in arguments])
     return stop.value.code
+
+
+def test_the_command_line_keeps_compiled_programs_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        _use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 def test_train_writes_its_files(tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from hardjax.models import convolution
 from hardjax.models.convolution import _FLAX_NHWC, convolve
 
 
@@ -32,6 +33,33 @@ def test_values_and_gradients_equal_the_built_in_ones(kernel, stride, groups):
                 ]
             )
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both(images, weights))
+
+
+@pytest.mark.parametrize(
+    "kernel, pads", [((3, 3), ((1, 1), (1, 1))), ((2, 5), ((0, 1), (3, 2))), ((3, 3), ((0, 0), (0, 0)))]
+)
+@pytest.mark.parametrize("most", [1 << 21, 1])
+def test_kernel_gradients_of_few_channels(monkeypatch, kernel, pads, most):
+    """As one matrix product, of the whole batch or sample by sample."""
+    together = convolution._samples_together
+    monkeypatch.setattr(convolution, "_samples_together", lambda batch, entries: together(batch, entries, most))
+    with jax.enable_x64():
+        keys = jax.random.split(jax.random.key(0), 3)
+        images = jax.random.normal(keys[0], (4, 7, 6, 8), jnp.float64)
+        weights = jax.random.normal(keys[1], (*kernel, 8, 9), jnp.float64)
+        assert convolution._few_channels(images, weights, pads)
+        settings = dict(window_strides=(1, 1), padding=pads, dimension_numbers=_FLAX_NHWC)
+        (y, ours), (expected, theirs) = (
+            jax.vjp(lambda w, conv=conv: conv(images, w, **settings), weights)
+            for conv in (convolve, lax.conv_general_dilated)
+        )
+        np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
+        cotangent = jax.random.normal(keys[2], y.shape, jnp.float64)
+        np.testing.assert_allclose(ours(cotangent)[0], theirs(cotangent)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_samples_together_divide_the_batch():
+    assert [convolution._samples_together(12, entries, 100) for entries in (1, 20, 30, 101)] == [12, 4, 3, 1]
 
 
 def test_sums_of_bfloat16_are_taken_in_float32():

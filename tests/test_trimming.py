@@ -13,10 +13,11 @@ import zoo
 import hardjax as hj
 from hardjax.budget import dispatches
 from hardjax.models.apply import init_variables, make_apply, samples_are_independent
+from hardjax.probe import trim_paths
 from hardjax.rounds import RoundSpec, make_rounds
 from hardjax.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.setting import prepare
-from hardjax.train import Batch, exact_trim_paths, make_step
+from hardjax.train import Batch, make_step
 from hardjax.trimming import Trim, Trimming, kept_mask, make_plan, mean_of_first, take_samples, trimmed_mean
 
 
@@ -237,7 +238,7 @@ class Dropping(nn.Module):
 def test_networks_that_need_not_differentiate_the_dropped(model, independent, tiny):
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (8, 8, 3)))
     assert samples_are_independent(make_apply(model), variables, (8, 8, 3)) == independent
-    paths = exact_trim_paths(prepare(config(), tiny, model).recipe)
+    paths = trim_paths(prepare(config(), tiny, model).recipe).exact
     assert paths == (("reuse", "gather", "plain") if independent else ("plain",))
 
 
@@ -270,13 +271,21 @@ class Centred(nn.Module):
 
 
 @pytest.mark.parametrize("model, paths", [(TimeMajor(), ("gather", "plain")), (Centred(), ("plain",))], ids=str)
+def test_a_second_forward_pass_must_save_memory(tiny):
+    for model, lean in ((hj.models.create("mlp", 3), False), (zoo.Tiny(3, norm="none"), True)):
+        paths = trim_paths(prepare(config(), tiny, model).recipe)
+        assert paths.lean == lean and paths.exact[0] == "reuse"
+        plan = make_plan(Trimming(), 150, 128, paths.exact, lean=lean)
+        assert plan.trim(26).path == ("gather" if lean else "reuse")
+
+
 def test_what_shapes_do_not_show_is_tried_out(tiny, model, paths):
-    assert exact_trim_paths(prepare(config(), tiny, model).recipe) == paths
+    assert trim_paths(prepare(config(), tiny, model).recipe).exact == paths
 
 
 def test_residuals_that_merge_the_batch_with_later_axes(tiny):
     setting = prepare(config(), tiny, Mixing())
-    assert exact_trim_paths(setting.recipe)[0] == "reuse"
+    assert trim_paths(setting.recipe).exact[0] == "reuse"
     state, batch = setting.init_state(), Batch(tiny.train.images[:8] / 255.0, tiny.train.labels[:8])
     hyper = setting.hyper._replace(keep=jnp.int32(3))
     after = [

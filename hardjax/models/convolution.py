@@ -3,7 +3,8 @@
 XLA on CPU rewrites only the convolutions of the entry computation into forms its fast kernels take; in the body of a
 `scan` a kernel gradient runs in naive loops (about 40 times slower), and depthwise convolutions are slow everywhere.
 Here the two backward convolutions are written in canonical NHWC/HWIO form on operands transposed explicitly behind an
-optimisation barrier, 1x1 convolutions are matrix products, and depthwise ones sums of shifted products.
+optimisation barrier, kernel gradients of few channels and 1x1 convolutions are matrix products, and depthwise
+convolutions sums of shifted products.
 """
 
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,8 @@ def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, c
     lhs_bar = lax.conv_general_dilated(
         cotangent, turned, (1, 1), back, lhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
     )
+    if strides == (1, 1) and _few_channels(lhs, rhs, pads):
+        return lhs_bar, _kernel_gradient(lhs, rhs, pads, cotangent, precision)
     # Kernel: images as channels; the cotangent, dilated by the stride, is the kernel of a convolution over the input.
     images, filters = lax.optimization_barrier((lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
     spread = [strides[i] * (cotangent.shape[i + 1] - 1) + 1 for i in (0, 1)]
@@ -161,6 +164,53 @@ def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, c
         images, filters, (1, 1), over, rhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
     )
     return lhs_bar, rhs_bar.transpose(1, 2, 0, 3)
+
+
+def _few_channels(lhs: Array, rhs: Array, pads: tuple) -> bool:
+    """Where `_kernel_gradient` beats a convolution, two to three times at 16 and 32 channels; above 128 it does not."""
+    inside, outside = rhs.shape[2:]
+    return (
+        min(rhs.shape[:2]) > 1
+        and min(inside, outside) >= 8
+        and max(inside, outside) <= 128
+        and min(*pads[0], *pads[1]) >= 0
+    )
+
+
+def _kernel_gradient(lhs: Array, rhs: Array, pads: tuple, cotangent: Array, precision: Any) -> Array:
+    """At stride 1, one matrix product (h * C, pixels) (pixels, w * D): the kernel's rows are met by shifting the input,
+    its columns by shifting the cotangent. Patches would be h * w times the input."""
+    (high, wide), (inside, outside) = rhs.shape[:2], rhs.shape[2:]
+    rows, columns = cotangent.shape[1:3]
+    dtype = _sum_dtype(lhs)
+
+    def product(lhs: Array, cotangent: Array) -> Array:
+        padded = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
+        shifted = jnp.concatenate([padded[:, i : i + rows] for i in range(high)], -1)
+        room = [((0, 0), (0, 0), (j, wide - 1 - j), (0, 0)) for j in range(wide)]
+        placed = jnp.concatenate([jnp.pad(cotangent, pad) for pad in room], -1)
+        a, b = shifted.reshape(-1, high * inside), placed.reshape(-1, wide * outside)
+        return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
+
+    together = _samples_together(len(lhs), rows * (columns + wide - 1) * (high * inside + wide * outside))
+    if together == len(lhs):
+        total = product(lhs, cotangent)
+    else:
+
+        def add_some(index: Array, total: Array) -> Array:
+            some = (lax.dynamic_slice_in_dim(array, index * together, together) for array in (lhs, cotangent))
+            return total + product(*some)
+
+        start = jnp.zeros((high * inside, wide * outside), dtype)
+        total = lax.fori_loop(0, len(lhs) // together, add_some, start)
+    return total.reshape(high, inside, wide, outside).transpose(0, 2, 1, 3).astype(rhs.dtype)
+
+
+def _samples_together(batch: int, entries: int, most: int = 1 << 21) -> int:
+    """The largest divisor of the batch whose samples, of so many entries each, stay near the cache."""
+    return next(
+        count for count in range(batch, 0, -1) if batch % count == 0 and (count == 1 or count * entries <= most)
+    )
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
