@@ -31,7 +31,7 @@ def train(options: Any, config: Any) -> int:
         hardest(setting.dataset, *hardest_samples(setting, result)).savefig(folder / "hardest.png", dpi=130)
     summary = result.summary
     print_table(
-        f"{config.model} on {setting.dataset.name}",
+        setting.config.title,
         [{"what": name, "value": _show(value)} for name, value in summary.items() if not isinstance(value, dict)],
     )
     print(f"written to {folder}")
@@ -81,8 +81,7 @@ def compare(options: Any) -> int:
     picture(result).savefig(folder / "comparison.png", dpi=120)
     columns = _trimming_columns if options.methods else _paper_columns
     print_table(
-        f"{config.model} on {setting.dataset.name}, batch {config.batch_size}, {config.epochs} epochs,"
-        f" {options.seeds} seeds",
+        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {options.seeds} seeds",
         [columns(row) | _measured_columns(row, config) for row in result.rows],
     )
     print(_trimming_legend(result.rows) if options.methods else _replay_legend(result))
@@ -139,7 +138,7 @@ def measure(options: Any) -> int:
         )
     if options.batches:
         print_table(
-            f"final state, {'float64' if options.float64 else 'float32'}, mean over {options.batches} mini-batches",
+            f"final state, {'float64' if options.float64 else 'float32'}, mean over {options.batches} mini-batches (noise scale: median)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if recorded else ''}")

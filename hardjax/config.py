@@ -110,6 +110,12 @@ class TrainConfig:
             return self.base_learning_rate * self.batch_size
         return DEFAULT_LEARNING_RATE if self.learning_rate is None else self.learning_rate
 
+    @property
+    def title(self) -> str:
+        """Network, its options and data, for tables and pictures."""
+        options = "".join(f" {name}={value}" for name, value in self.model_options.items())
+        return f"{self.model}{options} on {self.dataset}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -48,9 +48,9 @@ class Report:
         return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
 
     def final_row(self) -> dict[str, Any]:
-        """Means over the batches measured."""
-        names = ("c", "l", "effective_rank", "trace", "noise_scale")
-        row = {name: float(np.mean(self.final[name])) for name in names}
+        """Means over the batches measured; the median of the noise scale, which may be infinite."""
+        row = {name: float(np.mean(self.final[name])) for name in ("c", "l", "effective_rank", "trace")}
+        row["noise_scale"] = float(np.median(self.final["noise_scale"]))
         return row | {f"c at {tolerance:g}": value for tolerance, value in self.final_sensitivity.items()}
 
 

@@ -35,7 +35,7 @@ def comparison(result: Comparison) -> Figure:
     accuracy.legend(fontsize=8, loc="lower right", ncols=2)
     config = result.config
     rows[0].suptitle(
-        f"{config.model} on {config.dataset}, batch {config.batch_size}, {config.epochs} epochs; "
+        f"{config.title}, batch {config.batch_size}, {config.epochs} epochs; "
         f"mean of {seeds} seed{'s' * (seeds > 1)}" + (", 95 % confidence band" if seeds > 1 else "")
     )
     if maps:
@@ -72,7 +72,7 @@ def trimming(result: Comparison) -> Figure:
         parts.legend(fontsize=9)
     config, seeds = result.config, len(result.results[0])
     figure.suptitle(
-        f"{config.model} on {config.dataset}, batch {config.batch_size}; mean of {seeds} seed{'s' * (seeds > 1)}"
+        f"{config.title}, batch {config.batch_size}; mean of {seeds} seed{'s' * (seeds > 1)}"
         + (", 95 % confidence band" if seeds > 1 else "")
     )
     return figure

@@ -15,6 +15,10 @@ def test_json_round_trip():
     assert hj.TrainConfig.from_dict(config.to_dict()) == config
 
 
+def test_title():
+    assert hj.TrainConfig(model_options={"norm": "batch"}).title == "mlp norm=batch on digits"
+
+
 def test_base_learning_rate_is_per_sample_of_the_batch():
     assert hj.TrainConfig(base_learning_rate=0.001, batch_size=64).peak_learning_rate == 0.064
     assert hj.TrainConfig().peak_learning_rate == 0.005
