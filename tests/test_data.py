@@ -4,7 +4,6 @@ import time
 
 import hypothesis
 import hypothesis.strategies as st
-import jax
 import numpy as np
 import pytest
 from shared import shared
@@ -187,13 +186,11 @@ def test_real_mnist_is_whole(mnist):
 
 
 @pytest.mark.slow
-def test_second_load_of_cifar10_takes_less_than_two_seconds(tmp_path, monkeypatch):
+def test_second_load_of_cifar10_decodes_nothing(tmp_path, monkeypatch):
     folder = shared("tfds")
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path))
     first = data.load("cifar10", folder)
-    started = time.perf_counter()
+    monkeypatch.setattr(tfds, "_decode", None)
     second = data.load("cifar10", folder)
-    jax.block_until_ready(second.train)
-    assert time.perf_counter() - started < 2
     assert second.train.images.shape == (50_000, 32, 32, 3) and second.flip and second.class_names[3] == "cat"
     assert bool((first.train.images == second.train.images).all())

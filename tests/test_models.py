@@ -17,8 +17,9 @@ from hardjax.models.layers import BatchNorm, Layers
 from hardjax.models.resnet import Residual, ResNet
 from hardjax.models.zoo import ZOO, TorchvisionResNet
 
-# bfloat16 keeps 8 bits: the logits of the deepest networks here differ by this share of their largest.
-BFLOAT16 = 0.1
+# bfloat16 keeps 8 bits: the logits of the deepest networks here differ by this share of their largest. The last maps of
+# ResNet-34 are one pixel, so that batch norm divides by the deviation of 8 values.
+BFLOAT16 = {"resnet34": 0.2}
 
 
 def _images(batch, channels):
@@ -70,7 +71,7 @@ def test_contract(name):
     rounded, rounded_statistics = jax.jit(make_apply(short), static_argnums=2)(variables, images, True)
     assert rounded.dtype == jnp.float32 and (rounded != logits).any()
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded_statistics)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(rounded, logits, rtol=0, atol=BFLOAT16 * float(jnp.abs(logits).max()))
+    np.testing.assert_allclose(rounded, logits, rtol=0, atol=BFLOAT16.get(name, 0.1) * float(jnp.abs(logits).max()))
 
 
 def _traced(module, variables, images):
