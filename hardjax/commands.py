@@ -138,7 +138,8 @@ def measure(options: Any) -> int:
         )
     if options.batches:
         print_table(
-            f"final state, {'float64' if options.float64 else 'float32'}, mean over {options.batches} mini-batches (noise scale: median)",
+            f"final state, {'float64' if options.float64 else 'float32'},"
+            f" mean over {options.batches} mini-batches (noise scale: median)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if recorded else ''}")
