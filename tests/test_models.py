@@ -17,8 +17,8 @@ from hardjax.models.layers import BatchNorm, Layers
 from hardjax.models.resnet import Residual, ResNet
 from hardjax.models.zoo import ZOO, TorchvisionResNet
 
-# bfloat16 keeps 8 bits: the logits of the deepest networks here differ by up to a tenth of their largest. Where the last
-# maps are one pixel, batch norm divides by the deviation of 8 values, and it is up to a fifth.
+# bfloat16 keeps 8 bits: the logits of the deepest networks differ by up to a tenth of their largest. By a fifth where
+# the last maps are one pixel, and batch norm divides by the deviation of 8 values.
 BFLOAT16 = {"resnet34": 0.2, "densenet121": 0.2}
 
 
