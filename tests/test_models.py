@@ -401,9 +401,13 @@ def test_dropout_and_stochastic_depth_draw_in_training_alone(options):
 @pytest.mark.parametrize("name", ["resnet8", "cbrcb_resnet8", "inverted"])
 def test_stochastic_depth_in_bfloat16(name):
     module = zoo.maker(name)(dtype="bfloat16", drop_path=0.5)
-    images = _images(2, zoo.channels(name))
-    variables = _init(module, images.shape[1:])
-    assert make_apply(module)(variables, images, True, jax.random.key(0))[0].dtype == jnp.float32
+    images = jax.ShapeDtypeStruct((2, 32, 32, zoo.channels(name)), jnp.float32)
+
+    def forward(key, images):
+        variables = init_variables(module, key, images.shape[1:])
+        return make_apply(module)(variables, images, True, key)[0]
+
+    assert jax.eval_shape(forward, jax.random.key(0), images).dtype == jnp.float32
 
 
 def test_stochastic_depth_drops_whole_branches_and_scales_the_rest():

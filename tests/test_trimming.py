@@ -228,9 +228,9 @@ class Dropping(nn.Module):
     [
         (hj.models.create("mlp"), True),
         (hj.models.create("mlp", norm="batch"), False),
-        (hj.models.create("resnet8", norm="none"), True),
-        (hj.models.create("resnet8", norm="group"), True),
-        (hj.models.create("resnet8"), False),
+        (zoo.Tiny(norm="none"), True),
+        (zoo.Tiny(norm="group"), True),
+        (zoo.Tiny(), False),
         (Dropping(), False),
     ],
     ids=str,
