@@ -35,27 +35,47 @@ def test_values_and_gradients_equal_the_built_in_ones(kernel, stride, groups):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both(images, weights))
 
 
+def _compare(images, weights, strides, pads):
+    """Values and both gradients, for one cotangent."""
+    settings = dict(window_strides=strides, padding=pads, dimension_numbers=_FLAX_NHWC)
+
+    @jax.jit
+    def both(images, weights):
+        (y, ours), (expected, theirs) = (
+            jax.vjp(lambda *args, conv=conv: conv(*args, **settings), images, weights)
+            for conv in (convolve, lax.conv_general_dilated)
+        )
+        cotangent = jax.random.normal(jax.random.key(2), y.shape, y.dtype)
+        return (y, ours(cotangent)), (expected, theirs(cotangent))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both(images, weights))
+
+
+def _normal(index, shape):
+    return jax.random.normal(jax.random.key(index), shape, jnp.float64)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)])
 @pytest.mark.parametrize(
     "kernel, pads", [((3, 3), ((1, 1), (1, 1))), ((2, 5), ((0, 1), (3, 2))), ((3, 3), ((0, 0), (0, 0)))]
 )
 @pytest.mark.parametrize("most", [1 << 21, 1])
-def test_kernel_gradients_of_few_channels(monkeypatch, kernel, pads, most):
-    """As one matrix product, of the whole batch or sample by sample."""
+def test_kernel_gradients_of_few_channels(monkeypatch, kernel, pads, most, strides):
+    """As matrix products, of the whole batch or sample by sample."""
     together = convolution._samples_together
     monkeypatch.setattr(convolution, "_samples_together", lambda batch, entries: together(batch, entries, most))
     with jax.enable_x64():
-        keys = jax.random.split(jax.random.key(0), 3)
-        images = jax.random.normal(keys[0], (4, 7, 6, 8), jnp.float64)
-        weights = jax.random.normal(keys[1], (*kernel, 8, 9), jnp.float64)
-        assert convolution._few_channels(images, weights, pads)
-        settings = dict(window_strides=(1, 1), padding=pads, dimension_numbers=_FLAX_NHWC)
-        (y, ours), (expected, theirs) = (
-            jax.vjp(lambda w, conv=conv: conv(images, w, **settings), weights)
-            for conv in (convolve, lax.conv_general_dilated)
-        )
-        np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
-        cotangent = jax.random.normal(keys[2], y.shape, jnp.float64)
-        np.testing.assert_allclose(ours(cotangent)[0], theirs(cotangent)[0], rtol=1e-10, atol=1e-12)
+        images, weights = _normal(0, (4, 7, 6, 8)), _normal(1, (*kernel, 8, 9))
+        assert convolution._has_few_channels(images, weights, pads)
+        _compare(images, weights, strides, pads)
+
+
+@pytest.mark.parametrize("sides, strides", [((1, 1), (1, 1)), ((2, 2), (2, 2)), ((2, 5), (2, 3)), ((4, 3), (4, 4))])
+@pytest.mark.parametrize("kernel, pads", [((3, 3), ((1, 1), (1, 1))), ((5, 4), ((3, 2), (1, 3)))])
+def test_images_smaller_than_the_kernel(kernel, pads, sides, strides):
+    """Products by output position, strides above the kernel, and windows that lie on zeros alone."""
+    with jax.enable_x64():
+        _compare(_normal(0, (2, *sides, 3)), _normal(1, (*kernel, 3, 4)), strides, pads)
 
 
 def test_samples_together_divide_the_batch():

@@ -7,6 +7,7 @@ optimisation barrier, kernel gradients of few channels and 1x1 convolutions are 
 convolutions sums of shifted products.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -138,7 +139,32 @@ def _backward_padding(lhs: tuple, rhs: tuple, cotangent: tuple, strides: tuple, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _dense(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> Array:
+    positions = [(lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i]) // strides[i] + 1 for i in (0, 1)]
+    # Of an image smaller than the kernel, XLA on CPU convolves in naive loops, about 30 times slower.
+    if (lhs.shape[1] < rhs.shape[0] or lhs.shape[2] < rhs.shape[1]) and math.prod(positions) <= 16:
+        return _by_position(lhs, rhs, strides, pads, positions, precision)
     return lax.conv_general_dilated(lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision)
+
+
+def _by_position(
+    lhs: Array, rhs: Array, strides: tuple, pads: tuple, positions: Sequence[int], precision: Any
+) -> Array:
+    """One matrix product for each output position, with the part of the kernel that lies on the image."""
+
+    def window(axis: int, index: int) -> tuple[slice, slice]:
+        start = index * strides[axis] - pads[axis][0]
+        low, high = max(start, 0), min(start + rhs.shape[axis], lhs.shape[axis + 1])
+        return slice(low, max(low, high)), slice(low - start, max(low, high) - start)
+
+    outputs = []
+    for row in range(positions[0]):
+        rows, kernel_rows = window(0, row)
+        for column in range(positions[1]):
+            columns, kernel_columns = window(1, column)
+            pixels, part = lhs[:, rows, columns], rhs[kernel_rows, kernel_columns]
+            part = part.reshape(-1, rhs.shape[-1])
+            outputs.append(jnp.matmul(pixels.reshape(len(lhs), len(part)), part, precision=precision))
+    return jnp.stack(outputs, 1).reshape(len(lhs), *positions, rhs.shape[-1])
 
 
 def _dense_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> tuple:
@@ -147,27 +173,56 @@ def _dense_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precisio
 
 def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, cotangent: Array) -> tuple:
     lhs, rhs = saved
-    kernel = rhs.shape[:2]
-    # Input: the cotangent, dilated by the stride, against the kernel turned by 180 degrees with channels exchanged.
+    lhs_bar = _input_gradient(lhs, rhs, strides, pads, cotangent, precision)
+    form = _few_channels if _has_few_channels(lhs, rhs, pads) else _images_as_channels
+    return lhs_bar, form(lhs, rhs, strides, pads, cotangent, precision)
+
+
+def _input_gradient(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotangent: Array, precision: Any) -> Array:
+    """The cotangent against the kernel turned by 180 degrees with channels exchanged.
+
+    Input pixels of one remainder by the strides meet every stride-th kernel entry alone, in a convolution of their own:
+    a cotangent dilated by the strides would be zero in three of four places.
+    """
     turned = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).transpose(0, 1, 3, 2))
-    back = _backward_padding(lhs.shape, rhs.shape, cotangent.shape, strides, pads)
-    lhs_bar = lax.conv_general_dilated(
-        cotangent, turned, (1, 1), back, lhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
-    )
-    if strides == (1, 1) and _few_channels(lhs, rhs, pads):
-        return lhs_bar, _kernel_gradient(lhs, rhs, pads, cotangent, precision)
-    # Kernel: images as channels; the cotangent, dilated by the stride, is the kernel of a convolution over the input.
+    count = [-(-lhs.shape[i + 1] // strides[i]) for i in (0, 1)]
+
+    def part(axis: int, remainder: int) -> tuple[slice, tuple[int, int]]:
+        """Of the turned kernel, and the cotangent's padding."""
+        size, stride, low = rhs.shape[axis], strides[axis], pads[axis][0]
+        first = (remainder + low) % stride
+        taps, shift = len(range(first, size, stride)), (remainder + low - first) // stride
+        last = size - 1 - first - stride * (taps - 1)
+        room = (taps - 1 - shift, count[axis] + shift - cotangent.shape[axis + 1])
+        return slice(last, size - first if taps else last, stride), room
+
+    def pixels(row: int, column: int) -> Array:
+        (rows, high), (columns, wide) = part(0, row), part(1, column)
+        kernel = turned[rows, columns]
+        if 0 in kernel.shape:
+            return jnp.zeros((len(lhs), *count, lhs.shape[-1]), cotangent.dtype)
+        return _dense(cotangent, kernel, (1, 1), (high, wide), precision)
+
+    if strides == (1, 1):
+        return pixels(0, 0)
+    parts = [jnp.stack([pixels(row, column) for column in range(strides[1])], 3) for row in range(strides[0])]
+    whole = jnp.stack(parts, 2).reshape(len(lhs), *(count[i] * strides[i] for i in (0, 1)), -1)
+    return whole[:, : lhs.shape[1], : lhs.shape[2]]
+
+
+def _images_as_channels(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotangent: Array, precision: Any) -> Array:
+    """The kernel's gradient: the cotangent, dilated by the strides, is the kernel of a convolution over the input."""
     images, filters = lax.optimization_barrier((lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
     spread = [strides[i] * (cotangent.shape[i + 1] - 1) + 1 for i in (0, 1)]
-    over = [(pads[i][0], spread[i] + kernel[i] - 1 - lhs.shape[i + 1] - pads[i][0]) for i in (0, 1)]
+    over = [(pads[i][0], spread[i] + rhs.shape[i] - 1 - lhs.shape[i + 1] - pads[i][0]) for i in (0, 1)]
     rhs_bar = lax.conv_general_dilated(
         images, filters, (1, 1), over, rhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
     )
-    return lhs_bar, rhs_bar.transpose(1, 2, 0, 3)
+    return rhs_bar.transpose(1, 2, 0, 3)
 
 
-def _few_channels(lhs: Array, rhs: Array, pads: tuple) -> bool:
-    """Where `_kernel_gradient` beats a convolution, two to three times at 16 and 32 channels; above 128 it does not."""
+def _has_few_channels(lhs: Array, rhs: Array, pads: tuple) -> bool:
+    """Where `_few_channels` beats a convolution, two to three times at 16 and 32 channels; above 128 it does not."""
     inside, outside = rhs.shape[2:]
     return (
         min(rhs.shape[:2]) > 1
@@ -177,33 +232,44 @@ def _few_channels(lhs: Array, rhs: Array, pads: tuple) -> bool:
     )
 
 
-def _kernel_gradient(lhs: Array, rhs: Array, pads: tuple, cotangent: Array, precision: Any) -> Array:
-    """At stride 1, one matrix product (h * C, pixels) (pixels, w * D): the kernel's rows are met by shifting the input,
-    its columns by shifting the cotangent. Patches would be h * w times the input."""
+def _few_channels(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotangent: Array, precision: Any) -> Array:
+    """The kernel's gradient as a matrix product (h * C, pixels) (pixels, w * D): its rows are met by shifting the
+    input, its columns by shifting the cotangent. Patches would be h * w times the input.
+
+    At stride s in s products, one for the input columns of each remainder, which every s-th kernel column meets.
+    """
     (high, wide), (inside, outside) = rhs.shape[:2], rhs.shape[2:]
     rows, columns = cotangent.shape[1:3]
     dtype = _sum_dtype(lhs)
+    taps = [len(range(remainder, wide, strides[1])) for remainder in range(min(strides[1], wide))]
 
-    def product(lhs: Array, cotangent: Array) -> Array:
+    def products(lhs: Array, cotangent: Array) -> list[Array]:
         padded = jnp.pad(lhs, ((0, 0), *pads, (0, 0)))
-        shifted = jnp.concatenate([padded[:, i : i + rows] for i in range(high)], -1)
-        room = [((0, 0), (0, 0), (j, wide - 1 - j), (0, 0)) for j in range(wide)]
-        placed = jnp.concatenate([jnp.pad(cotangent, pad) for pad in room], -1)
-        a, b = shifted.reshape(-1, high * inside), placed.reshape(-1, wide * outside)
-        return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
+        found = []
+        for remainder, count in enumerate(taps):
+            across = slice(remainder, remainder + strides[1] * (columns + count - 2) + 1, strides[1])
+            down = [slice(i, i + strides[0] * (rows - 1) + 1, strides[0]) for i in range(high)]
+            shifted = jnp.concatenate([padded[:, some, across] for some in down], -1)
+            room = [((0, 0), (0, 0), (j, count - 1 - j), (0, 0)) for j in range(count)]
+            placed = jnp.concatenate([jnp.pad(cotangent, pad) for pad in room], -1)
+            a, b = shifted.reshape(-1, high * inside), placed.reshape(-1, count * outside)
+            found.append(jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype))
+        return found
 
-    together = _samples_together(len(lhs), rows * (columns + wide - 1) * (high * inside + wide * outside))
+    together = _samples_together(len(lhs), rows * (columns + taps[0] - 1) * (high * inside + taps[0] * outside))
     if together == len(lhs):
-        total = product(lhs, cotangent)
+        totals = products(lhs, cotangent)
     else:
 
-        def add_some(index: Array, total: Array) -> Array:
+        def add_some(index: Array, totals: list[Array]) -> list[Array]:
             some = (lax.dynamic_slice_in_dim(array, index * together, together) for array in (lhs, cotangent))
-            return total + product(*some)
+            return [total + product for total, product in zip(totals, products(*some), strict=True)]
 
-        start = jnp.zeros((high * inside, wide * outside), dtype)
-        total = lax.fori_loop(0, len(lhs) // together, add_some, start)
-    return total.reshape(high, inside, wide, outside).transpose(0, 2, 1, 3).astype(rhs.dtype)
+        start = [jnp.zeros((high * inside, count * outside), dtype) for count in taps]
+        totals = lax.fori_loop(0, len(lhs) // together, add_some, start)
+    blocks = [total.reshape(high, inside, -1, outside) for total in totals]
+    columns_of = [blocks[j % strides[1]][:, :, j // strides[1]] for j in range(wide)]
+    return jnp.stack(columns_of, 1).astype(rhs.dtype)
 
 
 def _samples_together(batch: int, entries: int, most: int = 1 << 21) -> int:

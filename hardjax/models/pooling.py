@@ -1,6 +1,5 @@
 """Pooling: the mean over 2x2, and the maximum over 3x3 with a backward pass that is fast on CPU."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -50,48 +49,45 @@ def _on_cpu(x: Array, padding: int) -> Array:
     return _builtin(x, padding)
 
 
-def _forward(x: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    y = _on_cpu(x, padding)
-    return y, (x, y)
+def _forward(x: Array, padding: int) -> tuple[Array, Array]:
+    return _on_cpu(x, padding), x
 
 
-def _backward(padding: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
-    x, y = saved
-
-    # XLA's own scatters element by element. One sample at a time stays in the cache (of the whole batch at once, the
-    # nine windows are laid out in memory: slower than the scatter).
-    def add_sample(index: Array, total: Array) -> Array:
-        one = (lax.dynamic_slice_in_dim(array, index, 1) for array in (x, y, cotangent))
-        return lax.dynamic_update_slice_in_dim(total, _unpool(*one, padding), index, 0)
-
-    return (lax.fori_loop(0, len(x), add_sample, jnp.zeros(x.shape, cotangent.dtype)),)
+def _backward(padding: int, x: Array, cotangent: Array) -> tuple[Array]:
+    # XLA's own scatters element by element. Here the maximum over columns, then over rows, is traced back axis by axis:
+    # the first of equal rows, and in it the first of equal columns, is the first of the window.
+    height, width = cotangent.shape[1:3]
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(x, pads, constant_values=-jnp.inf)
+    across, columns = _first_of_three(padded, 2, width)
+    _, rows = _first_of_three(across, 1, height)
+    cotangent = _give_back(cotangent, rows, 1, padded.shape[1])
+    cotangent = _give_back(cotangent, columns, 2, padded.shape[2])
+    return (cotangent[:, padding : padding + x.shape[1], padding : padding + x.shape[2]],)
 
 
 _on_cpu.defvjp(_forward, _backward)
 
 
-def _unpool(x: Array, y: Array, cotangent: Array, padding: int) -> Array:
-    """The cotangent of x: each entry of y's goes to the first pixel of its window that is y (or NaN)."""
-    batch, height, width, channels = y.shape
-    taken = jnp.zeros(y.shape, bool)
-    # Pixels by the parity of their row and column: those of one parity lie like the windows, and need no dilation.
-    parts = {(row, column): [] for row in (0, 1) for column in (0, 1)}
-    for (i, j), pixels in _windows(x, padding, height, width):
-        here = ((pixels == y) | jnp.isnan(pixels)) & ~taken
-        taken |= here
-        room = ((0, 0), (i // 2, 1 - i // 2), (j // 2, 1 - j // 2), (0, 0))
-        parts[i % 2, j % 2].append(jnp.pad(jnp.where(here, cotangent, 0), room))
-    rows = [jnp.stack([sum(parts[row, column]) for column in (0, 1)], 3) for row in (0, 1)]
-    whole = jnp.stack(rows, 2).reshape(batch, 2 * height + 2, 2 * width + 2, channels)
-    edges = [(0, max(0, side + 2 * padding - have)) for side, have in zip(x.shape[1:3], whole.shape[1:3], strict=True)]
-    whole = jnp.pad(whole, ((0, 0), *edges, (0, 0)))
-    return whole[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+def _first_of_three(x: Array, axis: int, count: int) -> tuple[Array, Array]:
+    """The largest of every three entries at stride 2 along an axis, and which it is: the first of equal, or NaN."""
+    first, *others = (lax.slice_in_dim(x, k, k + 2 * count - 1, 2, axis) for k in range(3))
+    largest, which = first, jnp.zeros(first.shape, jnp.int8)
+    for k, entry in enumerate(others, 1):
+        better = (entry > largest) | (jnp.isnan(entry) & ~jnp.isnan(largest))
+        largest, which = jnp.where(better, entry, largest), jnp.where(better, jnp.int8(k), which)
+    return largest, which
 
 
-def _windows(x: Array, padding: int, height: int, width: int) -> Iterator[tuple[tuple[int, int], Array]]:
-    """((i, j), pixel (i, j) of every window), row by row."""
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(x, pads, constant_values=-jnp.inf)
-    for i in range(3):
-        for j in range(3):
-            yield (i, j), padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
+def _give_back(cotangent: Array, which: Array, axis: int, size: int) -> Array:
+    """The cotangent of `_first_of_three`'s x, of `size` entries along the axis."""
+    given = [jnp.where(which == k, cotangent, 0) for k in range(3)]
+    even = _room(given[0], axis, 0, 1) + _room(given[2], axis, 1, 0)
+    whole = jnp.stack([even, _room(given[1], axis, 0, 1)], axis + 1)
+    whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+    whole = _room(whole, axis, 0, max(0, size - whole.shape[axis]))
+    return lax.slice_in_dim(whole, 0, size, axis=axis)
+
+
+def _room(x: Array, axis: int, low: int, high: int) -> Array:
+    return jnp.pad(x, [(low, high) if at == axis else (0, 0) for at in range(x.ndim)])
