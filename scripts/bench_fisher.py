@@ -2,7 +2,8 @@
 
     python scripts/bench_fisher.py [--models resnet20 cbrcb_resnet110] [--batches 32 128] [--repeats 5] [--builtin]
 
-All times are medians within this one process, forms taken in turn, each inside a compiled scan as in training.
+All times are medians within this one process, forms taken in turn, each of several steps: a compiled scan, as in
+training, or that many calls in a row. (A single call after a pause pays for cold caches and sleeping threads.)
 `gram/grad` is one Gram matrix of contribution rows (layers) over one gradient of the mean loss, `vmap/layers` the
 definition (a gradient with respect to one copy of the parameters a sample) over it, with the same convolution;
 --builtin adds the definition with XLA's own convolution. `memory` is the temporaries of the Gram program over those
@@ -31,6 +32,7 @@ from hardjax.models import layers
 from hardjax.models.apply import init_variables, make_apply
 
 SHAPE = (32, 32, 3)
+STEPS = 4
 
 
 def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -38,6 +40,7 @@ def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
     times: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
+            time.sleep(0.3)  # another form's idle threads may spin for a while
             started = time.perf_counter()
             form()
             if repeat:
@@ -46,11 +49,11 @@ def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 
 def programs(name: str, batch: int, wanted: list[str], **options: Any) -> dict[str, tuple[Callable[[], Any], float]]:
-    """form -> (runs it once, MiB of temporaries); each is the body of a scan of one step."""
+    """form -> (runs it STEPS times, MiB of temporaries); each is the body of a scan."""
     module = hj.models.create(name, **options)
     apply, optimizer = make_apply(module), optax.sgd(0.01, 0.9)
     variables = jax.jit(partial(init_variables, module, image_shape=SHAPE))(jax.random.key(0))
-    images = jnp.asarray(np.random.default_rng(0).random((1, batch, *SHAPE), np.float32))
+    images = jnp.asarray(np.random.default_rng(0).random((STEPS, batch, *SHAPE), np.float32))
     labels = jnp.arange(batch) % 10
 
     def loss(params, images):
@@ -89,7 +92,7 @@ def single(name: str, batch: int, repeats: int, vmap: bool, **options: Any) -> d
     """One Gram matrix next to one gradient."""
     found = programs(name, batch, ["grad", "layers", "step", *(["vmap"] if vmap else [])], **options)
     times = medians({form: run for form, (run, _) in found.items()}, repeats)
-    row = {"grad_ms": 1e3 * times["grad"], "gram/grad": times["layers"] / times["grad"]}
+    row = {"grad_ms": 1e3 / STEPS * times["grad"], "gram/grad": times["layers"] / times["grad"]}
     if vmap:
         row["vmap/layers"] = times["vmap"] / times["layers"]
     return row | {"memory_mib": found["layers"][1], "memory": found["layers"][1] / found["step"][1]}
@@ -124,7 +127,7 @@ def in_training(name: str, batch: int, steps: int, repeats: int) -> dict[str, fl
 
 
 def torch_forms(batch: int) -> dict[str, Callable[[], Any]]:
-    """Gram matrices of the reduced AlexNet by the libraries that are installed."""
+    """Gram matrices of the reduced AlexNet by the libraries that are installed, STEPS of each."""
     try:
         import torch
         import torch_networks
@@ -183,7 +186,7 @@ def torch_forms(batch: int) -> dict[str, Callable[[], Any]]:
         forms["Opacus"] = by_opacus
     except ImportError:
         print("Opacus is not installed.")
-    return forms
+    return {name: lambda form=form: [form() for _ in range(STEPS)] for name, form in forms.items()}
 
 
 def show(title: str, row: Mapping[str, float]) -> None:
@@ -192,7 +195,7 @@ def show(title: str, row: Mapping[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet20", "cbrcb_resnet110"])
+    parser.add_argument("--models", nargs="*", default=["resnet20", "cbrcb_resnet110"])
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="steps of each training run; 0 leaves this part out")
@@ -217,7 +220,7 @@ def main() -> None:
         forms |= {"ours": programs("alexnet_reduced", batch, ["layers"])["layers"][0]} if forms else {}
         times = medians(forms, options.repeats)
         if times:
-            row = {"ours_ms": 1e3 * times["ours"]} | {
+            row = {"ours_ms": 1e3 / STEPS * times["ours"]} | {
                 f"{form}/ours": t / times["ours"] for form, t in times.items() if form != "ours"
             }
             show(f"alexnet_reduced without batch norm, B={batch}", row)

@@ -98,6 +98,7 @@ def bench(name: str, batch: int, repeats: int) -> dict[str, object]:
         steps()
     for _ in range(repeats):
         for form, steps in forms.items():
+            time.sleep(0.3)  # the other form's idle threads may spin for a while
             started = time.perf_counter()
             steps()
             times[form].append((time.perf_counter() - started) / STEPS)
