@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,18 +94,43 @@ def prepare(
     dataset = dataset if dataset is not None else data.load(config.dataset, config.data_dir)
     own_model = model is not None
     names = {"dataset": dataset.name, "model": type(model).__name__ if own_model else config.model}
-    config = dataclasses.replace(config, **names)
+    config, performance = dataclasses.replace(config, **names), performance or Performance()
     whole, dataset = dataset, dataset.with_validation(config.validation)
+    _check_options(config.model_options)
+    if model is None:
+        model = models.create(config.model, num_classes=dataset.num_classes, **config.model_options)
+    recipe = _recipe(config, dataset, model)
+    expected = check_model(recipe, dataset.num_classes)
+    if variables is not None:
+        variables = {"batch_stats": {}, **variables}
+        _check_variables(variables, expected)
+    trims, observer = _trim_plan(config, performance, recipe), _observer(config, performance, recipe, own_model)
+    splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+    splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
+    hyper = Hyper(
+        learning_rate=jnp.float32(config.peak_learning_rate),
+        weight_decay=jnp.float32(config.weight_decay),
+        momentum=jnp.float32(config.momentum),
+        total_steps=jnp.int32(config.epochs * recipe.num_batches),
+        keep=jnp.int32(config.batch_size),
+    )
+    return Setting(
+        config, performance, whole, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer, variables
+    )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for what is settled elsewhere."""
+    for name in ("name", "num_classes"):
+        if name in options:
+            raise ValueError(f"Expected model_options without {name}={options[name]!r}, which is not theirs.")
+
+
+def _recipe(config: TrainConfig, dataset: Dataset, model: Any) -> Recipe:
+    """What shapes the traces; refuses more samples or steps than there can be."""
     num_samples = len(dataset.train.labels)
     if config.batch_size > num_samples:
         raise ValueError(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
-    for name in ("name", "num_classes"):
-        if name in config.model_options:
-            raise ValueError(
-                f"Expected model_options without {name}={config.model_options[name]!r}, which is not theirs."
-            )
-    if model is None:
-        model = models.create(config.model, num_classes=dataset.num_classes, **config.model_options)
     init, apply = _functions(model)
     recipe = Recipe(
         init_variables=init,
@@ -121,40 +147,28 @@ def prepare(
         raise ValueError(
             f"Expected epochs={config.epochs} of {recipe.num_batches} batches to be fewer than 2^31 steps in all."
         )
-    expected = check_model(recipe, dataset.num_classes)
-    if variables is not None:
-        variables = {"batch_stats": {}, **variables}
-        _check_variables(variables, expected)
-    performance = performance or Performance()
-    trims = None
-    if config.trimming is not None:
-        paths = trim_paths(recipe)
-        trims = trimming.make_plan(
-            config.trimming,
-            config.epochs,
-            config.batch_size,
-            paths.exact,
-            performance.trim_path,
-            performance.trim_programs,
-            paths.lean,
-        )
-    hyper = Hyper(
-        learning_rate=jnp.float32(config.peak_learning_rate),
-        weight_decay=jnp.float32(config.weight_decay),
-        momentum=jnp.float32(config.momentum),
-        total_steps=jnp.int32(config.epochs * recipe.num_batches),
-        keep=jnp.int32(config.batch_size),
-    )
-    observer = config.measure and make_observer(config.measure, performance.gram_chunk)
-    if observer is not None:
-        check_observer(recipe, observer)
-        if config.measure.rows != "coupled" and (own_model or config.measure.method == "vmap"):
-            check_rows(recipe, config.measure)
-    splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-    splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
-    return Setting(
-        config, performance, whole, dataset, recipe, programs_for(recipe), hyper, splits, trims, observer, variables
-    )
+    return recipe
+
+
+def _trim_plan(config: TrainConfig, performance: Performance, recipe: Recipe) -> TrimPlan | None:
+    """The programs of a trimmed run, by what the network allows."""
+    if config.trimming is None:
+        return None
+    paths, wanted = trim_paths(recipe), (performance.trim_path, performance.trim_programs)
+    return trimming.make_plan(config.trimming, config.epochs, config.batch_size, paths.exact, *wanted, paths.lean)
+
+
+def _observer(
+    config: TrainConfig, performance: Performance, recipe: Recipe, own_model: bool
+) -> SpectrumObserver | None:
+    """What measures spectra, tried on the network; the rows of one that no test has seen are added up once."""
+    if config.measure is None:
+        return None
+    observer = make_observer(config.measure, performance.gram_chunk)
+    check_observer(recipe, observer)
+    if config.measure.rows != "coupled" and (own_model or config.measure.method == "vmap"):
+        check_rows(recipe, config.measure)
+    return observer
 
 
 def _check_variables(given: Any, expected: Any) -> None:

@@ -3,7 +3,7 @@
     python scripts/bench_fisher.py [--models resnet20 cbrcb_resnet110] [--batches 32 128] [--repeats 5] [--builtin]
 
 All times are medians within this one process, forms taken in turn, each of several steps: a compiled scan, as in
-training, or that many calls in a row. (A single call after a pause pays for cold caches and sleeping threads.)
+training, or that many calls in a row.
 `gram/grad` is one Gram matrix of contribution rows (layers) over one gradient of the mean loss, `vmap/layers` the
 definition (a gradient with respect to one copy of the parameters a sample) over it, with the same convolution;
 --builtin adds the definition with XLA's own convolution. `memory` is the temporaries of the Gram program over those
@@ -41,6 +41,7 @@ def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
     for repeat in range(repeats + 1):
         for name, form in forms.items():
             time.sleep(0.3)  # another form's idle threads may spin for a while
+            form()  # wakes this one's threads, fills the caches
             started = time.perf_counter()
             form()
             if repeat:
@@ -69,8 +70,12 @@ def programs(name: str, batch: int, wanted: list[str], **options: Any) -> dict[s
         fn = hj.fisher.make_gram(module, method=method)
         return lambda params, images: (params, fn({**variables, "params": params}, images, labels))
 
+    def total(gradients):
+        """A number that every gradient is needed for."""
+        return sum(leaf.sum() for leaf in jax.tree.leaves(gradients))
+
     bodies = {
-        "grad": lambda params, images: (jax.grad(loss)(params, images), None),
+        "grad": lambda params, images: (params, total(jax.grad(loss)(params, images))),
         "layers": gram("layers"),
         "vmap": gram("vmap"),
         "step": step,
@@ -202,6 +207,8 @@ def main() -> None:
     parser.add_argument("--no-vmap", action="store_true", help="leave the definition out (slow)")
     parser.add_argument("--builtin", action="store_true", help="the definition also with XLA's own convolution")
     options = parser.parse_args()
+    if options.builtin and not options.models:
+        parser.error("--builtin needs one of --models")
     print(hj.results.environment())
     for name in options.models:
         for batch in options.batches:

@@ -99,6 +99,7 @@ def bench(name: str, batch: int, repeats: int) -> dict[str, object]:
     for _ in range(repeats):
         for form, steps in forms.items():
             time.sleep(0.3)  # the other form's idle threads may spin for a while
+            steps()  # wakes this one's threads, fills the caches
             started = time.perf_counter()
             steps()
             times[form].append((time.perf_counter() - started) / STEPS)

@@ -107,6 +107,33 @@ def test_layers(layer, shape):
     _check(layer, shape, chunk=1)
 
 
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize(
+    "layer, shape, patches",
+    [
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 64 * 27),
+        (nn.Conv(12, (5, 5), feature_group_count=3), (4, 6, 6, 6), 36 * 150),
+        (nn.Conv(6, (3, 3), feature_group_count=6), (4, 6, 6, 6), 36 * 54),
+        (nn.Conv(5, (3,), strides=2), (4, 40, 3), 20 * 9),
+        (nn.Dense(2), (4, 40, 2), 40 * 2),
+    ],
+    ids=["convolution", "grouped", "depthwise", "one axis", "dense"],
+)
+def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, patches, together):
+    """In a loop over parts of the batch, as where the patches of the whole batch are too many to be cut in one go."""
+    counts = []
+    form = rules._block
+
+    def spy(a, d):
+        counts.append(len(a))
+        return form(a, d)
+
+    monkeypatch.setitem(rules._PATCH_ENTRIES, "cpu", together * patches)
+    monkeypatch.setattr(rules, "_block", spy)
+    _check(layer, shape, chunk=2)
+    assert min(counts) == together
+
+
 def test_the_cheaper_form_is_chosen():
     pairs = nn.Conv(64, (3, 3)), (4, 2, 2, 64)
     rows = nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)

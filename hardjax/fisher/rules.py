@@ -16,7 +16,7 @@ from jax import Array, lax
 
 # TF32 or bfloat16 products would decide which eigenvalues count as zero.
 _HIGHEST = lax.Precision.HIGHEST
-# Patches that are cut and used in one go: about the size of a CPU's cache, or enough to fill an accelerator.
+# Patches that are cut and used in one go: the fastest of several sizes on a CPU, or enough to fill an accelerator.
 _PATCH_ENTRIES = {"cpu": 3 << 21}
 
 Form = Literal["rows", "pairs"]
@@ -180,7 +180,8 @@ class Scaling:
 
 
 def _form_rows(patches: Callable[[Array], Array], a: Array, d: Array) -> Array:
-    """(B, g * c * k) rows from `patches(a)` (B, T, g, k) and d (B, T, g, c), as many samples at a time as fit a cache.
+    """(B, g * c * k) rows from `patches(a)` (B, T, g, k) and d (B, T, g, c), as many samples at a time as
+    `_PATCH_ENTRIES` allows.
 
     The barrier keeps XLA from cutting the patches of all layers at once, during the forward pass.
     """
@@ -220,8 +221,9 @@ def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
 def _block(a: Array, d: Array) -> Array:
     """(B, T, g, k), (B, T, g, c) -> (B, g, c, k), summed over positions."""
     if a.shape[2] == 1:
-        # Of an explicit transpose, a CPU's product is two to three times as fast.
-        turned = lax.optimization_barrier(d[:, :, 0].transpose(0, 2, 1))
+        turned = d[:, :, 0].transpose(0, 2, 1)
+        if jax.default_backend() == "cpu":  # whose products of explicit transposes are faster
+            turned = lax.optimization_barrier(turned)
         return jnp.einsum("bct,btk->bck", turned, a[:, :, 0], precision=_HIGHEST)[:, None]
     if a.shape[3] == 1 or d.shape[3] == 1:  # depthwise: a matrix product one number wide is slow
         return jnp.sum(d[..., :, None] * a[..., None, :], 1)

@@ -62,6 +62,8 @@ def convolve(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
+    if min(_positions(lhs, rhs, strides, pads)) < 1:
+        return builtin(lhs, rhs)
     on_cpu = partial(_on_cpu, strides=strides, pads=pads, groups=feature_group_count, precision=precision)
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=builtin)
 
@@ -139,11 +141,16 @@ def _backward_padding(lhs: tuple, rhs: tuple, cotangent: tuple, strides: tuple, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _dense(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> Array:
-    positions = [(lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i]) // strides[i] + 1 for i in (0, 1)]
+    positions = _positions(lhs, rhs, strides, pads)
     # Of an image smaller than the kernel, XLA on CPU convolves in naive loops, about 30 times slower.
     if (lhs.shape[1] < rhs.shape[0] or lhs.shape[2] < rhs.shape[1]) and math.prod(positions) <= 16:
         return _by_position(lhs, rhs, strides, pads, positions, precision)
     return lax.conv_general_dilated(lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision)
+
+
+def _positions(lhs: Array, rhs: Array, strides: tuple, pads: tuple) -> list[int]:
+    """Height and width of the output."""
+    return [(lhs.shape[i + 1] + sum(pads[i]) - rhs.shape[i]) // strides[i] + 1 for i in (0, 1)]
 
 
 def _by_position(
@@ -174,7 +181,8 @@ def _dense_forward(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precisio
 def _dense_backward(strides: tuple, pads: tuple, precision: Any, saved: tuple, cotangent: Array) -> tuple:
     lhs, rhs = saved
     lhs_bar = _input_gradient(lhs, rhs, strides, pads, cotangent, precision)
-    form = _few_channels if _has_few_channels(lhs, rhs, pads) else _images_as_channels
+    few = max(strides) <= 2 and _has_few_channels(lhs, rhs, pads)
+    form = _few_channels if few else _images_as_channels
     return lhs_bar, form(lhs, rhs, strides, pads, cotangent, precision)
 
 
@@ -182,7 +190,7 @@ def _input_gradient(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotange
     """The cotangent against the kernel turned by 180 degrees with channels exchanged.
 
     Input pixels of one remainder by the strides meet every stride-th kernel entry alone, in a convolution of their own:
-    a cotangent dilated by the strides would be zero in three of four places.
+    a cotangent dilated by strides of 2 would be zero in three of four places. Above that there would be too many.
     """
     turned = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).transpose(0, 1, 3, 2))
     count = [-(-lhs.shape[i + 1] // strides[i]) for i in (0, 1)]
@@ -205,6 +213,11 @@ def _input_gradient(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotange
 
     if strides == (1, 1):
         return pixels(0, 0)
+    if max(strides) > 2:
+        room = _backward_padding(lhs.shape, rhs.shape, cotangent.shape, strides, pads)
+        return lax.conv_general_dilated(
+            cotangent, turned, (1, 1), room, lhs_dilation=strides, dimension_numbers=_NHWC, precision=precision
+        )
     parts = [jnp.stack([pixels(row, column) for column in range(strides[1])], 3) for row in range(strides[0])]
     whole = jnp.stack(parts, 2).reshape(len(lhs), *(count[i] * strides[i] for i in (0, 1)), -1)
     return whole[:, : lhs.shape[1], : lhs.shape[2]]
@@ -222,7 +235,7 @@ def _images_as_channels(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cot
 
 
 def _has_few_channels(lhs: Array, rhs: Array, pads: tuple) -> bool:
-    """Where `_few_channels` beats a convolution, two to three times at 16 and 32 channels; above 128 it does not."""
+    """Where `_few_channels` beats a convolution, most at 16 and 32 channels; above 128 it does not."""
     inside, outside = rhs.shape[2:]
     return (
         min(rhs.shape[:2]) > 1
@@ -256,7 +269,8 @@ def _few_channels(lhs: Array, rhs: Array, strides: tuple, pads: tuple, cotangent
             found.append(jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype))
         return found
 
-    together = _samples_together(len(lhs), rows * (columns + taps[0] - 1) * (high * inside + taps[0] * outside))
+    entries = sum(rows * (columns + count - 1) * (high * inside + count * outside) for count in taps)
+    together = _samples_together(len(lhs), entries)
     if together == len(lhs):
         totals = products(lhs, cotangent)
     else:

@@ -13,7 +13,9 @@ class TooSmall(ValueError):
 
 
 def max_pool(x: Array, padding: int = 0) -> Array:
-    """The largest of every 3x3 window at stride 2, (B, H, W, C) -> (B, H', W', C); of equal ones the first is meant.
+    """The largest of every 3x3 window at stride 2, (B, H, W, C) -> (B, H', W', C).
+
+    The gradient goes to the first of equal ones. (A NaN's goes to the first NaN on CPU; elsewhere XLA decides.)
 
     Raises:
         TooSmall: no window fits.
@@ -85,7 +87,6 @@ def _give_back(cotangent: Array, which: Array, axis: int, size: int) -> Array:
     even = _room(given[0], axis, 0, 1) + _room(given[2], axis, 1, 0)
     whole = jnp.stack([even, _room(given[1], axis, 0, 1)], axis + 1)
     whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
-    whole = _room(whole, axis, 0, max(0, size - whole.shape[axis]))
     return lax.slice_in_dim(whole, 0, size, axis=axis)
 
 
