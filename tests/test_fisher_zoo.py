@@ -38,7 +38,10 @@ def test_by_layers_equals_the_definition(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in zoo.ZOO if name in zoo.LARGE])
 def test_by_layers_equals_the_definition_for_large_networks(name):
-    _compare(models.create(name), 32, 3, 3)
+    # At 32x32 the last maps of the EfficientNets are one pixel: statistics of 3 numbers, rows of length 1e10, and
+    # images changed by 1e-15 move the matrix by up to 4e-6. At 64x64 they move it by 1e-14.
+    side, batch = (64, 4) if name.startswith("efficientnet") else (32, 3)
+    _compare(models.create(name), side, 3, batch)
 
 
 @pytest.mark.parametrize(
