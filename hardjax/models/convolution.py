@@ -3,8 +3,9 @@
 XLA on CPU rewrites only the convolutions of the entry computation into forms its fast kernels take; in the body of a
 `scan` a kernel gradient runs in naive loops (about 40 times slower), and depthwise convolutions are slow everywhere.
 Here the two backward convolutions are written in canonical NHWC/HWIO form on operands transposed explicitly behind an
-optimisation barrier, kernel gradients of few channels and 1x1 convolutions are matrix products, and depthwise
-convolutions sums of shifted products.
+optimisation barrier, at stride 2 one for the pixels of each remainder; kernel gradients of few channels, 1x1
+convolutions and those of images smaller than the kernel are matrix products, and depthwise convolutions sums of shifted
+products.
 """
 
 import math
