@@ -143,7 +143,7 @@ def _backward_padding(lhs: tuple, rhs: tuple, cotangent: tuple, strides: tuple, 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _dense(lhs: Array, rhs: Array, strides: tuple, pads: tuple, precision: Any) -> Array:
     positions = _positions(lhs, rhs, strides, pads)
-    # Of an image smaller than the kernel, XLA on CPU convolves in naive loops, about 30 times slower.
+    # Of an image smaller than the kernel, XLA on CPU convolves in naive loops.
     if (lhs.shape[1] < rhs.shape[0] or lhs.shape[2] < rhs.shape[1]) and math.prod(positions) <= 16:
         return _by_position(lhs, rhs, strides, pads, positions, precision)
     return lax.conv_general_dilated(lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision)
