@@ -1,5 +1,5 @@
 """`python -m hardjax`."""
 
-from hardjax.cli import main
+from hardjax.cli.arguments import main
 
 main()

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hardjax import _validate, optimizers, selection
+from hardjax import _validate
+from hardjax._validate import Refusal
+from hardjax.choose import selection
+from hardjax.choose.selection import AllBatches, Selection
+from hardjax.choose.trimming import PATHS, Trimming
 from hardjax.data.augment import Augmentation
+from hardjax.engine import optimizers
+from hardjax.engine.rates import Schedule
 from hardjax.fisher.observe import FisherMeasure
-from hardjax.schedules import Schedule
-from hardjax.selection import AllBatches, Selection
-from hardjax.trimming import PATHS, Trimming
 
 PRECISIONS = ("default", "high", "highest")
 DEFAULT_LEARNING_RATE = 0.005  # P1
@@ -74,29 +77,29 @@ class TrainConfig:
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))
         if not isinstance(self.selection, Selection):
-            raise ValueError(f"Expected selection={self.selection!r} to be a strategy such as HardBatches(delta=0.2).")
+            raise Refusal(f"Expected selection={self.selection!r} to be a strategy such as HardBatches(delta=0.2).")
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _validate.at_least(0, seed=self.seed)
         if self.seed >= 2**32:
-            raise ValueError(f"Expected seed={self.seed} below 2^32.")
+            raise Refusal(f"Expected seed={self.seed} below 2^32.")
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
         if self.trimming is not None and not isinstance(self.trimming, Trimming):
-            raise ValueError(f"Expected trimming={self.trimming!r} to be Trimming(start=1.0, end=0.2) or None.")
+            raise Refusal(f"Expected trimming={self.trimming!r} to be Trimming(start=1.0, end=0.2) or None.")
         if self.measure is not None and not isinstance(self.measure, FisherMeasure):
-            raise ValueError(f"Expected measure={self.measure!r} to be FisherMeasure(every=50) or None.")
+            raise Refusal(f"Expected measure={self.measure!r} to be FisherMeasure(every=50) or None.")
         for axis in ("trimming", "measure"):
             if getattr(self, axis) is not None and self.batch_size < 2:
-                raise ValueError(f"Expected batch_size={self.batch_size} to be at least 2 with {axis}.")
+                raise Refusal(f"Expected batch_size={self.batch_size} to be at least 2 with {axis}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
         try:
             json.dumps(dict(self.model_options))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Expected model_options={self.model_options!r} to be plain JSON: {error}.") from None
+            raise Refusal(f"Expected model_options={self.model_options!r} to be plain JSON: {error}.") from None
         if self.learning_rate is not None and self.base_learning_rate is not None:
-            raise ValueError(
+            raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
             )
         for name in ("learning_rate", "base_learning_rate"):

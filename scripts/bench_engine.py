@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import hardjax as hj
-from hardjax.rounds import RoundSpec
-from hardjax.selection import AllBatches, HardBatches
-from hardjax.setting import prepare
-from hardjax.train import Batch, make_step
+from hardjax.choose.selection import AllBatches, HardBatches
+from hardjax.engine.rounds import RoundSpec
+from hardjax.engine.step import Batch, make_step
+from hardjax.training.setting import prepare
 
 
 def random_images(count: int, shape: tuple[int, int, int]) -> hj.data.Dataset:

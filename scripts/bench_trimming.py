@@ -22,12 +22,12 @@ import optax
 from jax import lax
 
 import hardjax as hj
-from hardjax.optimizers import make_optimizer
-from hardjax.probe import trim_paths
-from hardjax.rounds import RoundSpec, make_rounds
-from hardjax.selection import AllBatches
-from hardjax.setting import Setting, prepare
-from hardjax.trimming import Trim, Trimming, make_plan
+from hardjax.choose.selection import AllBatches
+from hardjax.choose.trimming import Trim, Trimming, make_plan
+from hardjax.engine.optimizers import make_optimizer
+from hardjax.engine.rounds import RoundSpec, make_rounds
+from hardjax.training.probe import trim_paths
+from hardjax.training.setting import Setting, prepare
 
 SHARES = (1.0, 0.8, 0.5, 0.35, 0.2)
 MODELS = {

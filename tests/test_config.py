@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import hardjax as hj
-from hardjax.selection import HardBatches
+from hardjax.choose.selection import HardBatches
 
 
 def test_json_round_trip():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.data.dataset import Dataset
 
 NAMES = ("none", "standard")
@@ -44,7 +45,7 @@ class Augmentation:
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         if self.place == "random" and self.frame is None:
-            raise ValueError("Expected a frame (its side in pixels) with place='random', got frame=None.")
+            raise Refusal("Expected a frame (its side in pixels) with place='random', got frame=None.")
 
 
 def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
@@ -83,7 +84,7 @@ def output_shape(augmentation: Augmentation, image_shape: tuple[int, int, int]) 
     height, width, channels = image_shape
     if augmentation.frame is not None:
         if augmentation.frame < max(height, width):
-            raise ValueError(f"Expected frame={augmentation.frame} to hold images of {height}x{width}.")
+            raise Refusal(f"Expected frame={augmentation.frame} to hold images of {height}x{width}.")
         height = width = augmentation.frame
     if augmentation.resize is not None:
         height = width = augmentation.resize

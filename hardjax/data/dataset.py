@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 
 _CHUNK = 2048  # images counted at a time: a count widens pixels eightfold
 _LEAST_STD = 1e-6
@@ -77,7 +78,7 @@ class Dataset:
             _check_labels(split, labels[split], len(images[split]), num_classes)
         if images["train"].shape[1:] != images["test"].shape[1:]:
             shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
-            raise ValueError(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
+            raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
         mean, std = pixel_statistics(images["train"])
         return cls(
             name=name,
@@ -107,11 +108,11 @@ class Dataset:
         if share == 0:
             return self
         if self.validation is not None:
-            raise ValueError(f"{self.name} already has a validation split of {len(self.validation.labels)} samples.")
+            raise Refusal(f"{self.name} already has a validation split of {len(self.validation.labels)} samples.")
         labels = np.asarray(self.train.labels)
         count = round(share * len(labels))
         if count in (0, len(labels)):
-            raise ValueError(f"validation={share} of {len(labels)} samples leaves a split empty.")
+            raise Refusal(f"validation={share} of {len(labels)} samples leaves a split empty.")
         order = np.random.default_rng(seed).permutation(len(labels))
         held = np.sort(evenly(labels, count, order))
         kept = np.setdiff1d(np.arange(len(labels)), held)
@@ -160,7 +161,7 @@ def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None,
     num_classes = int(num_classes) if isinstance(num_classes, np.integer) else num_classes
     _validate.at_least(1, num_classes=num_classes)
     if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(f"Expected {num_classes} class_names, got {len(class_names)}.")
+        raise Refusal(f"Expected {num_classes} class_names, got {len(class_names)}.")
     return num_classes
 
 
@@ -169,27 +170,27 @@ def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:
-        raise ValueError(f"Expected {split} images of shape (n, H, W, C) or (n, H, W), got {images.shape}.")
+        raise Refusal(f"Expected {split} images of shape (n, H, W, C) or (n, H, W), got {images.shape}.")
     if 0 in images.shape:
-        raise ValueError(f"Expected at least one {split} image, got shape {images.shape}.")
+        raise Refusal(f"Expected at least one {split} image, got shape {images.shape}.")
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"Expected {split} images of dtype uint8 or float (0..1), got {images.dtype}.")
+        raise Refusal(f"Expected {split} images of dtype uint8 or float (0..1), got {images.dtype}.")
     with np.errstate(over="ignore"):  # what float32 cannot hold is counted below
         images = images.astype(np.float32)
     bad = int((~np.isfinite(images)).sum())
     if bad:
-        raise ValueError(f"Expected finite {split} images, got {bad} NaN or infinite values.")
+        raise Refusal(f"Expected finite {split} images, got {bad} NaN or infinite values.")
     return images
 
 
 def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
+        raise Refusal(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
     if len(labels) != num_images:
-        raise ValueError(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
+        raise Refusal(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
     assert num_classes is not None
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
-        raise ValueError(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
+        raise Refusal(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hardjax._validate import Refusal
 from hardjax.data import catalog, load, tfds
 
 _CONNECT_SECONDS = 3.0
@@ -25,13 +26,13 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     """
     entry = catalog.find(name)
     if entry.tfds_name is None:
-        raise ValueError(f"{name} comes with scikit-learn and needs no preparation.")
+        raise Refusal(f"{name} comes with scikit-learn and needs no preparation.")
     try:
         return tfds.prepared_folder(name, data_dir)
     except tfds.DataNotPrepared:
         pass
     if importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(
+        raise Refusal(
             f"Preparing {name} needs TensorFlow: `pip install tensorflow-cpu` (the extra hardjax[prepare]), "
             "then run this again."
         )
@@ -39,9 +40,9 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
+        raise Refusal(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"Expected a folder to write prepared data in, got {folder}: read-only.")
+        raise Refusal(f"Expected a folder to write prepared data in, got {folder}: read-only.")
     _check_reachable(name, entry.url)
     _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)
@@ -107,7 +108,7 @@ def _check_reachable(name: str, url: str) -> None:
     thread.join(_CONNECT_SECONDS + 1)
     problem = outcome[0] if outcome else "no answer"
     if problem:
-        raise ValueError(
+        raise Refusal(
             f"No way to {address.hostname} ({problem}), which {name} is downloaded through; prepare it on a machine "
             "with a network and name that folder with --data-dir."
         )
@@ -123,7 +124,7 @@ def _download(tfds_name: str, folder: Path) -> None:
         builder.download_and_prepare()
     except failures as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"Preparing {tfds_name} in {folder} failed: {first}") from error
+        raise Refusal(f"Preparing {tfds_name} in {folder} failed: {first}") from error
 
 
 def _histogram(counts: np.ndarray) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hardjax._validate import Refusal
 from hardjax.data import catalog
 
 # tensorflow_datasets takes half a second to import, so it is imported where it is used.
@@ -146,7 +147,7 @@ def _decode(name: str, source: Path, advance: Callable[[int, int], None]) -> tup
         try:
             return _decode_splits(catalog.find(name), builder, advance)
         except (RuntimeError, OSError) as error:  # from array_record and from the image decoder
-            raise ValueError(f"Prepared {name} in {source} cannot be read: {str(error).splitlines()[0]}") from error
+            raise Refusal(f"Prepared {name} in {source} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _decode_splits(

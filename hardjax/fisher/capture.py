@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hardjax._validate import Refusal
 from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
 from hardjax.models.apply import make_apply
 from hardjax.models.layers import BatchNorm
@@ -88,13 +89,13 @@ def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[L
     covered = {(*layer.path, name): shape for layer in layers for name, shape in layer.shapes.items()}
     missing = sorted("/".join(path) for path in shapes.keys() - covered.keys())
     if missing:
-        raise ValueError(
+        raise Refusal(
             f"No rule gives per-sample gradients of {', '.join(missing)}: Dense, Conv, BatchNorm, GroupNorm, LayerNorm,"
             ' RMSNorm and InstanceNorm outside of nn.jit are covered. method="vmap" takes any parameter.'
         )
     for path, shape in covered.items():
         if shapes.get(path) != shape:
-            raise ValueError(
+            raise Refusal(
                 f"Parameter {'/'.join(path)} is {shapes.get(path)} in the model and {shape} in its layer: layers"
                 ' stacked by nn.scan or nn.vmap are not covered. method="vmap" takes them.'
             )
@@ -158,7 +159,7 @@ def _intercept(batch: int, wire: Callable[[Layer, Array, Array, Any], Array]) ->
             return next_fun(*args, **kwargs)
         module = context.module
         if isinstance(module, _REWRITING):
-            raise ValueError(
+            raise Refusal(
                 f"{type(module).__name__} at {'/'.join(module.path)} rewrites its layer's parameters, which no rule"
                 ' covers. method="vmap" takes it.'
             )
@@ -212,12 +213,12 @@ def _describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array
     path = tuple(module.scope.path)
     name = "/".join(path) or type(module).__name__
     if not args:
-        raise ValueError(f"Layer {name} takes its input by keyword: pass it as the first positional argument.")
+        raise Refusal(f"Layer {name} takes its input by keyword: pass it as the first positional argument.")
     x, *rest = args
     if any(isinstance(value, jax.Array | np.ndarray) for value in (*rest, *kwargs.values())):
-        raise ValueError(f"Layer {name} takes a mask or another array beside its input, which no rule covers.")
+        raise Refusal(f"Layer {name} takes a mask or another array beside its input, which no rule covers.")
     if x.ndim < 2 or x.shape[0] != batch or y.shape[0] != batch:
-        raise ValueError(
+        raise Refusal(
             f"Layer {name} takes {x.shape} and gives {y.shape}: expected the batch of {batch} as the leading axis."
         )
     if base is nn.Dense:
@@ -234,9 +235,9 @@ def _convolution(module: Any, x: Array, name: str) -> Convolution:
     kernel_size = _tuple(module.kernel_size, 1)
     rank = len(kernel_size)
     if x.ndim != rank + 2:
-        raise ValueError(f"Layer {name} takes {x.shape}: expected one batch axis, {rank} spatial axes and channels.")
+        raise Refusal(f"Layer {name} takes {x.shape}: expected one batch axis, {rank} spatial axes and channels.")
     if module.mask is not None:
-        raise ValueError(f"Layer {name} masks its kernel, which no rule covers.")
+        raise Refusal(f"Layer {name} masks its kernel, which no rule covers.")
     strides, input_dilation, kernel_dilation = (
         _tuple(value, rank) for value in (module.strides, module.input_dilation, module.kernel_dilation)
     )
@@ -279,7 +280,7 @@ def _extents(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> list[in
 def _scaling(module: Any, x: Array, params: Mapping[str, Array], name: str) -> Scaling:
     axes = _feature_axes(module, x.ndim)
     if 0 in axes or any(tuple(x.shape[axis] for axis in axes) != value.shape for value in params.values()):
-        raise ValueError(f"Layer {name} scales axes {axes} of {x.shape}, which no rule covers.")
+        raise Refusal(f"Layer {name} scales axes {axes} of {x.shape}, which no rule covers.")
     return Scaling(axes, tuple(params))
 
 

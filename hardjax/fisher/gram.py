@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.fisher import by_layers, capture, definition
 
 Rows = Literal["contribution", "coupled", "frozen"]
@@ -248,7 +249,7 @@ def coverage(
     errors = {name: float(error) for name, error in compare(variables, images, labels).items()}
     wrong = [f"{name} ({error:.1e})" for name, error in errors.items() if not error <= tolerance]
     if wrong:
-        raise ValueError(f"Rows do not add up to the gradient within {tolerance:g}: {', '.join(wrong)}.")
+        raise Refusal(f"Rows do not add up to the gradient within {tolerance:g}: {', '.join(wrong)}.")
     return errors
 
 
@@ -301,12 +302,12 @@ def _explain_nan(
     if method == "layers" and rows != "coupled":
         found = by_layers.missed(_find(forward, rows, variables, images, labels))
         if layers := [name for name, wrong in found.items() if wrong]:
-            raise ValueError(
+            raise Refusal(
                 f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
                 ' method="vmap" takes it.'
             )
     if method == "vmap" and rows == "contribution":
-        raise ValueError(
+        raise Refusal(
             'method="vmap" gives every sample its own copy of the parameters; in this model samples are coupled by more'
             ' than batch norm, or share a dropout mask. Take method="layers", or rows="coupled".'
         )
@@ -341,28 +342,28 @@ def _check_settings(rows: str, method: str, chunk: int | None) -> None:
     if chunk is not None:
         _validate.at_least(1, chunk=chunk)
         if method == "vmap" and rows != "coupled":
-            raise ValueError(f'Expected chunk=None with method="vmap", which forms all rows at once, got {chunk}.')
+            raise Refusal(f'Expected chunk=None with method="vmap", which forms all rows at once, got {chunk}.')
 
 
 def _check_batch(images: Array, labels: Array) -> None:
     if images.ndim < 2 or labels.shape != images.shape[:1]:
-        raise ValueError(f"Expected images (B, ...) and labels (B,), got {images.shape} and {labels.shape}.")
+        raise Refusal(f"Expected images (B, ...) and labels (B,), got {images.shape} and {labels.shape}.")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"Expected integer labels, got {labels.dtype}.")
+        raise Refusal(f"Expected integer labels, got {labels.dtype}.")
     if len(images) < 2:
-        raise ValueError(f"Expected at least 2 images, got {len(images)}: a Gram matrix of one row has no spectrum.")
+        raise Refusal(f"Expected at least 2 images, got {len(images)}: a Gram matrix of one row has no spectrum.")
 
 
 def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None) -> None:
     """Concrete labels must lie in the model's classes."""
     logits = jax.eval_shape(lambda: capture.forward_of(model, key)(variables, images, False))
     if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise ValueError(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
+        raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
     if isinstance(labels, jax.core.Tracer):
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"Expected labels in 0..{logits.shape[1] - 1}, got {low}..{high}.")
+        raise Refusal(f"Expected labels in 0..{logits.shape[1] - 1}, got {low}..{high}.")
 
 
 def _largest(layers: list[LayerPlan]) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 
 # Relative to the largest eigenvalue. Rounding the products of given rows moves each eigenvalue of a float32 Gram matrix
-# by a few times 1e-7 of the largest one (tests/test_fisher_measures.py), so that 1e-6 keeps that noise out and bounds c
+# by a few times 1e-7 of the largest one (tests/fisher/test_fisher_measures.py), so that 1e-6 keeps that noise out and bounds c
 # by 1000. The rows themselves carry the rounding of the network's two passes, which in a deep one can be larger:
 # `hardjax measure --float64` shows what it does to c.
 TOLERANCE = 1e-6
@@ -69,12 +70,12 @@ def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
-        raise ValueError(f"Expected dtype={dtype.name} to be float32 or float64.")
+        raise Refusal(f"Expected dtype={dtype.name} to be float32 or float64.")
     if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
-        raise ValueError(f"Expected a gram of shape (..., B, B), got {gram.shape}.")
+        raise Refusal(f"Expected a gram of shape (..., B, B), got {gram.shape}.")
     if dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         if isinstance(gram, jax.core.Tracer):
-            raise ValueError("Expected dtype=float64 outside of compiled code, or jax.enable_x64(True) around it.")
+            raise Refusal("Expected dtype=float64 outside of compiled code, or jax.enable_x64(True) around it.")
         return _numpy_eigenvalues(np.asarray(gram, np.float64))
     gram = jnp.asarray(gram, dtype)
     finite = jnp.isfinite(gram).all((-2, -1), keepdims=True)
@@ -151,7 +152,7 @@ def trajectory(
     _validate.in_unit(tolerance=tolerance)
     count = len(eigenvalues)
     if len(learning_rates) != count or len(batch_sizes) != count or np.shape(steps) not in ((), (count,)):
-        raise ValueError(
+        raise Refusal(
             f"Expected one learning rate, batch size and step count for each of {count} spectra, got"
             f" {len(learning_rates)}, {len(batch_sizes)} and {np.shape(steps)}."
         )

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.fisher.gram import METHODS, ROWS, make_gram
 from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
 
@@ -177,6 +178,6 @@ def load(folder: Path) -> dict[str, np.ndarray]:
     """
     path = folder / "spectra.npz"
     if not path.is_file():
-        raise ValueError(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
+        raise Refusal(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
     with np.load(path) as file:
         return dict(file)

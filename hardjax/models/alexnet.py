@@ -4,9 +4,10 @@ import flax.linen as nn
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.models.initial import SMALL_BATCH_STUDY
 from hardjax.models.layers import Layers, Network, flatten
-from hardjax.models.pooling import max_pool
+from hardjax.models.ops.pooling import max_pool
 
 
 class ReducedAlexNet(Network):
@@ -28,7 +29,7 @@ class ReducedAlexNet(Network):
     def __post_init__(self) -> None:
         _validate.boolean(norm_dense=self.norm_dense)
         if self.norm_dense and self.norm == "none":
-            raise ValueError("Expected norm='batch' or 'group' with norm_dense=True, not 'none'.")
+            raise Refusal("Expected norm='batch' or 'group' with norm_dense=True, not 'none'.")
         super().__post_init__()
 
     def logits(self, x: Array, layers: Layers) -> Array:

@@ -9,7 +9,7 @@ from jax import Array
 from hardjax import _validate
 from hardjax.models.initial import FISHER_STUDY, TORCHVISION_DENSENET
 from hardjax.models.layers import STEMS, Layers, Network
-from hardjax.models.pooling import mean_pool
+from hardjax.models.ops.pooling import mean_pool
 
 
 class PreActivation(nn.Module):

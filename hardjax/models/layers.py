@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _validate
-from hardjax.models.convolution import convolve
+from hardjax._validate import Refusal
 from hardjax.models.initial import SCHEMES, Init
-from hardjax.models.pooling import TooSmall, max_pool
+from hardjax.models.ops.convolution import convolve
+from hardjax.models.ops.pooling import TooSmall, max_pool
 
 STEMS = ("imagenet", "cifar")
 NORMS = ("batch", "group", "none")
@@ -63,7 +64,7 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             count = math.prod(parts.shape[axis] for axis in axes)
             if count < 2:
-                raise ValueError(
+                raise Refusal(
                     "Expected more than 1 value per channel for batch statistics in training; this batch (or part of"
                     " it) has 1 sample of 1 pixel."
                 )
@@ -76,7 +77,7 @@ class BatchNorm(nn.Module):
         if self.batch_size is None or self.batch_size == len(x):
             return x
         if len(x) % self.batch_size:
-            raise ValueError(
+            raise Refusal(
                 f"Expected norm_batch_size={self.batch_size} to divide the batch of {len(x)} samples that it cuts."
             )
         return x.reshape(-1, self.batch_size, *x.shape[1:])
@@ -123,7 +124,7 @@ class Layers:
         bias: None has one if nothing normalises (norm="none").
         """
         if x.ndim != 4:
-            raise ValueError(f"Expected images (B, H, W, C); these have shape {x.shape}.")
+            raise Refusal(f"Expected images (B, H, W, C); these have shape {x.shape}.")
         pad = (kernel // 2, kernel // 2)
         return nn.Conv(
             features,
@@ -230,9 +231,7 @@ class Network(nn.Module):
         if self.norm_batch_size is not None:
             _validate.at_least(1, norm_batch_size=self.norm_batch_size)
             if self.norm != "batch":
-                raise ValueError(
-                    f"Expected norm={self.norm!r} to be 'batch' with norm_batch_size={self.norm_batch_size}."
-                )
+                raise Refusal(f"Expected norm={self.norm!r} to be 'batch' with norm_batch_size={self.norm_batch_size}.")
         super().__post_init__()
 
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -241,7 +240,7 @@ class Network(nn.Module):
         except TooSmall:
             height, width, channels = images.shape[1:]
             side = smallest_side(self.clone(parent=None, name=None), channels)
-            raise ValueError(
+            raise Refusal(
                 f"Images of {height}x{width} are too small for {type(self).__name__}: at least {side}x{side} is needed"
                 " (the data can be placed in a frame of that size or resized)."
             ) from None

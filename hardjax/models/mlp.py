@@ -6,6 +6,7 @@ import flax.linen as nn
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.models.initial import FISHER_STUDY
 from hardjax.models.layers import Layers, Network, flatten
 
@@ -28,7 +29,7 @@ class MLP(Network):
 
     def __post_init__(self) -> None:
         if isinstance(self.widths, str) or not isinstance(self.widths, Sequence):
-            raise ValueError(f"Expected widths={self.widths!r} to be a sequence such as [500, 500].")
+            raise Refusal(f"Expected widths={self.widths!r} to be a sequence such as [500, 500].")
         for index, width in enumerate(self.widths):
             _validate.at_least(1, **{f"widths[{index}]": width})
         super().__post_init__()

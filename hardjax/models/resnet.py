@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array
 
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.models.initial import FISHER_STUDY, SMALL_BATCH_STUDY, TIMM_RESNET
 from hardjax.models.layers import STEMS, Layers, Network
-from hardjax.models.pooling import mean_pool
+from hardjax.models.ops.pooling import mean_pool
 
 
 class Residual(nn.Module):
@@ -135,9 +136,7 @@ class CBRCBResNet(Network):
     def logits(self, x: Array, layers: Layers) -> Array:
         if any(side % 4 for side in x.shape[1:3]):
             size = "x".join(map(str, x.shape[1:3]))
-            raise ValueError(
-                f"Expected images of {size} to have sides that are multiples of 4 for {type(self).__name__}."
-            )
+            raise Refusal(f"Expected images of {size} to have sides that are multiples of 4 for {type(self).__name__}.")
         x = layers.normalise(layers.conv(x, 16, name="conv0"), "bn0")
         x = _three_stages(self, x, layers, "pool", relu=False)
         return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, self.last_layer)

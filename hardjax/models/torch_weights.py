@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hardjax._validate import Refusal
 from hardjax.models.apply import init_variables
 from hardjax.models.zoo import ZOO, create
 
@@ -72,7 +73,7 @@ def from_torch(
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     found = [f"{kind}: {', '.join(those)}" for kind, those in faults.items() if those]
     if found:
-        raise ValueError(f"The state dict does not fit {name} with {num_classes} classes. {'; '.join(found)}.")
+        raise Refusal(f"The state dict does not fit {name} with {num_classes} classes. {'; '.join(found)}.")
     return variables
 
 
@@ -80,7 +81,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(
+        raise Refusal(
             f"Expected {name} to be an array or a CPU tensor that NumPy can read (no bfloat16, no gradient), got"
             f" {type(value).__name__}: {' '.join(str(error).split())}"
         ) from None

@@ -1,0 +1,218 @@
+"""Training on the largest losses of every mini-batch (P2, mini-batch trimming), and its control.
+
+Three exact ways to a trimmed step with one meaning. `plain`: one pass over the whole batch, the gradient of the trimmed
+mean; right for every network, saves nothing. Where samples do not influence each other (no batch statistics), the
+dropped ones need no backward pass. `gather`: score all samples forward only, then differentiate on the kept ones alone;
+the least memory. `reuse`: one forward pass, whose residuals are cut down to the kept samples before the backward pass;
+the least time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from hardjax import _validate
+from hardjax._validate import Refusal
+
+SCHEDULES = ("linear", "cosine")
+KEEPS = ("hardest", "random")
+PATHS = ("auto", "plain", "gather", "reuse")
+# Shares up to which each path beats the plain one (a forward pass costs about a third of a step), and up to which a
+# second forward pass costs little more time than keeping all residuals does, and much less memory.
+_WORTH = {"gather": 0.66, "reuse": 0.9}
+_LEAN = 0.3
+
+
+@dataclass(frozen=True)
+class Trimming:
+    """The share of each mini-batch that is trained, falling over the epochs (P2: linearly from 1.0 to 0.2).
+
+    Attributes:
+        start: share in the first epoch, in (0, 1].
+        end: share in the last epoch, in (0, start].
+        schedule: "linear" or "cosine" between them, by epoch.
+        keep: "hardest" (P2) or "random": the control, the same share without regard to the losses.
+
+    Raises:
+        ValueError: a share outside (0, 1], end above start, an unknown word.
+    """
+
+    start: float = 1.0
+    end: float = 0.2
+    schedule: str = "linear"
+    keep: str = "hardest"
+
+    def __post_init__(self) -> None:
+        _validate.in_half_open_unit(start=self.start, end=self.end)
+        if self.end > self.start:
+            raise Refusal(f"Expected end={self.end!r} to be at most start={self.start!r}: the share does not grow.")
+        _validate.one_of(SCHEDULES, **{"trimming schedule": self.schedule})
+        _validate.one_of(KEEPS, keep=self.keep)
+
+    def share(self, epoch: int, epochs: int) -> float:
+        """p of an epoch in 0..epochs-1: exactly `start` in the first and `end` in the last; one epoch has `start`."""
+        passed = epoch / (epochs - 1) if epochs > 1 else 0.0
+        if self.schedule == "cosine":
+            passed = (1 - np.cos(np.pi * passed)) / 2
+        return float(self.start * (1 - passed) + self.end * passed)
+
+    def keep_count(self, epoch: int, epochs: int, batch_size: int) -> int:
+        """k = max(1, round(p * B)), Python's rounding (halves to even)."""
+        return max(1, round(self.share(epoch, epochs) * batch_size))
+
+
+def trimmed_mean(losses: Array, keep_count: int) -> Array:
+    """Mean of the `keep_count` largest losses; among equal ones the lower index is kept (`lax.top_k`).
+
+    Args:
+        losses: (B,) nats, one a sample, unweighted; NaN counts as largest.
+        keep_count: k in 1..B, static.
+
+    Returns:
+        () nats; the gradient reaches the kept losses alone, 1 / k each.
+
+    Raises:
+        ValueError: losses of another rank, k outside 1..B.
+    """
+    if losses.ndim != 1:
+        raise Refusal(f"Expected losses of shape (B,), got {losses.shape}.")
+    if not 1 <= keep_count <= len(losses):
+        raise Refusal(f"Expected keep_count={keep_count!r} in 1..{len(losses)}, the size of the batch.")
+    return lax.top_k(losses, keep_count)[0].mean()
+
+
+@dataclass(frozen=True)
+class Trim:
+    """How a step trims: static, part of its trace; the count kept is traced (`Hyper.keep`) and at most `capacity`.
+
+    Attributes:
+        path: "plain", "gather" or "reuse".
+        capacity: samples that the program has room for; those beyond the count kept weigh nothing.
+        keep: as in `Trimming`.
+    """
+
+    path: str
+    capacity: int
+    keep: str = "hardest"
+
+    def choose(self, losses: Array, key: Array) -> Array:
+        """(capacity,) positions in the batch; the first `Hyper.keep` of them are the ones kept."""
+        scores = lax.stop_gradient(losses) if self.keep == "hardest" else jax.random.uniform(key, losses.shape)
+        return lax.top_k(scores, self.capacity)[1]
+
+
+def mean_of_first(losses: Array, count: Array) -> Array:
+    """Mean of the first `count` entries; the others, finite or not, have no part in it nor in its gradient."""
+    return jnp.where(jnp.arange(len(losses)) < count, losses, 0).sum() / count
+
+
+def kept_mask(order: Array, count: Array, batch_size: int) -> Array:
+    """(B,) bool: the samples at the first `count` positions of `order`."""
+    return jnp.zeros(batch_size, bool).at[order].set(jnp.arange(len(order)) < count)
+
+
+def take_samples(pullback: Any, like: Any, order: Array, batch_size: int) -> Any:
+    """The pullback of the whole batch, cut down to the samples `order`.
+
+    Args:
+        pullback: from `jax.vjp` of a function of (batch_size, ...) samples that do not influence each other.
+        like: from `jax.vjp` of the same function on len(order) samples; only its structure and shapes are read.
+        order: (capacity,) positions, capacity below batch_size.
+
+    Raises:
+        ValueError: residuals that the batch cannot be told apart in.
+    """
+    whole, part = jax.tree.leaves(pullback), jax.tree.leaves(like)
+    if len(whole) != len(part):
+        raise Refusal(f"Expected as many residuals for {len(order)} samples as for {batch_size}.")
+    cut = [_take(a, b.shape, order, batch_size) for a, b in zip(whole, part, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(like), cut)
+
+
+def _take(residual: Array, shape: tuple[int, ...], order: Array, batch_size: int) -> Array:
+    """The entries of these samples along the one axis that grows with the batch (perhaps merged with later axes)."""
+    if residual.shape == shape:
+        return residual
+    axes = [axis for axis, (a, b) in enumerate(zip(residual.shape, shape, strict=True)) if a != b]
+    inner, rest = divmod(residual.shape[axes[0]], batch_size)
+    if len(axes) != 1 or rest or shape[axes[0]] != inner * len(order):
+        raise Refusal(f"Expected one axis of the batch in a residual of shape {residual.shape}.")
+    (axis,) = axes
+    split = residual.reshape(*residual.shape[:axis], batch_size, inner, *residual.shape[axis + 1 :])
+    return jnp.take(split, order, axis).reshape(shape)
+
+
+@dataclass(frozen=True)
+class TrimPlan:
+    """Which program trains which count.
+
+    Attributes:
+        plain: for counts above the capacity of all others.
+        programs: rising in capacity.
+    """
+
+    plain: Trim
+    programs: tuple[Trim, ...]
+
+    def trim(self, keep_count: int) -> Trim | None:
+        """The program for this count; None, ordinary training, where all samples are kept."""
+        if keep_count == self.plain.capacity:
+            return None
+        return next((trim for trim in self.programs if keep_count <= trim.capacity), self.plain)
+
+
+def make_plan(
+    trimming: Trimming,
+    epochs: int,
+    batch_size: int,
+    allowed: Sequence[str],
+    path: str = "auto",
+    most_programs: int = 5,
+    lean: bool = True,
+) -> TrimPlan:
+    """At most `most_programs` trimmed programs for the counts of a run.
+
+    Args:
+        allowed: paths that leave this network's result as it is, the fastest first, "plain" the last.
+        path: one of them, or "auto": for each count the fastest one, the leaner one where they are about as fast.
+        lean: whether a second forward pass saves memory worth mentioning.
+
+    Raises:
+        ValueError: a path that would change the result, or a batch of 1.
+    """
+    _validate.one_of(PATHS, trim_path=path)
+    if batch_size < 2:
+        raise Refusal(f"Expected batch_size={batch_size} of at least 2 with trimming: one sample leaves no choice.")
+    if path not in ("auto", *allowed):
+        raise Refusal(
+            f"trim_path={path!r} would change the result of this network (batch statistics over the kept samples only, "
+            f"or dropout drawn anew); allowed here: auto, {', '.join(allowed)}."
+        )
+    plain = Trim("plain", batch_size, trimming.keep)
+    chosen = allowed[0] if path == "auto" else path
+    if chosen == "plain":
+        return TrimPlan(plain, ())
+    counts = sorted({trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)} - {batch_size})
+    if path == "auto":
+        worth = [count for count in counts if count <= _WORTH[chosen] * batch_size]
+        counts, most_programs = worth, most_programs - (len(worth) < len(counts))
+    if most_programs < 1:
+        return TrimPlan(plain, ())
+    few = [count for count in counts if path == "auto" and lean and count <= _LEAN * batch_size]
+    rest = counts[len(few) :]
+    share = round(most_programs * len(few) / max(1, len(counts)))
+    most_few = min(max(1, share), most_programs - bool(rest)) if few else 0
+    programs = [Trim("gather", size, trimming.keep) for size in _buckets(few, most_few)]
+    programs += [Trim(chosen, size, trimming.keep) for size in _buckets(rest, most_programs - most_few)]
+    return TrimPlan(plain, tuple(programs))
+
+
+def _buckets(counts: Sequence[int], most: int) -> tuple[int, ...]:
+    """Capacities that share the counts out evenly: each count a program of its own where they are few."""
+    parts = np.array_split(counts, min(len(counts), most)) if counts and most else []
+    return tuple(int(part[-1]) for part in parts)

@@ -1,0 +1,48 @@
+"""Which samples a run replayed most: the first thing to look at when labels are in doubt."""
+
+import numpy as np
+
+from hardjax.training.loop import RunResult
+from hardjax.training.setting import Setting
+
+_CHUNK = 500
+
+
+def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tuple[np.ndarray, ...]:
+    """The `count` training samples trained most often, ties by their loss under the final model.
+
+    Returns:
+        (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
+    """
+    replays = sample_counts(setting, result)
+    candidates = np.flatnonzero(replays >= np.sort(replays)[-min(count, len(replays))])
+    train = setting.splits["train"]
+    labels = np.asarray(train.labels[candidates])
+    logits = np.concatenate(
+        [
+            np.asarray(
+                setting.programs.predict(result.state.variables, train.images[chunk], train.mean, train.std), np.float64
+            )
+            for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
+        ]
+    )
+    top = logits.max(-1)
+    losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
+    order = np.lexsort((-losses, -replays[candidates]))[:count]
+    chosen = candidates[order]
+    return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]
+
+
+def sample_counts(setting: Setting, result: RunResult) -> np.ndarray:
+    """(n,) times each training sample was trained: visits of its batches, less the times that trimming dropped it.
+
+    Where partitions are redrawn, visits are counted one a round.
+    """
+    if result.config.selection.unit == "sample":
+        visits = result.replay_counts
+    elif result.config.selection.redraws:
+        visits = np.full(setting.recipe.num_samples, int(result.state.round))
+    else:
+        visits = np.zeros(setting.recipe.num_samples, np.int64)
+        np.add.at(visits, np.asarray(result.state.partition), result.replay_counts[:, None])
+    return np.maximum(visits - result.drop_counts, 0)

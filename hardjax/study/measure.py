@@ -1,0 +1,132 @@
+"""Fisher measures of a finished run: what it recorded, with any tolerance, and its final state."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hardjax import _validate, fisher
+from hardjax._validate import Refusal
+from hardjax.config import Performance, TrainConfig
+from hardjax.data import Dataset
+from hardjax.data.augment import preprocess
+from hardjax.engine.rates import make_schedule
+from hardjax.engine.step import TrainState
+from hardjax.fisher.measures import TOLERANCE
+from hardjax.fisher.observe import FisherMeasure, derive, load, make_observer
+from hardjax.training import checkpoint
+from hardjax.training.probe import check_observer
+from hardjax.training.setting import Setting, prepare
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measures of one run.
+
+    Attributes:
+        recorded: the record of the training, as `fisher.observe.derive` gives it; empty if it measured none.
+        final: measures of the final state, field -> (batches,), with raw "eigenvalues" (batches, B); empty for none.
+        recorded_sensitivity, final_sensitivity: C_K, or the mean c, for each tolerance (`fisher.sensitivity`).
+    """
+
+    recorded: dict[str, np.ndarray]
+    final: dict[str, np.ndarray]
+    recorded_sensitivity: dict[float, float]
+    final_sensitivity: dict[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain content for JSON."""
+        return dataclasses.asdict(self)
+
+    def training_row(self) -> dict[str, Any]:
+        """C_K, L_K at the end and their sensitivity."""
+        row = {"measurements": len(self.recorded["step"])}
+        row |= {name: float(self.recorded[name][-1]) for name in ("C_K", "L_K")}
+        return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
+
+    def final_row(self) -> dict[str, Any]:
+        """Means over the batches measured; the median of the noise scale, which may be infinite."""
+        row = {name: float(np.mean(self.final[name])) for name in ("c", "l", "effective_rank", "trace")}
+        row["noise_scale"] = float(np.median(self.final["noise_scale"]))
+        return row | {f"c at {tolerance:g}": value for tolerance, value in self.final_sensitivity.items()}
+
+
+def measure_run(
+    folder: str | os.PathLike,
+    batches: int = 8,
+    rows: str | None = None,
+    tolerance: float = TOLERANCE,
+    data_dir: str | None = None,
+    gram_chunk: int | None = None,
+    *,
+    float64: bool = False,
+    dataset: Dataset | None = None,
+    model: Any = None,
+) -> Report:
+    """Measures of the run in `folder`, as `run(output=...)` or `hardjax train` left it (or of its checkpoint folder).
+
+    Args:
+        batches: mini-batches of the final partition to measure, without augmentation, at the learning rate of the last
+            step; 0 for none, which needs no data.
+        rows: see `fisher.gram`; None takes those that the run measured, else "contribution".
+        tolerance: see `fisher.measures`.
+        data_dir: where the data is now, if not where the run found it.
+        gram_chunk: see `Performance`.
+        float64: of the network and its Gram matrices at the final state (the weights are what training left).
+        dataset, model: as given to `run`.
+
+    Raises:
+        ValueError: no run in the folder, or what `fisher.gram` refuses.
+    """
+    _validate.at_least(0, batches=batches)
+    folder = Path(folder)
+    folder = folder.parent if folder.name == "checkpoint" else folder
+    if not (folder / "config.json").is_file():
+        raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
+    plain = json.loads((folder / "config.json").read_text())
+    if "arms" in plain:
+        raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
+    config = TrainConfig.from_dict(plain)
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    recorded = derive(load(folder), tolerance) if config.measure else {}
+    final = {}
+    if batches:
+        setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
+        state = checkpoint.restore(folder, setting.init_state())
+        rows = rows or (config.measure.rows if config.measure else "contribution")
+        final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches, float64)
+    return Report(
+        recorded=recorded,
+        final=final,
+        recorded_sensitivity=dict(fisher.sensitivity(recorded["eigenvalues"])) if recorded else {},
+        final_sensitivity=dict(fisher.sensitivity(final["eigenvalues"])) if batches else {},
+    )
+
+
+def _measure_state(
+    setting: Setting, state: TrainState, measure: FisherMeasure, batches: int, float64: bool
+) -> dict[str, np.ndarray]:
+    recipe, train = setting.recipe, setting.splits["train"]
+    observer = make_observer(measure, setting.performance.gram_chunk)
+    check_observer(recipe, observer)
+    with jax.enable_x64(float64):
+        observe = jax.jit(observer.make(recipe.apply))
+        variables = (
+            jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.variables) if float64 else state.variables
+        )
+        found = []
+        for indices in state.partition[:batches]:
+            images = preprocess(train.images[indices], train.mean, train.std, recipe.augmentation)
+            images = np.asarray(images, np.float64) if float64 else images
+            found.append(observe(variables, images, train.labels[indices], state.key))
+    values, entries = (np.stack([np.asarray(row[i]) for row in found]) for i in (0, 1))
+    done = max(0, int(state.step) - 1) / int(setting.hyper.total_steps)
+    rate = setting.config.peak_learning_rate * float(make_schedule(setting.config.schedule)(done))
+    measured = fisher.measures(values, rate, recipe.batch_size, tolerance=measure.tolerance, mean_entry=entries)
+    fields = {name: np.asarray(value) for name, value in measured._asdict().items()}
+    return {"c": fields.pop("condition_number"), "l": fields.pop("energy"), **fields, "eigenvalues": values}

@@ -1,0 +1,1 @@
+"""One run, where the engine meets clock, files and screen."""

@@ -1,0 +1,192 @@
+"""The command line as a user meets it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from hardjax.cli import arguments as cli
+from hardjax.cli import commands
+
+_use_compilation_cache = commands._use_compilation_cache
+FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """The user's cache and data folders stay out of it; the compilation cache of the tests stays in place."""
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setattr(commands, "_use_compilation_cache", lambda: None)
+
+
+def command(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def test_the_command_line_keeps_compiled_programs_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        _use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_train_writes_its_files(tmp_path, capsys):
+    assert command("train", *FAST, "--selection", "hard-batches", "--delta", 0.5, "--output", tmp_path / "run") == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = {"config.json", "history.jsonl", "summary.json", "checkpoint", "hardest.png", "replays.npz"}
+    assert expected <= names
+    lines = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert {"epoch", "backprops", "train_loss", "table_loss", "full_train_top1", "test_top1", "seconds"} <= set(
+        lines[0]
+    )
+    assert "final_test_top1" in capsys.readouterr().out
+
+
+def test_hard_samples_draw_the_hardest_too(tmp_path):
+    assert command("train", *FAST, "--selection", "hard-samples", "--output", tmp_path / "run") == 0
+    assert (tmp_path / "run/hardest.png").stat().st_size > 10_000
+
+
+def test_compare_writes_rows_and_picture(tmp_path, capsys):
+    folder = tmp_path / "compare"
+    assert command("compare", *FAST, "--deltas", 1.0, 0.5, "--seeds", 2, "--output", folder) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {(row["selection"], row["delta"]): row for row in summary["rows"]}
+    assert list(rows) == [("all-batches", 1.0), ("hard-batches", 0.5), ("random-batches", 0.5), ("fixed-batches", 1.0)]
+    wanted = "train_top1 test_top1 test_top1_ci95 convergence_epoch common_threshold_epoch convergence_change_percent"
+    assert set(wanted.split()) | {"seeds", "backprops", "seconds_per_step"} <= set(rows["all-batches", 1.0])
+    assert all(row["seeds"] == 2 and row["backprops"] == 2 * 23 for row in rows.values())
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    assert "change of e (%)" in capsys.readouterr().out
+
+
+def test_compare_methods_of_trimming(tmp_path, capsys):
+    folder = tmp_path / "compare"
+    arguments = ("--methods", "trimmed", "random-trimmed", "--seeds", 2, "--trim-end", 0.25, "--output", folder)
+    assert command("compare", *FAST, *arguments) == 0
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    assert [row["selection"] for row in rows] == ["standard", "trimmed", "random-trimmed"]
+    assert [row["keep_last"] for row in rows] == [1.0, 0.25, 0.25]
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "test error (%)" in printed and "trimming disabled / enabled / kept at random: " in printed
+
+
+def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
+    assert command("train", *FAST, "--trim-end", 0.2, "--output", tmp_path / "run") == 0
+    assert (tmp_path / "run/hardest.png").stat().st_size > 10_000
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["trimming"] == {"start": 1.0, "end": 0.2, "schedule": "linear", "keep": "hardest"}
+    assert np.load(tmp_path / "run/replays.npz")["drops"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("train", "--trim-end", 0), "end=0.0 in (0, 1]"),
+        (("train", "--trim-end", 0.8, "--trim-start", 0.5), "end=0.8 to be at most start=0.5"),
+        (("train", "--trim-keep", "random"), "--trim-keep random goes with --trim-end"),
+        (("train", "--trim-end", 0.5, "--batch-size", 1), "batch_size=1 to be at least 2"),
+        (("compare", "--methods", "trimed"), "did you mean 'trimmed'"),
+        (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
+        (("train", "--selection", "hard-batches", "--delta", 0), "delta=0.0 in (0, 1]"),
+        (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1437 training samples"),
+        (("train", "--dataset", "digit"), "did you mean 'digits'"),
+        (("train", "--model", "resnet21"), "did you mean 'resnet"),
+        (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),
+        (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
+        (("train", "--epochs", 0), "epochs=0"),
+        (("train", "--delta", 0.5), "delta=0.5 goes with hard-batches"),
+        (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
+        (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),
+        (("train", "--measure-rows", "frozen", "--gram-chunk", 4), "--measure-rows frozen, --gram-chunk 4 goes with"),
+        (("compare", "--methods", "trimmed", "--deltas", 0.5), "--methods trimmed or --deltas and --controls"),
+        (("compare", "--no-evaluate-train"), "evaluate_train=True in a comparison"),
+        (("train", "--model-option", "widths"), "key=value"),
+        (("train", "--model-option", "depth=3"), "option of mlp 'depth'"),
+        (("train", "--frame", 4), "frame=4 to hold images of 8x8"),
+        (("compare", "--seeds", 0), "seeds=0"),
+        (("compare", "--deltas", 2.0), "delta=2.0 in (0, 1]"),
+        (("compare", "--controls", "rnadom"), "did you mean 'random'"),
+        (("data", "check", "mnist"), "hardjax data prepare mnist"),
+        (("data", "prepare", "digits"), "needs no preparation"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+    output = ("--output", tmp_path / "out") if arguments[0] in ("train", "compare") else ()
+    assert command(*arguments, *output) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stderr.count("\n") == 1 and stderr.startswith("hardjax: ") and words in stderr
+    assert stdout == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
+    (tmp_path / "summary.json").write_text("{}")
+    assert command(name, *FAST, "--output", tmp_path) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command(name, *FAST, "--output", tmp_path / "file" / "run") == 2
+    assert "to be a folder to write in" in capsys.readouterr().err
+    # Even with --overwrite nothing is lost before the input is known to be good.
+    assert command(name, *FAST, "--batch-size", 5000, "--output", tmp_path, "--overwrite") == 2
+    assert (tmp_path / "summary.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "data", "models"])
+def test_help_reads_well(capsys, name):
+    assert command(name, "--help") == 0
+    printed = capsys.readouterr().out
+    assert "usage: hardjax" in printed
+    assert "{None}" not in printed
+
+
+def test_data_list(capsys):
+    assert command("data", "list") == 0
+    assert "fashion_mnist" in capsys.readouterr().out
+
+
+def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
+    run, report = tmp_path / "run", tmp_path / "report"
+    assert command("train", *FAST, "--measure-every", 5, "--output", run) == 0
+    assert (run / "measures.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert {"c", "l", "C_K", "L_K", "batch_size", "learning_rate"} <= set(lines[0]) and lines[-1]["C_K"] > 1
+    assert np.load(run / "spectra.npz")["eigenvalues"].shape == (10, 64)
+    capsys.readouterr()
+    assert command("measure", run, "--batches", 2, "--output", report) == 0
+    shown = capsys.readouterr().out
+    assert "C_K at 1e-06" in shown and "final state" in shown
+    found = json.loads((report / "measure.json").read_text())["runs"][str(run)]
+    assert found["recorded"]["C_K"][-1] == pytest.approx(lines[-1]["C_K"])
+    assert len(found["final"]["c"]) == 2 and (report / "measures.png").exists()
+
+
+def test_measure_refuses_what_is_no_run(tmp_path, capsys):
+    assert command("measure", tmp_path, "--output", tmp_path / "report") == 2
+    assert "No run in" in capsys.readouterr().err and not (tmp_path / "report").exists()
+
+
+def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
+    arguments = ("--deltas", 0.5, "--controls", "fixed", "--seeds", 1, "--measure-every", 10)
+    assert command("compare", *FAST, *arguments, "--output", tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run/summary.json").read_text())["rows"]
+    assert all(row["C_K"] > 1 and row["L_K"] > 0 for row in rows)
+    assert "L_K" in capsys.readouterr().out
+    assert command("measure", tmp_path / "run", "--output", tmp_path / "report") == 2
+    assert "holds a comparison; name the folder of one run" in capsys.readouterr().err
+
+
+def test_models_lists_sizes_beside_the_published_ones(capsys):
+    assert command("models") == 0
+    shown = capsys.readouterr().out
+    for text in ("resnet50", "23,528,522", "1,334.6M", "23.52M, 2.69G", "norm_batch_size"):
+        assert text in shown

@@ -1,0 +1,57 @@
+"""Which samples `hardest.png` shows."""
+
+import numpy as np
+import pytest
+
+import hardjax as hj
+from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
+from hardjax.choose.trimming import Trimming
+from hardjax.study.hardest import hardest_samples
+from hardjax.training.loop import train
+from hardjax.training.setting import prepare
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": HardBatches(0.3)},
+        {"selection": HardSamples(0.3)},
+        {"selection": AllBatches(), "trimming": Trimming(1.0, 0.25)},
+        {"selection": HardBatches(0.5), "epochs": 1},  # all samples tie on the times that they were trained
+    ],
+    ids=str,
+)
+def test_the_samples_trained_most_then_those_of_highest_loss(tiny, changes):
+    settings = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, epochs=4, learning_rate=0.1)
+    setting = prepare(hj.TrainConfig(**settings | changes), tiny)
+    result = train(setting, progress=False)
+    images = (np.asarray(tiny.train.images) / 255 - tiny.mean) / tiny.std
+    logits = np.asarray(setting.recipe.apply(result.state.variables, images.astype(np.float32), False)[0], np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(70), np.asarray(tiny.train.labels)]
+
+    samples, replays, shown, guesses = hardest_samples(setting, result, count=12)
+    times = _times_trained(setting, result)
+    expected = np.lexsort((-losses, -times))[:12]
+    np.testing.assert_array_equal(samples, expected)
+    np.testing.assert_array_equal(replays, times[expected])
+    np.testing.assert_allclose(shown, losses[expected], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(guesses, logits.argmax(-1)[expected])
+
+
+def _times_trained(setting, result):
+    """Of each sample, from the record of slots alone."""
+    visits = np.zeros(70, int)
+    if setting.config.selection.unit == "sample":
+        visits += result.replay_counts
+    elif setting.config.trimming:
+        visits += setting.config.epochs  # a fresh partition each epoch: each sample once, the fillers aside
+    else:
+        for slot, row in enumerate(np.asarray(result.state.partition)):
+            for sample in row:
+                visits[sample] += result.replay_counts[slot]
+    return visits - result.drop_counts if setting.config.trimming else visits
+
+
+def test_more_than_there_are(tiny):
+    setting = prepare(hj.TrainConfig(model="mlp", model_options={"widths": [8]}, batch_size=8, epochs=1), tiny)
+    assert len(hardest_samples(setting, train(setting, progress=False), count=200)[0]) == 70
