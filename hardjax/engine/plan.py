@@ -200,7 +200,10 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
             after = dataclasses.replace(at, backprops=began + rounds * length)
             return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
         return Dispatch("plan", spec, after=dataclasses.replace(at, round_steps=length), **common)
-    steps = _segment(length, at.cursor, plan.bound) if due is None else _rung(free, plan.bound, plan.measure_every)
+    if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
+        steps = _segment(length, at.cursor, plan.bound)
+    else:
+        steps = _rung(free, plan.bound, plan.measure_every)
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:
         after = dataclasses.replace(after, round_steps=0, cursor=0)
