@@ -142,7 +142,7 @@ class _Run:
                 facts = Facts("spectrum not finite" if self._spectrum_ends_it() else None)
             elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
-                self._rebound()
+                self._rebound(self._spent())
             if interrupted.is_set() and self.position.backprops and self.position.backprops < self.plan.steps:
                 if not dispatch.test:
                     self._decide()
@@ -188,13 +188,16 @@ class _Run:
         epoch = float(self.plan.epoch(dispatch.after.backprops))
         self.bar.update(epoch, float(info.loss.mean()), 100 * float(info.top1.mean()))
 
-    def _rebound(self) -> None:
+    def _spent(self) -> float:
+        """Seconds of training since the device was last set going, compilation aside."""
+        started, compiled, _ = self._window
+        return time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
+
+    def _rebound(self, spent: float) -> None:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
-        if self.setting.performance.steps_per_dispatch is not None or self._window is None:
+        if self.setting.performance.steps_per_dispatch is not None:
             return
-        started, compiled, backprops = self._window
-        spent = time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
-        affordable = int(DISPATCH_SECONDS * (self.position.backprops - backprops) / max(spent, 1e-9))
+        affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
         if affordable < self.plan.bound / 4:
             self.plan = dataclasses.replace(self.plan, bound=max(1, affordable))
 
@@ -202,9 +205,9 @@ class _Run:
         """Drain, stop the clock, test, write."""
         self._read()
         jax.block_until_ready(self.state)
-        started, compiled, _ = self._window
-        self.seconds += time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
-        self._window = None
+        spent = self._spent()
+        self._rebound(spent)
+        self.seconds, self._window = self.seconds + spent, None
         config, measure = self.setting.config, self.setting.config.measure
         entry = _test_point(self.setting, self.plan, self.state, self.position.backprops) | self.record.take_means()
         entry |= self.record.spectra.latest(measure.tolerance) if measure else {}

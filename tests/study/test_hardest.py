@@ -6,7 +6,7 @@ import pytest
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
 from hardjax.choose.trimming import Trimming
-from hardjax.study.hardest import hardest_samples
+from hardjax.study.hardest import hardest_samples, sample_counts
 from hardjax.training.loop import train
 from hardjax.training.setting import prepare
 
@@ -30,7 +30,7 @@ def test_the_samples_trained_most_then_those_of_highest_loss(tiny, changes):
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(70), np.asarray(tiny.train.labels)]
 
     samples, replays, shown, guesses = hardest_samples(setting, result, count=12)
-    times = _times_trained(setting, result)
+    times = sample_counts(result.state)
     expected = np.lexsort((-losses, -times))[:12]
     np.testing.assert_array_equal(samples, expected)
     np.testing.assert_array_equal(replays, times[expected])
@@ -38,18 +38,18 @@ def test_the_samples_trained_most_then_those_of_highest_loss(tiny, changes):
     np.testing.assert_array_equal(guesses, logits.argmax(-1)[expected])
 
 
-def _times_trained(setting, result):
-    """Of each sample, from the record of slots alone."""
+@pytest.mark.parametrize("selection", [HardBatches(0.3), HardSamples(0.3)], ids=str)
+def test_times_trained_follow_from_the_record_of_slots(tiny, selection):
+    settings = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, epochs=4, learning_rate=0.1)
+    result = train(prepare(hj.TrainConfig(**settings, selection=selection), tiny), progress=False)
     visits = np.zeros(70, int)
-    if setting.config.selection.unit == "sample":
+    if selection.unit == "sample":
         visits += result.replay_counts
-    elif setting.config.trimming:
-        visits += setting.config.epochs  # a fresh partition each epoch: each sample once, the fillers aside
     else:
         for slot, row in enumerate(np.asarray(result.state.partition)):
             for sample in row:
                 visits[sample] += result.replay_counts[slot]
-    return visits - result.drop_counts if setting.config.trimming else visits
+    np.testing.assert_array_equal(sample_counts(result.state), visits)
 
 
 def test_more_than_there_are(tiny):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,13 @@ import zoo
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
 from hardjax.data.augment import preprocess
-from hardjax.engine.rounds import RoundSpec, make_rounds
-from hardjax.engine.step import AUGMENT, draw
+from hardjax.engine.programs import Programs, lowerable, programs_for
+from hardjax.engine.state import AUGMENT, DROPOUT, Batch, StepInputs, draw
+from hardjax.engine.step import make_step
 from hardjax.fisher import FisherMeasure
-from hardjax.fisher.observe import SpectrumObserver, derive, load
+from hardjax.fisher.observe import Spectra, derive, load
 from hardjax.study.measure import measure_run
 from hardjax.training import checkpoint
-from hardjax.training.loop import _phase
 from hardjax.training.setting import prepare
 
 NORMED = dict(model="mlp", model_options={"widths": [8], "norm": "batch"})
@@ -61,8 +62,7 @@ def _check_bit_for_bit(tiny, changes, every, model):
         hj.run(config(**changes, measure=measure), dataset=tiny, model=model, progress=False)
         for measure in (FisherMeasure(every=every), None)
     )
-    for a, b in zip(jax.tree.leaves(measured.state.variables), jax.tree.leaves(plain.state.variables), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(measured.state.variables, plain.state.variables)
     assert len(measured.measurements["step"]) > 0 and plain.measurements == {}
     assert np.isfinite(measured.history["C_K"]).all() and np.isnan(plain.history["C_K"]).all()
 
@@ -95,24 +95,23 @@ def test_a_measurement_is_the_gram_of_the_very_batch_that_is_trained(tiny, rows)
 
 def _advance(setting, state, train, indices):
     """One step on these samples, as the round takes it."""
-    from hardjax.engine.step import DROPOUT, Batch, make_step
-
     key = draw(state.key, AUGMENT, state.step)
     images = preprocess(train.images[indices], train.mean, train.std, setting.recipe.augmentation, key)
     batch = Batch(images, train.labels[indices])
-    return make_step(setting.recipe)(state, batch, setting.hyper, draw(state.key, DROPOUT, state.step))
+    inputs = StepInputs(jnp.float32(0.05), jnp.int32(8))
+    return make_step(setting.recipe)(state, batch, setting.hyper, inputs, draw(state.key, DROPOUT, state.step))
 
 
 @pytest.mark.parametrize(
     "selection, every, steps",
     [
-        (AllBatches(), 4, [0, 4, 8, 9, 13, 17, 18, 22, 26]),
+        (AllBatches(), 4, [0, 4, 8, 12, 16, 20, 24]),
         (AllBatches(), 9, [0, 9, 18]),
-        (AllBatches(), 18, [0, 18]),
         (AllBatches(), 100, [0]),
-        # Rounds of two steps after the first: the second step of every other round, as the first one is the hardest.
-        (HardBatches(0.2), 4, [0, 4, 8, 12, 16, 20, 24]),
-        (HardBatches(0.5), 6, [0, 6, 11, 19, 23]),
+        # j * every + floor(every * fraction of j * 0.618...): another place in each interval.
+        (AllBatches(fixed=True), 9, [0, 14, 20]),
+        (HardBatches(0.2), 4, [0, 6, 8, 15, 17, 20, 26]),
+        (HardBatches(0.5), 6, [0, 9, 13, 23, 26]),
     ],
     ids=str,
 )
@@ -120,25 +119,21 @@ def test_positions_and_what_each_stands_for(tiny, selection, every, steps):
     result = run(tiny, selection=selection, epochs=3, measure=FisherMeasure(every=every))
     measured = result.measurements
     assert measured["step"].tolist() == steps
-    assert measured["stands_for"].tolist() == np.diff([*steps, 27]).tolist()
+    assert measured["stands_for"].tolist() == [every] * len(steps)
     np.testing.assert_allclose(measured["epoch"], np.array(steps) / 9)
     assert measured["eigenvalues"].shape == (len(steps), 8) and set(measured["batch_size"]) == {8}
     if isinstance(selection, HardBatches):
         trained = [int(slot) for row in result.replays for slot in np.flatnonzero(row)]
         assert len(trained) == 27 and set(measured["slot"]) <= set(range(9))
+    other = run(tiny, selection=selection, epochs=3, measure=FisherMeasure(every=every), seed=9)
+    assert other.measurements["step"].tolist() == steps
 
 
-def test_the_phase_keeps_the_interval_over_short_rounds():
-    spec = RoundSpec(HardBatches(0.2), 2, 4, observer=SpectrumObserver(10, "contribution", "layers", None))
-    assert spec.stride == 5
-    assert _phase(spec, 0, None) == 0
-    # Ten steps are over at step 20; from step 16 that is two rounds away.
-    assert [(_phase(spec, 16, 10) + i) % 5 for i in range(3)] == [3, 4, 0]
-    # Never longer than a stride away, though rounding says so.
-    assert _phase(RoundSpec(HardBatches(0.2), 2, observer=spec.observer), 9, 8) == 1
-    # Of a round's second step, the round before is the one.
-    assert [(_phase(dataclasses.replace(spec, position=1), 15, 10) + i) % 5 for i in range(3)] == [3, 4, 0]
-    assert _phase(spec, 20, 10) == _phase(spec, 40, 10) == 0
+def test_the_hardest_batch_is_not_measured_more_often_than_the_others(tiny):
+    """A round of four, hardest first, and an interval that it divides: each rank is met."""
+    result = run(tiny, selection=HardBatches(0.44), epochs=16, measure=FisherMeasure(every=4))
+    ranks = np.bincount((result.measurements["step"][3:] - 9) % 4, minlength=4)
+    assert ranks.min() >= 0.6 * ranks.mean()
 
 
 def test_history_and_derived_measures(tiny, tmp_path):
@@ -169,17 +164,15 @@ def test_history_and_derived_measures(tiny, tmp_path):
 
 
 def test_the_record_is_readable_while_the_run_goes_on(tiny, tmp_path, monkeypatch):
-    from hardjax.fisher.observe import Spectra
-
     sizes, original = [], Spectra.save
 
-    def saving(self, folder, done):
-        original(self, folder, done)
-        sizes.append((len(load(folder)["step"]), done))
+    def saving(self, folder):
+        original(self, folder)
+        sizes.append(len(load(folder)["step"]))
 
     monkeypatch.setattr(Spectra, "save", saving)
     hj.run(config(), dataset=tiny, output=tmp_path, progress=False)
-    assert sizes == [(3, 9), (6, 18), (9, 27), (12, 36)]
+    assert sizes == [3, 5, 7, 9]
 
     # Cut short while it is written, it is still what it was.
     def cut_short(file, **arrays):
@@ -190,22 +183,17 @@ def test_the_record_is_readable_while_the_run_goes_on(tiny, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", cut_short)
         with pytest.raises(OSError, match="no space left"):
-            hj.fisher.observe.Spectra(9).save(tmp_path, 9)
+            Spectra(9).save(tmp_path)
     np.testing.assert_array_equal(load(tmp_path)["eigenvalues"], before["eigenvalues"])
 
 
-def test_no_callbacks_and_few_traces_when_measuring(tiny):
-    from hardjax.engine.programs import programs_for
-
+def test_no_callback_in_a_look_and_one_trace_of_it(tiny):
     programs_for.cache_clear()
     settings = config(selection=HardBatches(0.35), epochs=5)
     hj.run(settings, dataset=tiny, progress=False)
-    setting = prepare(settings, tiny)
-    assert setting.programs.traces["round"] <= 3
-    spec = RoundSpec(AllBatches(), 9, observer=setting.observer)
-    rounds = make_rounds(setting.recipe, spec)
-    args = (setting.init_state(), setting.splits["train"], setting.hyper, jnp.int32(1))
-    assert "callback" not in str(jax.make_jaxpr(rounds)(*args))
+    assert prepare(settings, tiny).programs.traces["look"] == 1
+    look, args = lowerable(settings, tiny)["look"]
+    assert "callback" not in str(jax.make_jaxpr(look)(*args))
 
 
 @pytest.mark.parametrize("stop", [False, True])
@@ -314,14 +302,13 @@ def test_a_network_that_no_rule_covers_is_refused_before_anything_is_written(tin
 
 
 def test_out_of_memory_says_what_to_set(tiny, monkeypatch):
-    from hardjax.engine.programs import Programs
-
     def exhausted(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(Programs, "rounds", exhausted)
+    monkeypatch.setattr(Programs, "look", exhausted)
     with pytest.raises(MemoryError, match=r"set chunk=2 \(Performance.gram_chunk, --gram-chunk\)"):
         run(tiny)
+    monkeypatch.setattr(Programs, "rounds", exhausted)
     with pytest.raises(jax.errors.JaxRuntimeError):
         run(tiny, measure=None)
 
