@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import optax
 from jax import Array
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 
 KINDS = ("constant", "step", "cosine")
@@ -34,8 +35,8 @@ class Schedule:
     warmup_start: float = 1 / 32
 
     def __post_init__(self) -> None:
+        _settings.settle(self)
         _validate.one_of(KINDS, schedule=self.kind)
-        object.__setattr__(self, "decay_at", tuple(float(share) for share in self.decay_at))
         rising = all(a < b for a, b in zip((0.0, *self.decay_at), (*self.decay_at, 1.0), strict=True))
         if not rising:
             raise Refusal(f"Expected decay_at={self.decay_at} to rise within (0, 1).")
@@ -57,3 +58,9 @@ def make_schedule(schedule: Schedule) -> Callable[[Array], Array]:
     ramp = optax.linear_schedule(schedule.warmup_start, 1.0, transition_steps=schedule.warmup)
     # A product, not optax.join_schedules: the shares of training keep counting from the start during the warm-up.
     return lambda progress: ramp(progress) * main(progress)
+
+
+AXIS = Axis(
+    Schedule,
+    flags={"schedule": "kind", "decay_at": "decay_at", "decay_factor": "decay_factor", "warmup": "warmup"},
+)
