@@ -116,7 +116,7 @@ class Axis:
 
     def _option(self, flag: str, name: str, about: str) -> Option:
         if name == NAME:
-            return Option(flag, str, self._names()[0], f"{' | '.join(self._names())}: {about}")
+            return Option(flag, str, self._names()[0], about or " | ".join(self._names()))
         cls = self._owner(name)
         (found,) = (field for field in dataclasses.fields(cls) if field.name == name)
         kind, default = _settings.hints(cls)[name], found.default

@@ -34,7 +34,7 @@ class TrainConfig:
         model_options: its options.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
         batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
-        selection: which mini-batches a round trains.
+        selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
@@ -42,7 +42,7 @@ class TrainConfig:
         base_learning_rate: learning_rate / batch_size (P4's axis); give one of the two.
         weight_decay: L2 on every parameter.
         schedule: a `Schedule`, or its kind.
-        augmentation: "none", "standard" (crops and flips as fit the data set) or an `Augmentation`.
+        augmentation: "none", "standard" (random crops, and flips where they keep the label) or an `Augmentation`.
         precision: of matrix products and convolutions: "default" (float32; TF32 on recent GPUs), "high", "highest".
         test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).

@@ -1,17 +1,14 @@
 """Fisher measures of a finished run: what it recorded, with any tolerance, and its final state."""
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from hardjax import _validate, fisher
-from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.data.augment import preprocess
@@ -19,7 +16,7 @@ from hardjax.engine.rates import make_schedule
 from hardjax.engine.step import TrainState
 from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive, load, make_observer
-from hardjax.training import checkpoint
+from hardjax.training import checkpoint, files
 from hardjax.training.probe import check_observer
 from hardjax.training.setting import Setting, prepare
 
@@ -84,13 +81,8 @@ def measure_run(
         ValueError: no run in the folder, or what `fisher.gram` refuses.
     """
     _validate.at_least(0, batches=batches)
-    folder = Path(folder)
+    plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
     folder = folder.parent if folder.name == "checkpoint" else folder
-    if not (folder / "config.json").is_file():
-        raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
-    plain = json.loads((folder / "config.json").read_text())
-    if "arms" in plain:
-        raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
     config = TrainConfig.from_dict(plain)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     recorded = derive(load(folder), tolerance) if config.measure else {}
