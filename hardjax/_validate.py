@@ -19,6 +19,10 @@ class Refusal(ValueError):
     """
 
 
+class OutOfMemory(Refusal, MemoryError):
+    """The device ran out of memory; the line says what to set."""
+
+
 def in_half_open_unit(**named: float) -> None:
     """Each value lies in (0, 1]."""
     for name, value in named.items():

@@ -20,7 +20,8 @@ def table(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         shown.add_row(*(writable(value(cell), sys.stdout) for cell in row.values()))
     console = Console()
-    Console(width=None if console.is_terminal else 160).print(shown)
+    # No markup: a folder called "[/b]" is not the end of bold type. 160 columns on a pipe, where rich would take 80.
+    Console(width=None if console.is_terminal else 160, markup=False, emoji=False, highlight=False).print(shown)
 
 
 def value(cell: Any) -> str:

@@ -132,6 +132,19 @@ def append_line(path: Path, entry: Any) -> None:
         file.write(json.dumps(_strict(entry)) + "\n")
 
 
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """A compressed .npz, written whole or not at all, so that it can be read while the run goes on.
+
+    Raises:
+        ValueError: it cannot be written (a full disk).
+    """
+    scratch = path.with_name(path.name + ".part")
+    with _refused(path, "to be writable"):
+        with scratch.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        scratch.replace(path)
+
+
 def environment() -> dict[str, Any]:
     """Versions and device, for summaries."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hardjax._validate import OutOfMemory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.plan import dispatches
@@ -98,12 +99,12 @@ def train(
     folder = None if output is None else files.claim_folder(output, overwrite)
     if folder is not None:
         files.write_json(folder / "config.json", plain)
-    bar = ProgressBar(setting.config.epochs) if progress else Silent()
+    bar = ProgressBar(setting.config.epochs, num_batches=setting.recipe.num_batches) if progress else Silent()
     with bar, _interruptible() as interrupted:
         result = _train(setting, bar, interrupted, folder)
     if folder is not None:
         files.write_json(folder / "summary.json", result.summary)
-        np.savez_compressed(
+        files.save_arrays(
             folder / "replays.npz",
             counts=result.replay_counts,
             drops=result.drop_counts,
@@ -197,7 +198,7 @@ def _explained_memory(setting: Setting) -> Iterator[None]:
             raise
         batch = setting.recipe.batch_size
         advice = memory_advice(measure.rows, measure.method, setting.performance.gram_chunk, batch)
-        raise MemoryError(f"Out of memory while measuring batches of {batch}: {advice}.") from error
+        raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
 def _first_rounds(info: RoundInfo, rounds: int) -> RoundInfo:

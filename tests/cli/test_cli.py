@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from hardjax.cli import arguments as cli
-from hardjax.cli import commands
+from hardjax.cli import main, prepare
 
-_use_compilation_cache = commands._use_compilation_cache
+_use_compilation_cache = prepare.use_compilation_cache
 FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
 
 
@@ -18,12 +17,12 @@ def own_cache(tmp_path_factory, monkeypatch):
     """The user's cache and data folders stay out of it; the compilation cache of the tests stays in place."""
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-    monkeypatch.setattr(commands, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(prepare, "use_compilation_cache", lambda: None)
 
 
 def command(*arguments) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return stop.value.code
 
 
