@@ -53,7 +53,7 @@ def test_it_is_read_and_written_as_json():
     assert config.to_dict()["shake"] == {"strength": 0.5, "gently": False}
     assert Config.from_dict(config.to_dict()) == config and Config.from_dict({}).shake is None
     for wrong in ({"strength": "hard"}, {"strenght": 0.5}, {}, "hard", {"strength": 0.5, "gently": "false"}):
-        with pytest.raises(Refusal, match="streng|Shake|gently"):
+        with pytest.raises(Refusal, match=r"streng|Shake|gently"):
             Config.from_dict({"shake": wrong})
 
 
