@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ def train(options: Any, config: Any) -> int:
     result = loop.train(setting, options.output, options.overwrite, progress=not options.quiet)
     folder = Path(options.output)
     if config.measure is not None:
-        from hardjax.plots.fisher import measures
+        named = {f"{config.model}, batch {config.batch_size}": result.measurements}
 
-        measures({f"{config.model}, batch {config.batch_size}": result.measurements}).savefig(
-            folder / "measures.png", dpi=110
-        )
+        def spectra() -> Any:
+            from hardjax.plots.fisher import measures
+
+            return measures(named)
+
+        _picture(folder / "measures.png", spectra)
     if options.selection in ("hard-batches", "hard-samples") or config.trimming is not None:
-        from hardjax.plots.arms import hardest
-        from hardjax.study.hardest import hardest_samples
 
-        hardest(setting.dataset, *hardest_samples(setting, result)).savefig(folder / "hardest.png", dpi=130)
+        def samples() -> Any:
+            from hardjax.plots.samples import hardest
+            from hardjax.study.hardest import hardest_samples
+
+            return hardest(setting.dataset, *hardest_samples(setting, result))
+
+        _picture(folder / "hardest.png", samples)
     summary = result.summary
     print_table(
         setting.config.title,
@@ -44,7 +52,9 @@ def compare(options: Any) -> int:
     _use_compilation_cache()
     from hardjax.choose.trimming import Trimming
     from hardjax.plots import arms as plots
-    from hardjax.study.compare import check_comparable, compare, make_arms, make_methods
+    from hardjax.study import tables
+    from hardjax.study.arms import make_arms, make_methods
+    from hardjax.study.compare import check_comparable, compare
     from hardjax.training import files
 
     config = options.config()
@@ -77,40 +87,30 @@ def compare(options: Any) -> int:
     )
     files.write_json(
         folder / "summary.json",
-        {"rows": result.rows, "threshold": result.threshold, "interrupted": result.interrupted} | files.environment(),
+        {
+            "rows": result.rows,
+            "thresholds": result.thresholds,
+            "left_out": result.left_out,
+            "interrupted": result.interrupted,
+        }
+        | files.environment(),
     )
-    picture = plots.trimming if options.methods else plots.comparison
-    picture(result).savefig(folder / "comparison.png", dpi=120)
-    columns = _trimming_columns if options.methods else _paper_columns
+    table = tables.trimming_table if options.methods else tables.replay_table
+    legend = tables.trimming_legend if options.methods else tables.replay_legend
     print_table(
-        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {options.seeds} seeds",
-        [columns(row) | _measured_columns(row, config) for row in result.rows],
+        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {result.rows[0]['seeds']} seeds",
+        table(result.rows),
     )
-    print(_trimming_legend(result.rows) if options.methods else _replay_legend(result))
-    print(f"written to {folder}: summary.json, history.jsonl, comparison.png")
+    if differences := tables.difference_table(result.rows):
+        print_table("differences, paired by seed", differences)
+    print(legend(result.rows, result.thresholds, result.left_out))
+    picture = plots.trimming if options.methods else plots.comparison
+    drawn = _picture(folder / "comparison.png", lambda: picture(result))
+    print(f"written to {folder}: summary.json, history.jsonl{', comparison.png' if drawn else ''}")
     if result.interrupted:
-        print(f"interrupted: {len(result.arms)} of {len(arms)} arms are complete and shown", file=sys.stderr)
+        shown = f"{len(result.arms)} of {len(arms)} arms with {result.rows[0]['seeds']} of {options.seeds} seeds"
+        print(f"interrupted: {shown} are complete and shown", file=sys.stderr)
     return 130 if result.interrupted else 0
-
-
-def _replay_legend(result: Any) -> str:
-    diverged = sum(row["diverged"] for row in result.rows)
-    who = "every run reached" if not diverged else f"every run but the {diverged} that diverged reached"
-    return (
-        "e: epoch in which the loss of the whole training split settles at its own final level; "
-        f"e (common): first epoch at {result.threshold:.3g} nats, which {who}.\n"
-        "change: 100 (e1 - e) / e as in the paper, positive is sooner than ordinary training."
-    )
-
-
-def _trimming_legend(rows: list[dict[str, Any]]) -> str:
-    errors = {row["selection"]: f"{row['test_error']:.2f}" for row in rows}
-    named = [name for name in ("standard", "trimmed", "random-trimmed") if name in errors]
-    words = {"standard": "disabled", "trimmed": "enabled", "random-trimmed": "kept at random"}
-    return (
-        f"test error (%), mean over {rows[0]['seeds']} seeds, trimming {' / '.join(words[name] for name in named)}: "
-        f"{' / '.join(errors[name] for name in named)}; ± is a 95 % confidence interval."
-    )
 
 
 def measure(options: Any) -> int:
@@ -130,10 +130,11 @@ def measure(options: Any) -> int:
         folder / "measure.json",
         {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
     )
+    drawn = False
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
     if recorded:
         shown = {Path(name).name: run for name, run in recorded.items()}
-        measures(shown if len(shown) == len(recorded) else recorded).savefig(folder / "measures.png", dpi=110)
+        drawn = _picture(folder / "measures.png", lambda: measures(shown if len(shown) == len(recorded) else recorded))
         print_table(
             f"while training, tolerance {options.tolerance:g}",
             [{"run": name} | found[name].training_row() for name in recorded],
@@ -141,10 +142,10 @@ def measure(options: Any) -> int:
     if options.batches:
         print_table(
             f"final state, {'float64' if options.float64 else 'float32'},"
-            f" mean over {options.batches} mini-batches (noise scale: median)",
+            f" mean over {options.batches} mini-batches (noise scale: mean covariance over mean signal)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
-    print(f"written to {folder}: measure.json{', measures.png' if recorded else ''}")
+    print(f"written to {folder}: measure.json{', measures.png' if drawn else ''}")
     return 0
 
 
@@ -165,36 +166,6 @@ def models() -> int:
     return 0
 
 
-def _paper_columns(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "selection": row["selection"],
-        "delta": f"{row['delta']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test top-1 (%)": f"{row['test_top1']:.2f} ± {row['test_top1_ci95']:.2f}",
-        "e": f"{row['convergence_epoch']:.1f}",
-        "change of e (%)": f"{row['convergence_change_percent']:+.1f}",
-        "e (common)": f"{row['common_threshold_epoch']:.1f}",
-        "change (%)": f"{row['common_threshold_change_percent']:+.1f}",
-        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
-    }
-
-
-def _trimming_columns(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "method": row["selection"],
-        "kept, first to last epoch": f"{row['keep_first']:g} to {row['keep_last']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test error (%)": f"{row['test_error']:.2f} ± {row['test_top1_ci95']:.2f}",
-        "e (common)": f"{row['common_threshold_epoch']:.1f}",
-        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
-        "time of standard": f"{row['time_ratio']:.2f}",
-    }
-
-
-def _measured_columns(row: dict[str, Any], config: Any) -> dict[str, str]:
-    return {} if config.measure is None else {name: f"{row[name]:.4g}" for name in ("C_K", "L_K")}
-
-
 def _prepare(options: Any, config: Any) -> Any:
     """The setting of a run, with the frame and size that images are brought to; refuses before any file is touched."""
     from hardjax import data, models
@@ -207,6 +178,23 @@ def _prepare(options: Any, config: Any) -> Any:
     augmentation = dataclasses.replace(augmentation, frame=shown.frame, place=shown.place, resize=shown.resize)
     config = dataclasses.replace(config, augmentation=augmentation)
     return prepare(config, dataset, performance=options.performance())
+
+
+def _picture(path: Path, draw: Callable[[], Any]) -> bool:
+    """Save what `draw` returns; the last thing a command does with its results, which are written by then.
+
+    Whatever goes wrong while drawing (a font, a backend, a full disk) costs hours of training if it ends the command,
+    and nothing if it is a line of warning: the numbers can be drawn again. So any exception is caught here, and only
+    here.
+    """
+    try:
+        draw().savefig(path, dpi=120)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"hardjax: {path.name} could not be drawn ({type(error).__name__}: {reason})", file=sys.stderr)
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _use_compilation_cache() -> None:

@@ -17,7 +17,8 @@ import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.data import Dataset
 from hardjax.engine.programs import Programs, programs_for
-from hardjax.study.compare import compare, make_arms
+from hardjax.study.arms import make_arms
+from hardjax.study.compare import compare
 from hardjax.training import checkpoint, progress
 from hardjax.training import loop as runner
 from hardjax.training.setting import prepare
