@@ -82,7 +82,7 @@ def interval(values: Sequence[float] | np.ndarray, scale: float | None = None) -
     nothing = float("nan")
     if count < 2 or np.ptp(values) <= _ROUNDING * scale:
         return Interval(mean, nothing, nothing, count, *signs, nothing)
-    error = float(values.std(ddof=1)) / np.sqrt(count)
+    error = float(values.std(ddof=1) / np.sqrt(count))
     width = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return Interval(mean, mean - width, mean + width, count, *signs, p_value)
