@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from made_up import falling, made_up
 
 from hardjax.cli import arguments as cli
 from hardjax.cli import commands
@@ -28,6 +29,7 @@ def test_one_that_fails_is_a_line_of_warning(tmp_path, capsys, monkeypatch, argu
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(commands, "_use_compilation_cache", lambda: None)
     monkeypatch.setattr(f"hardjax.plots.{drawing}", _fails)
+    monkeypatch.setattr("hardjax.study.compare.run", lambda config, **rest: made_up(falling(), config.seed, epochs=1))
     with pytest.raises(SystemExit) as stop:
         cli.main([arguments[0], *FAST, *arguments[1:], "--output", str(tmp_path / "run")])
     assert stop.value.code == 0
