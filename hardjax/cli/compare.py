@@ -47,7 +47,9 @@ def compare(options: Any) -> int:
     prepare.use_compilation_cache()
     from hardjax.choose.trimming import Trimming
     from hardjax.plots import arms as plots
-    from hardjax.study.compare import check_comparable, compare, make_arms, make_methods
+    from hardjax.study import tables
+    from hardjax.study.arms import make_arms, make_methods
+    from hardjax.study.compare import check_comparable, compare
     from hardjax.training import files
 
     config = options.config()
@@ -81,67 +83,27 @@ def compare(options: Any) -> int:
     )
     files.write_json(
         folder / "summary.json",
-        {"rows": result.rows, "threshold": result.threshold, "interrupted": result.interrupted} | files.environment(),
+        {
+            "rows": result.rows,
+            "thresholds": result.thresholds,
+            "left_out": result.left_out,
+            "interrupted": result.interrupted,
+        }
+        | files.environment(),
     )
-    picture = plots.trimming if options.methods else plots.comparison
-    columns = _trimming_columns if options.methods else _paper_columns
+    table = tables.trimming_table if options.methods else tables.replay_table
+    legend = tables.trimming_legend if options.methods else tables.replay_legend
     show.table(
-        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {options.seeds} seeds",
-        [columns(row) | _measured_columns(row, config) for row in result.rows],
+        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {result.rows[0]['seeds']} seeds",
+        table(result.rows),
     )
-    print(_trimming_legend(result.rows) if options.methods else _replay_legend(result))
+    if differences := tables.difference_table(result.rows):
+        show.table("differences, paired by seed", differences)
+    print(legend(result.rows, result.thresholds, result.left_out))
+    picture = plots.trimming if options.methods else plots.comparison
     drawn = show.picture(folder / "comparison.png", lambda: picture(result))
     print(f"written to {folder}: summary.json, history.jsonl{', comparison.png' if drawn else ''}")
     if result.interrupted:
-        print(f"interrupted: {len(result.arms)} of {len(arms)} arms are complete and shown", file=sys.stderr)
+        shown = f"{len(result.arms)} of {len(arms)} arms with {result.rows[0]['seeds']} of {options.seeds} seeds"
+        print(f"interrupted: {shown} are complete and shown", file=sys.stderr)
     return 130 if result.interrupted else 0
-
-
-def _replay_legend(result: Any) -> str:
-    diverged = sum(row["diverged"] for row in result.rows)
-    who = "every run reached" if not diverged else f"every run but the {diverged} that diverged reached"
-    return (
-        "e: epoch in which the loss of the whole training split settles at its own final level; "
-        f"e (common): first epoch at {result.threshold:.3g} nats, which {who}.\n"
-        "change: 100 (e1 - e) / e as in the paper, positive is sooner than ordinary training."
-    )
-
-
-def _trimming_legend(rows: list[dict[str, Any]]) -> str:
-    errors = {row["selection"]: f"{row['test_error']:.2f}" for row in rows}
-    named = [name for name in ("standard", "trimmed", "random-trimmed") if name in errors]
-    words = {"standard": "disabled", "trimmed": "enabled", "random-trimmed": "kept at random"}
-    return (
-        f"test error (%), mean over {rows[0]['seeds']} seeds, trimming {' / '.join(words[name] for name in named)}: "
-        f"{' / '.join(errors[name] for name in named)}; ± is a 95 % confidence interval."
-    )
-
-
-def _paper_columns(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "selection": row["selection"],
-        "delta": f"{row['delta']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test top-1 (%)": f"{row['test_top1']:.2f} ± {row['test_top1_ci95']:.2f}",
-        "e": f"{row['convergence_epoch']:.1f}",
-        "change of e (%)": f"{row['convergence_change_percent']:+.1f}",
-        "e (common)": f"{row['common_threshold_epoch']:.1f}",
-        "change (%)": f"{row['common_threshold_change_percent']:+.1f}",
-        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
-    }
-
-
-def _trimming_columns(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "method": row["selection"],
-        "kept, first to last epoch": f"{row['keep_first']:g} to {row['keep_last']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test error (%)": f"{row['test_error']:.2f} ± {row['test_top1_ci95']:.2f}",
-        "e (common)": f"{row['common_threshold_epoch']:.1f}",
-        "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
-        "time of standard": f"{row['time_ratio']:.2f}",
-    }
-
-
-def _measured_columns(row: dict[str, Any], config: Any) -> dict[str, str]:
-    return {} if config.measure is None else {name: f"{row[name]:.4g}" for name in ("C_K", "L_K")}

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     if options.batches:
         show.table(
             f"final state, {'float64' if options.float64 else 'float32'},"
-            f" mean over {options.batches} mini-batches (noise scale: median)",
+            f" mean over {options.batches} mini-batches (noise scale: mean covariance over mean signal)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if drawn else ''}")

@@ -48,7 +48,7 @@ def _draw(setting: Any, result: Any, folder: Path) -> None:
         return measures({f"{config.model}, batch {config.batch_size}": result.measurements})
 
     def samples() -> Any:
-        from hardjax.plots.arms import hardest
+        from hardjax.plots.samples import hardest
         from hardjax.study.hardest import hardest_samples
 
         return hardest(setting.dataset, *hardest_samples(setting, result))

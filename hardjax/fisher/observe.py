@@ -136,7 +136,10 @@ class Spectra:
 
 
 def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
-    """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue and noise scale, (M,) each.
+    """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue, covariance and signal, (M,) each.
+
+    The noise scale is none of a single measurement: `noise_scale(record["covariance"], record["signal"])` of as many as
+    one likes to take together.
 
     Args:
         arrays: as `Spectra.arrays` gives them, or as loaded from a run's spectra.npz.
@@ -144,7 +147,8 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     """
     path = _trajectory(arrays, tolerance)
     sizes = arrays["batch_size"]
-    rest = {name: np.full(len(sizes), np.nan) for name in ("effective_rank", "trace", "largest", "noise_scale")}
+    fields = ("effective_rank", "trace", "largest", "covariance", "signal")
+    rest = {name: np.full(len(sizes), np.nan) for name in fields}
     for size in np.unique(sizes):
         those = sizes == size
         values, rates, entries = (arrays[name][those] for name in ("eigenvalues", "learning_rate", "mean_entry"))

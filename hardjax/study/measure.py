@@ -41,15 +41,18 @@ class Report:
         return dataclasses.asdict(self)
 
     def training_row(self) -> dict[str, Any]:
-        """C_K, L_K at the end and their sensitivity."""
+        """C_K, L_K at the end, the noise scale of all measurements together, and the sensitivity of C_K."""
         row = {"measurements": len(self.recorded["step"])}
-        row |= {name: float(self.recorded[name][-1]) for name in ("C_K", "L_K")}
+        row |= {
+            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan") for name in ("C_K", "L_K")
+        }
+        row |= _noise(self.recorded)
         return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
 
     def final_row(self) -> dict[str, Any]:
-        """Means over the batches measured; the median of the noise scale, which may be infinite."""
+        """Means over the batches measured, and the noise scale of all of them together."""
         row = {name: float(np.mean(self.final[name])) for name in ("c", "l", "effective_rank", "trace")}
-        row["noise_scale"] = float(np.median(self.final["noise_scale"]))
+        row |= _noise(self.final)
         return row | {f"c at {tolerance:g}": value for tolerance, value in self.final_sensitivity.items()}
 
 
@@ -98,6 +101,11 @@ def measure_run(
         recorded_sensitivity=dict(fisher.sensitivity(recorded["eigenvalues"])) if recorded else {},
         final_sensitivity=dict(fisher.sensitivity(final["eigenvalues"])) if batches else {},
     )
+
+
+def _noise(fields: dict[str, np.ndarray]) -> dict[str, Any]:
+    found = fisher.noise_scale(fields["covariance"], fields["signal"])
+    return {"noise_scale": found.scale, "drowned": f"{found.drowned} of {found.batches}"}
 
 
 def _measure_state(
