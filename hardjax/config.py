@@ -76,7 +76,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.selection, Selection):
+        if not isinstance(self.selection, Selection) or isinstance(self.selection, type):
             shown = _validate.shown(self.selection)
             raise Refusal(f"Expected selection={shown} to be a strategy such as HardBatches(delta=0.2).")
         _settings.settle(self)

@@ -86,6 +86,7 @@ def test_base_learning_rate_is_per_sample_of_the_batch():
         (dict(precision="low"), "precision"),
         (dict(validation=1.0), r"validation=1.0 in \[0, 1\)"),
         (dict(selection="hard-batches"), "HardBatches"),
+        (dict(selection=AllBatches), "to be a strategy"),
         (dict(test_every="step"), "test_every"),
         (dict(augmentation="standrd"), "did you mean 'standard'"),
         (dict(evaluate_train="no"), "evaluate_train='no' to be True or False"),

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -39,19 +38,19 @@ def save(folder: str | os.PathLike, state: TrainState) -> Path:
     import orbax.checkpoint as ocp
 
     folder = Path(folder).resolve()
-    path, fresh, old = (folder / f"checkpoint{suffix}" for suffix in ("", ".part", ".old"))
+    path = folder / "checkpoint"
     try:
-        _remove(fresh)
-        with _plain_path(folder) as where, ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(where / fresh.name, _plain(state))
-        (fresh / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": _files(fresh)}))
-        _remove(old)
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists():
-            path.replace(old)
-        fresh.replace(path)
-        _remove(old)
+        # Beside it, so that moving is renaming; hidden and with a name of its own, so that nobody's copy is in the way.
+        with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=folder) as scratch:
+            fresh = Path(scratch) / "fresh"
+            with _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(where / fresh.name, _plain(state))
+            (fresh / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": _files(fresh)}))
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                path.replace(Path(scratch) / "old")
+            fresh.replace(path)
     except OSError as error:
         raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {error.strerror or error}.") from error
     return path
@@ -74,7 +73,7 @@ def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
     with _plain_path(path.parent) as where, ocp.StandardCheckpointer() as checkpointer:
         held, asked = _kinds(checkpointer.metadata(where / path.name).item_metadata.tree), _kinds(wanted)
         if differ := sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name)):
-            first = f"{differ[0]} ({held.get(differ[0], 'absent')} instead of {asked.get(differ[0], 'absent')})"
+            first = f"{differ[0]} ({_difference(held.get(differ[0]), asked.get(differ[0]))})"
             raise Refusal(
                 f"The checkpoint in {str(folder)!r} does not fit this configuration: {len(differ)} arrays differ, such"
                 f" as {first}."
@@ -144,19 +143,21 @@ def _plain_path(folder: Path) -> Iterator[Path]:
         link.unlink()  # before the folder around it is cleared
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _kinds(tree: Any) -> dict[str, str]:
+def _kinds(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path -> shape and dtype of each array."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{tuple(leaf.shape)} {leaf.dtype}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
         for path, leaf in leaves
     }
+
+
+def _difference(held: Any, asked: Any) -> str:
+    """What is held instead of what is asked for: shapes, or dtypes where the shapes are equal."""
+    if held is None or asked is None:
+        return f"{'absent' if held is None else held[0]} instead of {'absent' if asked is None else asked[0]}"
+    which = 0 if held[0] != asked[0] else 1
+    return f"{held[which]} instead of {asked[which]}"
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

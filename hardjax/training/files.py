@@ -57,7 +57,8 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
                 f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
                 "name another, or pass --overwrite (overwrite=True)."
             )
-        strange = [name for name in held if not _ours(folder, name)]
+        marker = [MARKER] if os.path.lexists(folder / MARKER) else []
+        strange = [name for name in held + marker if not _ours(folder, name)]
     if strange:
         raise Refusal(
             f"The output folder {str(folder)!r} holds {', '.join(strange)}, not written by hardjax (of this version), "

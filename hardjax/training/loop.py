@@ -97,7 +97,7 @@ def train(
     folder = None if output is None else files.claim_folder(output, overwrite)
     if folder is not None:
         files.write_json(folder / "config.json", plain)
-    bar = ProgressBar(setting.config.epochs, num_batches=setting.recipe.num_batches) if progress else Silent()
+    bar = ProgressBar(setting.config.epochs, steps=setting.plan.steps) if progress else Silent()
     with bar, _interruptible() as interrupted:
         result = _train(setting, bar, interrupted, folder)
     if folder is not None:

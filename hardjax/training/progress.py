@@ -26,11 +26,11 @@ class ProgressBar(Silent):
     Args:
         epochs: of the whole run.
         title: in front of it.
-        num_batches: N, back-propagations an epoch; 0 leaves the speed out.
+        steps: back-propagations of the whole run; 0 leaves the speed out.
     """
 
-    def __init__(self, epochs: int, title: str = "train", num_batches: int = 0) -> None:
-        shown = _Bar(epochs, title) if sys.stderr.isatty() else Lines(epochs, title, num_batches)
+    def __init__(self, epochs: int, title: str = "train", steps: int = 0) -> None:
+        shown = _Bar(epochs, title) if sys.stderr.isatty() else Lines(epochs, title, steps)
         self._shown: Silent = shown
 
     def __enter__(self) -> "ProgressBar":
@@ -87,8 +87,8 @@ class Lines(Silent):
 
     _last: ClassVar[float] = float("-inf")  # when this process showed a line
 
-    def __init__(self, epochs: int, title: str, num_batches: int = 0) -> None:
-        self._epochs, self._title, self._num_batches = epochs, title, num_batches
+    def __init__(self, epochs: int, title: str, steps: int = 0) -> None:
+        self._epochs, self._title, self._steps = epochs, title, steps
         self._first: tuple[float, float] | None = None  # (epoch, seconds) of the first update: compilation is over
         self._state: tuple[float, float, float] | None = None
         self._test, self._spoke, self._behind = "", False, False
@@ -116,7 +116,7 @@ class Lines(Silent):
         done, seconds = epoch - self._first[0], now - self._first[1]
         if done > 0 and seconds > 0:
             speed = done / seconds
-            steps = f", {speed * self._num_batches:.3g} steps/s" if self._num_batches else ""
+            steps = f", {speed * self._steps / self._epochs:.3g} steps/s" if self._steps else ""
             line += f"{steps}, {_clock((self._epochs - epoch) / speed)} left"
         print(line, file=sys.stderr, flush=True)
         Lines._last, self._spoke, self._behind = now, True, False

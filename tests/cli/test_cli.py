@@ -42,7 +42,8 @@ def test_the_command_line_keeps_compiled_programs_in_the_users_cache(tmp_path, m
 
 def test_train_writes_its_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert command("train", *FAST, "--selection", "hard-batches", "--delta", 0.5, "--output=~/run") == 0
+    words = ("--selection", "hard-batches", "--delta", 0.5, "--output=~/run", "--no-quiet")
+    assert command("train", *FAST, *words) == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"config.json", "history.jsonl", "summary.json", "checkpoint", "hardest.png", "replays.npz"}
     assert expected <= names
@@ -50,7 +51,8 @@ def test_train_writes_its_files(tmp_path, capsys, monkeypatch):
     assert {"epoch", "backprops", "train_loss", "table_loss", "full_train_top1", "test_top1", "seconds"} <= set(
         lines[0]
     )
-    assert "final_test_top1" in capsys.readouterr().out
+    shown, log = capsys.readouterr()
+    assert "final_test_top1" in shown and log.startswith("train: epoch ") and "epoch 2.0/2, loss " in log
 
 
 def test_hard_samples_draw_the_hardest_too(tmp_path):

@@ -36,9 +36,10 @@ def test_a_checkpoint_is_readable_under_any_name(state, tmp_path, name):
 
 
 def test_a_folder_may_be_renamed_and_a_checkpoint_replaced(state, tmp_path):
-    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "checkpoint.old").mkdir(parents=True)  # somebody's own copy
     for _ in range(2):
         checkpoint.save(tmp_path / "before", state)
+    assert sorted(path.name for path in (tmp_path / "before").iterdir()) == ["checkpoint", "checkpoint.old"]
     (tmp_path / "before").rename(tmp_path / "after[2]")
     chex.assert_trees_all_equal(_plain(checkpoint.restore(tmp_path / "after[2]", state)), _plain(state))
 
@@ -78,9 +79,10 @@ def test_damage_is_named_in_one_line(state, tmp_path, damage, words):
 
 def test_another_shape_or_dtype_is_refused(state, tmp_path):
     checkpoint.save(tmp_path, state)
-    for table in (jnp.zeros(4), jnp.zeros(3, jnp.int32)):
+    kinds = {r"\(3,\) instead of \(4,\)": jnp.zeros(4), "float32 instead of int32": jnp.zeros(3, jnp.int32)}
+    for words, table in kinds.items():
         other = TrainState(**{**state.__dict__, "table": table})
-        with pytest.raises(Refusal, match=r"1 arrays differ, such as table \(\(3,\) float32 instead of \("):
+        with pytest.raises(Refusal, match=rf"1 arrays differ, such as table \({words}\)"):
             checkpoint.restore(tmp_path, other)
 
 
@@ -119,9 +121,15 @@ def test_files_of_other_tools_are_never_deleted(tmp_path):
         if marker is not None:
             (other / "hardjax.json").write_text(marker)
         for look in (files.check_folder, files.claim_folder):
-            with pytest.raises(Refusal, match=r"holds config\.json, checkpoint, not written by hardjax"):
+            with pytest.raises(
+                Refusal, match=r"holds config\.json, checkpoint(, hardjax\.json)?, not written by hardjax"
+            ):
                 look(other, overwrite=True)
     assert (other / "checkpoint" / "weights.bin").read_text() == "hours" and (other / "config.json").exists()
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "hardjax.json").write_text("{}")
+    with pytest.raises(Refusal, match=r"holds hardjax\.json, not written by hardjax"):
+        files.claim_folder(tmp_path / "named")
     # A checkpoint of another tool that was put into a folder of ours.
     ours = files.claim_folder(tmp_path / "ours")
     shutil.copytree(other / "checkpoint", ours / "checkpoint")

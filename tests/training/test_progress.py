@@ -15,7 +15,7 @@ def clock(monkeypatch):
 
 
 def _train(clock, seconds, updates=100, epochs=10):
-    with progress.ProgressBar(epochs, num_batches=50) as bar:
+    with progress.ProgressBar(epochs, steps=50 * epochs) as bar:
         for update in range(1, updates + 1):
             clock[0] += seconds / updates
             bar.update(epochs * update / updates, 1 / update, 90.0)
