@@ -85,6 +85,7 @@ class Axis:
             ValueError: flags that nothing would read, an unknown name, or a value refused.
         """
         changed = {flag: given[flag] for flag, _, default, _ in self.options("") if given[flag] != default}
+        # A setting that nothing would read is a mistake of the caller's: --trim-keep alone would train untrimmed.
         if self.switch is not None and given[self.switch] is None:
             if changed:
                 raise Refusal(f"{_flag_words(changed)} goes with {dash(self.switch)}, {self._help(self.switch)}.")
@@ -120,7 +121,8 @@ class Axis:
         cls = self._owner(name)
         (found,) = (field for field in dataclasses.fields(cls) if field.name == name)
         kind, default = _settings.hints(cls)[name], found.default
-        if flag == self.switch or default is _MISSING:  # None is "not given"
+        # A strategy's field without a default has none on the command line either: None there is "not given".
+        if flag == self.switch or default is _MISSING:
             kind, default = kind | None, None
         return Option(flag, kind, default, self._help(flag))
 
@@ -134,6 +136,7 @@ class Axis:
 
 def axis(declared: Axis, default: Any = None, default_factory: Any = _MISSING) -> Any:
     """A field of `TrainConfig` that is an axis."""
+    # On the field itself, so that a subclass of the configuration has the axes of its parent and its own.
     metadata = types.MappingProxyType({"axis": declared})
     if default_factory is not _MISSING:
         return field(default_factory=default_factory, metadata=metadata)

@@ -103,6 +103,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint in (Mapping, dict) or origin in (Mapping, dict):
         return _json(value) if isinstance(value, Mapping) else _NO
     value = _scalar(value)
+    # bool is a subclass of int: without its own case True would be a batch size of 1.
     if hint is bool:
         return value if isinstance(value, bool) else _NO
     if hint is int:
@@ -149,6 +150,7 @@ def _json(value: Any) -> Any:
         entries = [_json(entry) for entry in value]
         return _NO if any(entry is _NO for entry in entries) else entries
     value = _scalar(value)
+    # JSON has no NaN: `json` would write one that no strict reader takes, or it would come back as null.
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _NO
     return value if value is None or isinstance(value, bool | int | str) else _NO

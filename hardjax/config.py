@@ -76,9 +76,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # A class has all attributes that the protocol asks for: HardBatches for HardBatches(0.2) would pass as one.
         if not isinstance(self.selection, Selection) or isinstance(self.selection, type):
             shown = _validate.shown(self.selection)
             raise Refusal(f"Expected selection={shown} to be a strategy such as HardBatches(delta=0.2).")
+        # Before any value is looked at: "no" for evaluate_train is true, and np.int64(1) is no JSON.
         _settings.settle(self)
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))

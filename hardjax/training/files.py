@@ -117,6 +117,7 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         ValueError: it cannot be written (a full disk).
     """
+    # Renaming is atomic: a reader, or a run killed here, never leaves half a file.
     scratch = path.with_name(path.name + ".part")
     with _refused(path, "to be writable"):
         scratch.write_text(json.dumps(_strict(content), indent=2) + "\n")
