@@ -113,7 +113,7 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
         (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
         (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),
         (("train", "--fixed", "--selection", "hard-batches"), "--fixed goes with all-batches, not with hard-batches"),
-        (("train", "--measure-rows", "frozen"), "--measure-rows frozen goes with --measure-every, steps between"),
+        (("train", "--measure-rows", "frozen"), "--measure-rows frozen goes with --measure-every, "),
         (("train", "--gram-chunk", 4), "--gram-chunk 4 goes with --measure-every"),
         (("train", "--place", "random"), "place='random', got frame=None"),
         (("train", "--dataset", "cifar10", "--model-option", "depth=3"), "option of mlp 'depth'"),
@@ -247,7 +247,11 @@ def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
     assert "holds a comparison; name the folder of one run" in capsys.readouterr().err
 
 
-def test_models_lists_sizes_beside_the_published_ones(capsys):
+def test_models_lists_sizes_beside_the_published_ones(capsys, monkeypatch):
+    from hardjax.models import summary
+
+    # Tracing every network takes half a minute; tests/models holds all sizes against the published ones.
+    monkeypatch.setattr(summary, "ZOO", {name: summary.ZOO[name] for name in ("mlp", "resnet50")})
     assert command("models") == 0
     shown = capsys.readouterr().out
     for text in ("resnet50", "23,528,522", "1,334.6M", "23.52M, 2.69G", "norm_batch_size"):
