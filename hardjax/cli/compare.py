@@ -1,6 +1,5 @@
 """`hardjax compare`."""
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +35,6 @@ def run(arguments: list[str]) -> int:
     return compare(options)
 
 
-def _check_arms(config: Any, arms: Any, seeds: int) -> None:
-    """What the configuration of any arm and seed refuses, before the first of them is trained."""
-    for arm in arms:
-        dataclasses.replace(config, **arm.settings, seed=config.seed + seeds - 1)
-
-
 def compare(options: Any) -> int:
     """`hardjax compare`."""
     prepare.use_compilation_cache()
@@ -57,8 +50,7 @@ def compare(options: Any) -> int:
         arms = make_methods(options.methods, config.trimming or Trimming())
     else:
         arms = make_arms(options.deltas, options.controls)
-    check_comparable(config, options.seeds)
-    _check_arms(config, arms, options.seeds)
+    check_comparable(config, options.seeds, arms)
     files.check_folder(options.output, options.overwrite)
     setting = prepare.setting(options, config)
     folder = files.claim_folder(options.output, options.overwrite)

@@ -63,7 +63,7 @@ def compare(
         ValueError: seeds below 1 or beyond the last one, no evaluation of the training split; what `run` refuses.
         KeyboardInterrupt: interrupted before the first run was complete.
     """
-    check_comparable(config, seeds)
+    check_comparable(config, seeds, arms)
     done: list[list[RunResult]] = []
     interrupted = False
     # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm
@@ -89,12 +89,13 @@ def compare(
     return summarise(config, tuple(arms[: len(done[0])]), tuple(zip(*done, strict=True)), interrupted=short)
 
 
-def check_comparable(config: TrainConfig, seeds: int) -> None:
-    """Raises ValueError where nothing could be compared, and for a last seed that no run may have."""
+def check_comparable(config: TrainConfig, seeds: int, arms: Sequence[Arm]) -> None:
+    """Raises ValueError where nothing could be compared, and for what the configuration of any run refuses."""
     _validate.at_least(1, seeds=seeds)
     if not config.evaluate_train:
         raise Refusal("Expected evaluate_train=True in a comparison: arms are compared by full_train_loss.")
-    dataclasses.replace(config, seed=config.seed + seeds - 1)  # refused now, not after hours of other seeds
+    for arm in arms:  # refused now, not after hours of other arms and seeds
+        dataclasses.replace(config, **arm.settings, seed=config.seed + seeds - 1)
 
 
 def summarise(

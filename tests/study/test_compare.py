@@ -118,9 +118,14 @@ def test_arms_without_the_same_seeds_are_refused():
 
 
 def test_a_last_seed_that_no_run_may_have_is_refused_at_once():
-    check_comparable(hj.TrainConfig(seed=2**32 - 3), 3)
+    check_comparable(hj.TrainConfig(seed=2**32 - 3), 3, make_arms((0.5,)))
     with pytest.raises(hj._validate.Refusal, match="seed=4294967296"):
-        check_comparable(hj.TrainConfig(seed=2**32 - 2), 3)
+        check_comparable(hj.TrainConfig(seed=2**32 - 2), 3, make_arms((0.5,)))
+
+
+def test_what_any_arm_refuses_is_refused_before_the_first_is_trained():
+    with pytest.raises(ValueError, match="batch_size=1 to be at least 2 with trimming"):
+        check_comparable(hj.TrainConfig(batch_size=1), 3, make_methods(("trimmed",), hj.trimming.Trimming()))
 
 
 @pytest.mark.parametrize(
