@@ -1,13 +1,35 @@
 """hardjax: choosing what a network trains on, as pure, compiled JAX functions."""
 
-from hardjax import data, fisher, models
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hardjax._version import __version__
-from hardjax.choose import selection, trimming
-from hardjax.config import Performance, TrainConfig
-from hardjax.data.augment import Augmentation
-from hardjax.engine.rates import Schedule
-from hardjax.training import files as results
-from hardjax.training.loop import RunResult, run
+
+if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
+    from hardjax import data, fisher, models
+    from hardjax.choose import selection, trimming
+    from hardjax.config import Performance, TrainConfig
+    from hardjax.data.augment import Augmentation
+    from hardjax.engine.rates import Schedule
+    from hardjax.training import files as results
+    from hardjax.training.loop import RunResult, run
+
+# A name is imported when it is first asked for: jax, flax and optax take most of a second, and `hardjax --help` or a
+# script that only reads results need none of them. A module without a name behind it is handed out itself.
+_HOMES = {
+    "Augmentation": ("hardjax.data.augment", "Augmentation"),
+    "Performance": ("hardjax.config", "Performance"),
+    "RunResult": ("hardjax.training.loop", "RunResult"),
+    "Schedule": ("hardjax.engine.rates", "Schedule"),
+    "TrainConfig": ("hardjax.config", "TrainConfig"),
+    "data": ("hardjax.data", None),
+    "fisher": ("hardjax.fisher", None),
+    "models": ("hardjax.models", None),
+    "results": ("hardjax.training.files", None),
+    "run": ("hardjax.training.loop", "run"),
+    "selection": ("hardjax.choose.selection", None),
+    "trimming": ("hardjax.choose.trimming", None),
+}
 
 __all__ = [
     "Augmentation",
@@ -24,3 +46,16 @@ __all__ = [
     "selection",
     "trimming",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    found = importlib.import_module(module)
+    globals()[name] = found if attribute is None else getattr(found, attribute)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

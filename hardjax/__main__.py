@@ -1,5 +1,5 @@
 """`python -m hardjax`."""
 
-from hardjax.cli.arguments import main
+from hardjax.cli.main import main
 
 main()

@@ -3,7 +3,13 @@
 import difflib
 import math
 import numbers
+import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_SHOWN = 120  # characters of a refused value: an array must not fill the screen
 
 
 class Refusal(ValueError):
@@ -11,6 +17,10 @@ class Refusal(ValueError):
 
     The command line prints it and exits with 2. Any other exception is a fault of ours and keeps its traceback.
     """
+
+
+class OutOfMemory(Refusal, MemoryError):
+    """The device ran out of memory; the line says what to set."""
 
 
 def in_half_open_unit(**named: float) -> None:
@@ -67,7 +77,32 @@ def one_of(allowed: Iterable[str], **named: str) -> None:
     allowed = list(allowed)
     for name, value in named.items():
         if value not in allowed:
-            raise Refusal(f"Unknown {name} {value!r}{closest(value, allowed)} Allowed: {', '.join(allowed)}.")
+            raise Refusal(f"Unknown {name} {shown(value)}{closest(value, allowed)} Allowed: {', '.join(allowed)}.")
+
+
+def local_folder(**named: str | os.PathLike) -> Path:
+    """The one path, with ~ expanded; nothing on disk is looked at.
+
+    Addresses such as gs://bucket/run are refused: written as a path they would be a local folder called "gs:", and the
+    run would be lost there or fail when it is saved.
+    """
+    ((name, value),) = named.items()
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise Refusal(f"Expected {name}={shown(value)} to be a folder.")
+    # Path("gs://a") has one slash left; a single letter is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise Refusal(f"Expected {name}={text!r} to be a folder of this machine, not an address.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise Refusal(f"Expected {name}={text!r} to be a folder; there is no such home.") from None
+
+
+def shown(value: Any) -> str:
+    """`repr` in one line of bounded length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def closest(word: str, allowed: Iterable[str]) -> str:

@@ -1,19 +1,21 @@
 """Settings: `TrainConfig` changes results, `Performance` changes only speed and memory."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import axes, axis
 from hardjax._validate import Refusal
-from hardjax.choose import selection
+from hardjax.choose import selection, trimming
 from hardjax.choose.selection import AllBatches, Selection
 from hardjax.choose.trimming import PATHS, Trimming
+from hardjax.data import augment
 from hardjax.data.augment import Augmentation
-from hardjax.engine import optimizers
+from hardjax.engine import optimizers, rates
 from hardjax.engine.rates import Schedule
+from hardjax.fisher import observe
 from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
@@ -32,7 +34,7 @@ class TrainConfig:
         model_options: its options.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
         batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
-        selection: which mini-batches a round trains.
+        selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
@@ -40,7 +42,7 @@ class TrainConfig:
         base_learning_rate: learning_rate / batch_size (P4's axis); give one of the two.
         weight_decay: L2 on every parameter.
         schedule: a `Schedule`, or its kind.
-        augmentation: "none", "standard" (crops and flips as fit the data set) or an `Augmentation`.
+        augmentation: "none", "standard" (random crops, and flips where they keep the label) or an `Augmentation`.
         precision: of matrix products and convolutions: "default" (float32; TF32 on recent GPUs), "high", "highest".
         test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
@@ -58,46 +60,47 @@ class TrainConfig:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 128
-    selection: Selection = field(default_factory=AllBatches)
-    trimming: Trimming | None = None
+    selection: Selection = axis(selection.AXIS, default_factory=AllBatches)
+    trimming: Trimming | None = axis(trimming.AXIS)
     optimizer: str = "momentum"
     momentum: float = 0.9
     learning_rate: float | None = None
     base_learning_rate: float | None = None
     weight_decay: float = 0.0
-    schedule: Schedule | str = field(default_factory=Schedule)
-    augmentation: Augmentation | str = "none"
+    schedule: Schedule | str = axis(rates.AXIS, default_factory=Schedule)
+    augmentation: Augmentation | str = axis(augment.AXIS, "none")
     precision: str = "default"
     test_every: str = "epoch"
     evaluate_train: bool = True
-    measure: FisherMeasure | None = None
+    measure: FisherMeasure | None = axis(observe.AXIS)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # A class has all attributes that the protocol asks for: HardBatches for HardBatches(0.2) would pass as one.
+        if not isinstance(self.selection, Selection) or isinstance(self.selection, type):
+            shown = _validate.shown(self.selection)
+            raise Refusal(f"Expected selection={shown} to be a strategy such as HardBatches(delta=0.2).")
+        # Before any value is looked at: "no" for evaluate_train is true, and np.int64(1) is no JSON.
+        _settings.settle(self)
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))
-        if not isinstance(self.selection, Selection):
-            raise Refusal(f"Expected selection={self.selection!r} to be a strategy such as HardBatches(delta=0.2).")
+        if isinstance(self.augmentation, str):
+            _validate.one_of(augment.PRESETS, augmentation=self.augmentation)
+        if self.data_dir is not None:
+            _validate.local_folder(data_dir=self.data_dir)
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _validate.at_least(0, seed=self.seed)
         if self.seed >= 2**32:
             raise Refusal(f"Expected seed={self.seed} below 2^32.")
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
-        if self.trimming is not None and not isinstance(self.trimming, Trimming):
-            raise Refusal(f"Expected trimming={self.trimming!r} to be Trimming(start=1.0, end=0.2) or None.")
-        if self.measure is not None and not isinstance(self.measure, FisherMeasure):
-            raise Refusal(f"Expected measure={self.measure!r} to be FisherMeasure(every=50) or None.")
-        for axis in ("trimming", "measure"):
-            if getattr(self, axis) is not None and self.batch_size < 2:
-                raise Refusal(f"Expected batch_size={self.batch_size} to be at least 2 with {axis}.")
+        for name, declared in axes(type(self)).items():
+            if getattr(self, name) is not None and self.batch_size < declared.least_batch_size:
+                least = declared.least_batch_size
+                raise Refusal(f"Expected batch_size={self.batch_size} to be at least {least} with {name}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
-        try:
-            json.dumps(dict(self.model_options))
-        except (TypeError, ValueError) as error:
-            raise Refusal(f"Expected model_options={self.model_options!r} to be plain JSON: {error}.") from None
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
@@ -119,15 +122,19 @@ class TrainConfig:
         options = "".join(f" {name}={value}" for name, value in self.model_options.items())
         return f"{self.model}{options} on {self.dataset}"
 
+    def columns(self, history: Mapping[str, Any]) -> dict[str, Any]:
+        """What tables show of a run's history for the axes that are on: column -> number or text."""
+        found: dict[str, Any] = {}
+        for name, declared in axes(type(self)).items():
+            if getattr(self, name) is not None:
+                found |= declared.columns(getattr(self, name), history)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain["selection"] = selection.to_dict(self.selection)
-        plain["model_options"] = dict(self.model_options)
-        for name in ("schedule", "augmentation", "trimming", "measure"):
-            if dataclasses.is_dataclass(plain[name]):
-                plain[name] = dataclasses.asdict(plain[name])
-        return json.loads(json.dumps(plain))
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        content |= {name: declared.write(content[name]) for name, declared in axes(type(self)).items()}
+        return _settings.plain("settings", content, Mapping[str, Any])
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrainConfig":
@@ -136,21 +143,10 @@ class TrainConfig:
         Raises:
             ValueError: an unknown setting (the closest one is offered) or value.
         """
-        settings = dict(plain)
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
-            _validate.one_of(known, setting=name)
-        readers = {
-            "selection": selection.from_dict,
-            "schedule": lambda value: Schedule(**value),
-            "augmentation": lambda value: Augmentation(**value),
-            "trimming": lambda value: Trimming(**value),
-            "measure": lambda value: FisherMeasure(**value),
-        }
-        for name, read in readers.items():
-            if isinstance(settings.get(name), Mapping):
-                settings[name] = read(settings[name])
-        return cls(**settings)
+        if not isinstance(plain, Mapping):
+            raise Refusal(f"Expected settings={_validate.shown(plain)} to be a JSON object.")
+        declared = {name: found for name, found in axes(cls).items() if name in plain}
+        return _settings.read(cls, dict(plain) | {name: a.read(plain[name], name) for name, a in declared.items()})
 
 
 def _exact(default: Any) -> Any:
@@ -192,11 +188,11 @@ class Performance:
     gram_chunk: int | None = _rounding(None)
 
     def __post_init__(self) -> None:
+        _settings.settle(self)
         _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
         for name in ("steps_per_dispatch", "gram_chunk"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
-        _validate.boolean(donate=self.donate)
         _validate.one_of(PATHS, trim_path=self.trim_path)
 
     @classmethod

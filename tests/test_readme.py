@@ -11,7 +11,7 @@ def test_the_readme_examples_run_as_written(capsys):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     assert "replayed most often:" in printed and float(printed.split()[0]) > 80
-    assert "condition_number" in printed and "noise_scale" in printed
+    assert "condition_number" in printed and "covariance" in printed
 
 
 def test_the_readme_names_files_that_exist():

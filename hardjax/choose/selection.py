@@ -5,7 +5,7 @@ Every strategy has `init(size) -> table`, `plan(table, key, size) -> slots (size
 (`unit = "sample"`). None of them runs a model; the table holds plain mean losses as last seen in training.
 """
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 
 
@@ -67,6 +68,9 @@ class AllBatches:
     fixed: bool = False
     unit: ClassVar[str] = "batch"
 
+    def __post_init__(self) -> None:
+        _settings.settle(self)
+
     @property
     def redraws(self) -> bool:
         return not self.fixed
@@ -96,6 +100,7 @@ class _ShareOfBatches:
 
     def __post_init__(self) -> None:
         _validate.in_half_open_unit(delta=self.delta)
+        _settings.settle(self)
 
     def first_round(self) -> Planner:
         """Round 0 trains all N batches in order and fills the table."""
@@ -194,9 +199,7 @@ STRATEGIES = {
 
 def to_dict(selection: Selection) -> dict:
     """{"name": ..., its settings} for JSON; a strategy of one's own goes by its class name."""
-    names = {cls: name for name, cls in STRATEGIES.items()}
-    settings = dataclasses.asdict(selection) if dataclasses.is_dataclass(selection) else {}
-    return {"name": names.get(type(selection), type(selection).__name__), **settings}
+    return AXIS.write(selection)
 
 
 def from_dict(settings: dict) -> Selection:
@@ -205,10 +208,13 @@ def from_dict(settings: dict) -> Selection:
     Raises:
         ValueError: unknown name (the closest one is offered) or setting.
     """
-    settings = dict(settings)
-    name = settings.pop("name", None)
-    _validate.one_of(STRATEGIES, selection=name)
-    try:
-        return STRATEGIES[name](**settings)
-    except TypeError as error:
-        raise Refusal(f"Selection {name!r} does not take the settings {settings}: {error}.") from None
+    if not isinstance(settings, Mapping):
+        raise Refusal(f"Expected selection={settings!r} to be a JSON object with a name.")
+    return AXIS.read(settings, "selection")
+
+
+AXIS = Axis(
+    STRATEGIES,
+    flags={"selection": "name", "delta": "delta", "fixed": "fixed"},
+    defaults={"delta": 0.2},  # P1's smallest share
+)

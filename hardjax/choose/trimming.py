@@ -13,7 +13,7 @@ The last two hold where samples do not influence each other (no batch statistics
 pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 
 SCHEDULES = ("linear", "cosine")
@@ -54,6 +55,7 @@ class Trimming:
     keep: str = "hardest"
 
     def __post_init__(self) -> None:
+        _settings.settle(self)
         _validate.in_half_open_unit(start=self.start, end=self.end)
         if self.end > self.start:
             raise Refusal(f"Expected end={self.end!r} to be at most start={self.start!r}: the share does not grow.")
@@ -242,3 +244,17 @@ def _buckets(counts: Sequence[int], most: int) -> tuple[int, ...]:
     """Capacities that share the counts out evenly: each count a program of its own where they are few."""
     parts = np.array_split(counts, min(len(counts), most)) if counts and most else []
     return tuple(int(part[-1]) for part in parts)
+
+
+def _columns(trimming: Trimming, history: Mapping[str, Any]) -> dict[str, str]:
+    first, last = (history["keep_fraction"][at] for at in (0, -1))
+    return {"kept, first to last epoch": f"{first:g} to {last:g}"}
+
+
+AXIS = Axis(
+    Trimming,
+    flags={"trim_end": "end", "trim_start": "start", "trim_schedule": "schedule", "trim_keep": "keep"},
+    switch="trim_end",
+    least_batch_size=2,  # one sample leaves no choice
+    columns=_columns,
+)

@@ -1,16 +1,19 @@
 """From stored images to what a model takes, on the device: crop, flip, placement, resize, normalisation."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 from hardjax.data.dataset import Dataset
 
-NAMES = ("none", "standard")
+# None is "as fits the data set": an eighth of the height, and flips where they keep the label.
+PRESETS = {"none": {"pad": 0, "flip": False}, "standard": {"pad": None, "flip": None}}
 PLACES = ("center", "random")
 
 
@@ -19,8 +22,8 @@ class Augmentation:
     """What happens to an image before the model, in this order; crops, flips and random places in training only.
 
     Attributes:
-        pad: black pixels added on every side before a random crop back to the old size.
-        flip: mirror left to right with probability 1/2.
+        pad: black pixels added on every side before a random crop back to the old size; None: an eighth of the height.
+        flip: mirror left to right with probability 1/2; None: where that keeps the label, as the data set says.
         frame: side of a black square that the image is placed in; None keeps its size.
         place: "center", or "random" (in evaluation always the centre).
         resize: side after a bilinear resize (P1: 128, read from "cropped to the image size"); None keeps the size.
@@ -30,20 +33,19 @@ class Augmentation:
         ValueError: a size below its least, an unknown place, a random place without a frame.
     """
 
-    pad: int = 0
-    flip: bool = False
+    pad: int | None = 0
+    flip: bool | None = False
     frame: int | None = None
     place: str = "center"
     resize: int | None = None
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _validate.at_least(0, pad=self.pad)
+        _settings.settle(self)
         _validate.one_of(PLACES, place=self.place)
-        _validate.boolean(flip=self.flip, normalize=self.normalize)
-        for name in ("frame", "resize"):
+        for name, least in (("pad", 0), ("frame", 1), ("resize", 1)):
             if getattr(self, name) is not None:
-                _validate.at_least(1, **{name: getattr(self, name)})
+                _validate.at_least(least, **{name: getattr(self, name)})
         if self.place == "random" and self.frame is None:
             raise Refusal("Expected a frame (its side in pixels) with place='random', got frame=None.")
 
@@ -58,12 +60,18 @@ def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
     Raises:
         ValueError: unknown name; the closest one is offered.
     """
-    _validate.one_of(NAMES, augmentation=name)
-    return Augmentation() if name == "none" else Augmentation(pad=max(1, image_shape[0] // 8), flip=flip)
+    _validate.one_of(PRESETS, augmentation=name)
+    return _fitted(Augmentation(**PRESETS[name]), image_shape, flip)
+
+
+def _fitted(augmentation: Augmentation, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
+    """Without the Nones of what fits the data set."""
+    pad = max(1, image_shape[0] // 8) if augmentation.pad is None else augmentation.pad
+    return dataclasses.replace(augmentation, pad=pad, flip=flip if augmentation.flip is None else augmentation.flip)
 
 
 def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
-    """An augmentation as it is, or the one that a name stands for on this data set.
+    """An augmentation, or the one that a name stands for, with all that depends on the data set filled in.
 
     Raises:
         ValueError: unknown name, or a frame that does not hold the images.
@@ -71,6 +79,7 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
     shape = dataset.train.images.shape[1:]
     if isinstance(augmentation, str):
         augmentation = named(augmentation, shape, dataset.flip)
+    augmentation = _fitted(augmentation, shape, dataset.flip)
     output_shape(augmentation, shape)
     return augmentation
 
@@ -100,8 +109,10 @@ def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentatio
         key: the random draws of training; None is evaluation, without any.
 
     Raises:
-        ValueError: the frame is smaller than the images.
+        ValueError: the frame is smaller than the images; what depends on the data set was not filled in (`resolve`).
     """
+    if augmentation.pad is None or augmentation.flip is None:
+        raise Refusal(f"Expected pad={augmentation.pad}, flip={augmentation.flip} as `resolve` fills them in.")
     output_shape(augmentation, images.shape[1:])
     crop_key, flip_key, place_key = (None,) * 3 if key is None else jax.random.split(key, 3)
     count, height, width, _ = images.shape
@@ -140,3 +151,10 @@ def _windows(images: Array, corners: Array, height: int, width: int) -> Array:
     columns = corners[:, 1:] + jnp.arange(width)
     each = jnp.arange(len(images))[:, None, None]
     return images[each, rows[:, :, None], columns[:, None, :]]
+
+
+AXIS = Axis(
+    Augmentation,
+    flags={"augmentation": "name", "frame": "frame", "place": "place", "resize": "resize"},
+    presets=PRESETS,
+)

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hardjax import _validate
+from hardjax import _settings, _validate
 from hardjax._validate import Refusal
 
 _CHUNK = 2048  # images counted at a time: a count widens pixels eightfold
 _LEAST_STD = 1e-6
+_ROUNDING = 1e-5  # how far float pixels may leave 0..1: a bilinear resize in float32 overshoots by 1e-6
+_SCALES_APART = 200  # brightest pixels: one split divided by 255 and the other not are 255 apart
+_MOST_CLASSES = 2**20  # the names alone of 2^31 classes would take all memory; ImageNet-21k has 21,841
 
 
 class Split(NamedTuple):
@@ -62,15 +65,18 @@ class Dataset:
         """People's own arrays, copied: changing them afterwards changes nothing here.
 
         Args:
-            train_images, test_images: (n, H, W, C) or (n, H, W); uint8, or finite floats scaled to 0..1.
+            train_images, test_images: (n, H, W, C) or (n, H, W); uint8, or finite floats scaled to 0..1; both alike.
             train_labels, test_labels: (n,) integers.
-            num_classes: highest training label + 1 if not given.
-            class_names: the labels as text if not given.
+            num_classes: at most 2^20; highest training label + 1 if not given, which must then be at most the number
+                of training samples: one wrong label would otherwise decide how large the network is.
+            class_names: one a class; the labels as text if not given.
             flip: whether mirroring an image keeps its label.
 
         Raises:
-            ValueError: rank, dtype, lengths, shapes, values or labels are not as above.
+            ValueError: rank, dtype, lengths, shapes, values, scales or labels are not as above.
         """
+        name, flip = (_settings.plain(*given) for given in (("name", name, str), ("flip", flip, bool)))
+        class_names = _settings.plain("class_names", class_names, tuple[str, ...] | None)
         images = {"train": _checked_images("train", train_images), "test": _checked_images("test", test_images)}
         labels = {"train": np.asarray(train_labels), "test": np.asarray(test_labels)}
         num_classes = _count_classes(num_classes, class_names, labels["train"])
@@ -79,6 +85,7 @@ class Dataset:
         if images["train"].shape[1:] != images["test"].shape[1:]:
             shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
             raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
+        _check_scales(images["train"], images["test"])
         mean, std = pixel_statistics(images["train"])
         return cls(
             name=name,
@@ -157,12 +164,25 @@ def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None,
     if num_classes is None and class_names is not None:
         num_classes = len(class_names)
     if num_classes is None:
-        return int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else None
-    num_classes = int(num_classes) if isinstance(num_classes, np.integer) else num_classes
+        return _counted_classes(labels) if labels.size and np.issubdtype(labels.dtype, np.integer) else None
+    num_classes = _settings.plain("num_classes", num_classes, int)
     _validate.at_least(1, num_classes=num_classes)
+    if num_classes > _MOST_CLASSES:
+        raise Refusal(f"Expected num_classes={num_classes} to be at most 2^20.")
     if class_names is not None and len(class_names) != num_classes:
         raise Refusal(f"Expected {num_classes} class_names, got {len(class_names)}.")
     return num_classes
+
+
+def _counted_classes(labels: np.ndarray) -> int:
+    """Highest label + 1; refused where it says more of one label than of the data."""
+    found = int(labels.max()) + 1
+    if found > min(labels.size, _MOST_CLASSES):
+        raise Refusal(
+            f"Expected train labels below the number of training samples, {labels.size}, got {found - 1}; if there are "
+            "so many classes, give num_classes."
+        )
+    return found
 
 
 def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
@@ -182,7 +202,24 @@ def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
     bad = int((~np.isfinite(images)).sum())
     if bad:
         raise Refusal(f"Expected finite {split} images, got {bad} NaN or infinite values.")
+    low, high = float(images.min()), float(images.max())
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise Refusal(
+            f"Expected {split} images of floats scaled to 0..1, got values from {low:g} to {high:g}; divide by the "
+            "largest possible value, or give uint8 (normalisation is a part of Augmentation)."
+        )
     return images
+
+
+def _check_scales(train: np.ndarray, test: np.ndarray) -> None:
+    """Both splits are stored alike; else a network trained on one sees noise in the other, and nothing says so."""
+    if train.dtype != test.dtype:
+        raise Refusal(f"Expected training and test images of one dtype, got {train.dtype} and {test.dtype}.")
+    highs = float(train.max()), float(test.max())
+    if 0 < min(highs) * _SCALES_APART <= max(highs):
+        raise Refusal(
+            f"Expected training and test images of one scale, got values up to {highs[0]:g} and {highs[1]:g}."
+        )
 
 
 def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:

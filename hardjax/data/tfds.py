@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.data import catalog
 
@@ -22,20 +23,22 @@ from hardjax.data import catalog
 _BATCH = 500
 
 
-class DataNotPrepared(FileNotFoundError):
+class DataNotPrepared(Refusal, FileNotFoundError):
     """Prepared data was asked for and is not there; the message names the command that prepares it."""
 
 
 def cache_folder() -> Path:
     """HARDJAX_CACHE, else hardjax in XDG_CACHE_HOME, else ~/.cache/hardjax."""
     if own := os.environ.get("HARDJAX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hardjax"
+        return _validate.local_folder(HARDJAX_CACHE=own)
+    return _validate.local_folder(XDG_CACHE_HOME=os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hardjax"
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     """The folder of prepared data: as given, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if data_dir is not None:
+        return _validate.local_folder(data_dir=data_dir)
+    return _validate.local_folder(TFDS_DATA_DIR=os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def prepared_folder(name: str, data_dir: str | os.PathLike | None = None) -> Path:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 
 KINDS = ("constant", "step", "cosine")
@@ -32,8 +33,8 @@ class Schedule:
     warmup_start: float = 1 / 32
 
     def __post_init__(self) -> None:
+        _settings.settle(self)
         _validate.one_of(KINDS, schedule=self.kind)
-        object.__setattr__(self, "decay_at", tuple(float(share) for share in self.decay_at))
         rising = all(a < b for a, b in zip((0.0, *self.decay_at), (*self.decay_at, 1.0), strict=True))
         if not rising:
             raise Refusal(f"Expected decay_at={self.decay_at} to rise within (0, 1).")
@@ -64,3 +65,9 @@ def factors(schedule: Schedule, progress: np.ndarray | float) -> np.ndarray:
     # A product: the shares of training keep counting from the start during the warm-up (P4: the warm-up is part of it).
     rise = np.minimum(progress / schedule.warmup, 1)
     return main * (schedule.warmup_start + (1 - schedule.warmup_start) * rise)
+
+
+AXIS = Axis(
+    Schedule,
+    flags={"schedule": "kind", "decay_at": "decay_at", "decay_factor": "decay_factor", "warmup": "warmup"},
+)

@@ -3,9 +3,11 @@
 from hardjax.fisher.gram import METHODS, ROWS, LayerPlan, coverage, gram, jacobian, make_gram, plan
 from hardjax.fisher.measures import (
     Measures,
+    NoiseScale,
     Trajectory,
     eigenvalues,
     measures,
+    noise_scale,
     sensitivity,
     trajectory,
 )
@@ -17,6 +19,7 @@ __all__ = [
     "FisherMeasure",
     "LayerPlan",
     "Measures",
+    "NoiseScale",
     "Trajectory",
     "coverage",
     "eigenvalues",
@@ -24,6 +27,7 @@ __all__ = [
     "jacobian",
     "make_gram",
     "measures",
+    "noise_scale",
     "plan",
     "sensitivity",
     "trajectory",

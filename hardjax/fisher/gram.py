@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax import _validate
-from hardjax._validate import Refusal
+from hardjax._validate import OutOfMemory, Refusal
 from hardjax.fisher import by_layers, capture, definition
 
 Rows = Literal["contribution", "coupled", "frozen"]
@@ -125,7 +125,7 @@ def gram(
 
     Raises:
         ValueError: as in `make_gram`, or a label out of range.
-        MemoryError: the device ran out of memory; the line says what to set.
+        OutOfMemory: (a ValueError and a MemoryError) the device ran out of memory; the line says what to set.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -152,7 +152,7 @@ def gram(
         layered = method == "layers" and rows != "coupled"
         largest = _largest(plan(model, variables, images, key=key)) if layered else ""
         advice = memory_advice(rows, method, chunk, len(images))
-        raise MemoryError(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
+        raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
     if not isinstance(images, jax.core.Tracer) and not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         _explain_nan(model, variables, images, labels, rows, method, key)
     return found

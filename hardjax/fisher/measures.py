@@ -28,9 +28,10 @@ class Measures(NamedTuple):
         effective_rank: exp of the entropy of eigenvalues / trace, between 1 and B (Roy and Vetterli, 2007).
         trace: sum of squared norms of the B per-sample gradients, squared nats.
         largest: largest eigenvalue, squared nats.
-        noise_scale: trace of the gradients' covariance over the squared norm of the mean gradient, in samples
-            (McCandlish et al., 2018, both unbiased); infinite where the mean gradient drowns in noise, NaN where no
-            mean entry is given.
+        covariance: trace of the per-sample gradients' covariance, squared nats, unbiased; NaN where no mean entry is
+            given, and for a batch of one.
+        signal: squared norm of the mean gradient, unbiased, and so negative where the batch drowns in noise; NaN as
+            above. What the two give together is `noise_scale`, over many batches.
     """
 
     condition_number: Array
@@ -38,7 +39,23 @@ class Measures(NamedTuple):
     effective_rank: Array
     trace: Array
     largest: Array
-    noise_scale: Array
+    covariance: Array
+    signal: Array
+
+
+class NoiseScale(NamedTuple):
+    """Of many measured batches together, see `noise_scale`.
+
+    Attributes:
+        scale: mean covariance over mean signal, in samples; infinite where the signal drowns even in the mean, NaN
+            where nothing was measured.
+        drowned: how many batches have a signal of at most 0 on their own.
+        batches: how many there are.
+    """
+
+    scale: float
+    drowned: int
+    batches: int
 
 
 class Trajectory(NamedTuple):
@@ -111,7 +128,7 @@ def measures(
     _validate.in_unit(tolerance=tolerance)
     values = jnp.maximum(jnp.asarray(eigenvalues), 0)
     largest, trace = values.max(-1), values.sum(-1)
-    unknown = jnp.full_like(trace, jnp.nan)
+    covariance, signal = _noise(trace, mean_entry, batch_size)
     smallest = jnp.where(values > tolerance * largest[..., None], values, jnp.inf).min(-1)
     shares = values / trace[..., None]
     entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), -1)
@@ -122,7 +139,8 @@ def measures(
         effective_rank=jnp.where(known, jnp.exp(entropy), jnp.nan),
         trace=trace,
         largest=largest,
-        noise_scale=unknown if mean_entry is None else _noise_scale(trace, mean_entry, batch_size),
+        covariance=covariance,
+        signal=signal,
     )
 
 
@@ -170,6 +188,27 @@ def trajectory(
     return Trajectory(condition, energy, running, np.cumsum(np.nan_to_num(energy, nan=0.0) * np.asarray(steps)))
 
 
+def noise_scale(covariances: np.ndarray, signals: np.ndarray) -> NoiseScale:
+    """The simple noise scale (McCandlish et al., 2018): batches much smaller than it waste nothing.
+
+    Both parts are averaged over the batches and divided once. A single batch of B samples knows its signal to about
+    covariance / B, so that at a noise scale above B its own ratio is mostly noise, of either sign: neither the mean nor
+    the median of such ratios says anything.
+
+    Args:
+        covariances, signals: (batches,) as `measures` gives them; batches where either is not finite are left out. They
+            are unbiased whatever the size of a batch, so that batches of several sizes can stand together.
+    """
+    covariances, signals = np.asarray(covariances, np.float64), np.asarray(signals, np.float64)
+    known = np.isfinite(covariances) & np.isfinite(signals)
+    covariances, signals = covariances[known], signals[known]
+    drowned = int((signals <= 0).sum())
+    if not known.any():
+        return NoiseScale(float("nan"), 0, 0)
+    signal = float(signals.mean())
+    return NoiseScale(float(covariances.mean()) / signal if signal > 0 else float("inf"), drowned, len(signals))
+
+
 def sensitivity(
     eigenvalues: Sequence[np.ndarray] | np.ndarray, tolerances: Sequence[float] = TOLERANCES
 ) -> Mapping[float, float]:
@@ -201,11 +240,13 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else float("nan")
 
 
-def _noise_scale(trace: Array, mean_entry: Array, batch_size: Array | float) -> Array:
-    covariance = (trace - batch_size * mean_entry) / (batch_size - 1)
-    signal = mean_entry - covariance / batch_size
-    scale = jnp.where(signal > 0, covariance / jnp.where(signal > 0, signal, 1), jnp.inf)
-    return jnp.where(jnp.isfinite(trace) & jnp.isfinite(mean_entry), scale, jnp.nan)
+def _noise(trace: Array, mean_entry: Array | None, batch_size: Array | float) -> tuple[Array, Array]:
+    """Unbiased covariance and signal (McCandlish et al., 2018, appendix A.1, with batches of 1 and of B samples)."""
+    if mean_entry is None:
+        return jnp.full_like(trace, jnp.nan), jnp.full_like(trace, jnp.nan)
+    others = jnp.where(jnp.asarray(batch_size) > 1, batch_size - 1, jnp.nan)  # of one sample nothing is known
+    covariance = (trace - batch_size * mean_entry) / others
+    return covariance, mean_entry - covariance / batch_size
 
 
 def _numpy_eigenvalues(gram: np.ndarray) -> Any:

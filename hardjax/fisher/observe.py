@@ -1,6 +1,6 @@
 """Spectra measured inside the training loop, on the very batches being trained, and their record on the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from hardjax import _validate
+from hardjax import _settings, _validate
+from hardjax._axis import Axis
 from hardjax._validate import Refusal
 from hardjax.fisher.gram import METHODS, ROWS, make_gram
 from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
@@ -39,6 +40,7 @@ class FisherMeasure:
     stop_when_not_finite: bool = False
 
     def __post_init__(self) -> None:
+        _settings.settle(self)
         _validate.at_least(1, every=self.every)
         _validate.one_of(ROWS, rows=self.rows)
         _validate.one_of(METHODS, method=self.method)
@@ -134,7 +136,10 @@ class Spectra:
 
 
 def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
-    """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue and noise scale, (M,) each.
+    """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue, covariance and signal, (M,) each.
+
+    The noise scale is none of a single measurement: `noise_scale(record["covariance"], record["signal"])` of as many as
+    one likes to take together.
 
     Args:
         arrays: as `Spectra.arrays` gives them, or as loaded from a run's spectra.npz.
@@ -142,7 +147,8 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     """
     path = _trajectory(arrays, tolerance)
     sizes = arrays["batch_size"]
-    rest = {name: np.full(len(sizes), np.nan) for name in ("effective_rank", "trace", "largest", "noise_scale")}
+    fields = ("effective_rank", "trace", "largest", "covariance", "signal")
+    rest = {name: np.full(len(sizes), np.nan) for name in fields}
     for size in np.unique(sizes):
         those = sizes == size
         values, rates, entries = (arrays[name][those] for name in ("eigenvalues", "learning_rate", "mean_entry"))
@@ -175,3 +181,22 @@ def load(folder: Path) -> dict[str, np.ndarray]:
         raise Refusal(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
     with np.load(path) as file:
         return dict(file)
+
+
+def _columns(measure: FisherMeasure, history: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(history[name][-1]) for name in ("C_K", "L_K")}
+
+
+AXIS = Axis(
+    FisherMeasure,
+    flags={
+        "measure_every": "every",
+        "measure_rows": "rows",
+        "measure_method": "method",
+        "measure_tolerance": "tolerance",
+        "stop_when_not_finite": "stop_when_not_finite",
+    },
+    switch="measure_every",
+    least_batch_size=2,  # one sample has no spectrum
+    columns=_columns,
+)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hardjax.plots.canvas import figure, say
+
 Record = Mapping[str, np.ndarray]
 
 
@@ -16,8 +18,8 @@ def measures(runs: Mapping[str, Record]) -> Figure:
         runs: name -> record, as `fisher.observe.derive` gives it; the spectra of the first three are shown.
     """
     maps = min(len(runs), 3)
-    figure = Figure(figsize=(15, 10.8), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2, 1])
+    drawn = figure(15, 10.8)
+    top, bottom = drawn.subfigures(2, 1, height_ratios=[2, 1])
     axes = top.subplots(2, 3)
     scales = {
         "epochs": lambda run: run["epoch"],
@@ -39,8 +41,8 @@ def measures(runs: Mapping[str, Record]) -> Figure:
         panels[0].plot(run["C_K"][-1:], run["L_K"][-1:], "o", color=f"C{i}", label=run_name)
     panels[0].set(xlabel="$C_K$", ylabel="$L_K$", xscale="log", title="the plane; dots: end of training")
     for panel, (run_name, run) in zip(panels[1:], runs.items(), strict=False):
-        _spectrum_map(figure, panel, run, run_name)
-    return figure
+        _spectrum_map(drawn, panel, run, run_name)
+    return drawn
 
 
 def _summed_rate(run: Record) -> np.ndarray:
@@ -49,14 +51,17 @@ def _summed_rate(run: Record) -> np.ndarray:
     return np.cumsum(spent) - spent
 
 
-def _spectrum_map(figure: Figure, axes: Any, run: Record, name: str) -> None:
+def _spectrum_map(drawn: Figure, axes: Any, run: Record, name: str) -> None:
     """Eigenvalues by rank (largest at the bottom) over iterations, on a logarithmic colour scale of 8 decades."""
+    if len(run["step"]) == 0 or not np.isfinite(run["eigenvalues"]).any():
+        say(axes, f"{name}: no finite spectrum")
+        return
     values = np.maximum(-np.sort(-run["eigenvalues"], axis=1).T, 0)  # NaN, of smaller batches, last
     with np.errstate(divide="ignore"):
         shown = np.log10(values)
-    top = np.nanmax(shown[np.isfinite(shown)], initial=-30) if np.isfinite(shown).any() else 0
+    top = np.max(shown[np.isfinite(shown)], initial=-30)
     edges = np.append(run["step"], run["step"][-1] + run["stands_for"][-1])
     ranks = np.arange(len(values) + 1) + 0.5
     mesh = axes.pcolormesh(edges, ranks, np.clip(shown, top - 8, top), cmap="viridis", rasterized=True)
-    figure.colorbar(mesh, ax=axes, label="log10 eigenvalue")
+    drawn.colorbar(mesh, ax=axes, label="log10 eigenvalue")
     axes.set(xlabel="iterations", ylabel="rank of the eigenvalue", title=f"spectrum: {name}")

@@ -1,17 +1,14 @@
 """Fisher measures of a finished run: what it recorded, with any tolerance, and its final state."""
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from hardjax import _validate, fisher
-from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.data.augment import preprocess
@@ -19,7 +16,7 @@ from hardjax.engine.plan import learning_rate
 from hardjax.engine.state import TrainState
 from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive, load
-from hardjax.training import checkpoint
+from hardjax.training import checkpoint, files
 from hardjax.training.probe import check_observer
 from hardjax.training.setting import Setting, prepare
 
@@ -44,15 +41,18 @@ class Report:
         return dataclasses.asdict(self)
 
     def training_row(self) -> dict[str, Any]:
-        """C_K, L_K at the end and their sensitivity."""
+        """C_K, L_K at the end, the noise scale of all measurements together, and the sensitivity of C_K."""
         row = {"measurements": len(self.recorded["step"])}
-        row |= {name: float(self.recorded[name][-1]) for name in ("C_K", "L_K")}
+        row |= {
+            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan") for name in ("C_K", "L_K")
+        }
+        row |= _noise(self.recorded)
         return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
 
     def final_row(self) -> dict[str, Any]:
-        """Means over the batches measured; the median of the noise scale, which may be infinite."""
+        """Means over the batches measured, and the noise scale of all of them together."""
         row = {name: float(np.mean(self.final[name])) for name in ("c", "l", "effective_rank", "trace")}
-        row["noise_scale"] = float(np.median(self.final["noise_scale"]))
+        row |= _noise(self.final)
         return row | {f"c at {tolerance:g}": value for tolerance, value in self.final_sensitivity.items()}
 
 
@@ -84,13 +84,8 @@ def measure_run(
         ValueError: no run in the folder, or what `fisher.gram` refuses.
     """
     _validate.at_least(0, batches=batches)
-    folder = Path(folder)
+    plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
     folder = folder.parent if folder.name == "checkpoint" else folder
-    if not (folder / "config.json").is_file():
-        raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
-    plain = json.loads((folder / "config.json").read_text())
-    if "arms" in plain:
-        raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
     config = TrainConfig.from_dict(plain)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     recorded = derive(load(folder), tolerance) if config.measure else {}
@@ -106,6 +101,11 @@ def measure_run(
         recorded_sensitivity=dict(fisher.sensitivity(recorded["eigenvalues"])) if recorded else {},
         final_sensitivity=dict(fisher.sensitivity(final["eigenvalues"])) if batches else {},
     )
+
+
+def _noise(fields: dict[str, np.ndarray]) -> dict[str, Any]:
+    found = fisher.noise_scale(fields["covariance"], fields["signal"])
+    return {"noise_scale": found.scale, "drowned": f"{found.drowned} of {found.batches}"}
 
 
 def _measure_state(

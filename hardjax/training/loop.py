@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hardjax._validate import OutOfMemory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
@@ -96,12 +97,12 @@ def train(
     folder = None if output is None else files.claim_folder(output, overwrite)
     if folder is not None:
         files.write_json(folder / "config.json", plain)
-    bar = ProgressBar(setting.config.epochs) if progress else Silent()
+    bar = ProgressBar(setting.config.epochs, steps=setting.plan.steps) if progress else Silent()
     with bar, _interruptible() as interrupted:
         result = _train(setting, bar, interrupted, folder)
     if folder is not None:
         files.write_json(folder / "summary.json", result.summary)
-        np.savez_compressed(
+        files.save_arrays(
             folder / "replays.npz",
             counts=result.replay_counts,
             drops=result.drop_counts,
@@ -232,7 +233,7 @@ class _Run:
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
             advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
-            raise MemoryError(f"Out of memory while measuring batches of {batch}: {advice}.") from error
+            raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
 def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:

@@ -67,7 +67,7 @@ def test_delta_outside_its_range(strategy, delta):
 def test_unknown_names_offer_the_closest():
     with pytest.raises(ValueError, match="Unknown selection 'hard-batch'; did you mean 'hard-batches'"):
         selection.from_dict({"name": "hard-batch"})
-    with pytest.raises(ValueError, match="does not take the settings"):
+    with pytest.raises(ValueError, match="Unknown setting of selection 'hard-batches' 'share'"):
         selection.from_dict({"name": "hard-batches", "share": 0.2})
 
 

@@ -1,15 +1,17 @@
 """The command line as a user meets it."""
 
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from hardjax.cli import arguments as cli
-from hardjax.cli import commands
+from hardjax._validate import OutOfMemory
+from hardjax.cli import main, prepare, show
+from hardjax.cli.encoding import degrade
 
-_use_compilation_cache = commands._use_compilation_cache
+_use_compilation_cache = prepare.use_compilation_cache
 FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
 
 
@@ -18,12 +20,12 @@ def own_cache(tmp_path_factory, monkeypatch):
     """The user's cache and data folders stay out of it; the compilation cache of the tests stays in place."""
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-    monkeypatch.setattr(commands, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(prepare, "use_compilation_cache", lambda: None)
 
 
 def command(*arguments) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return stop.value.code
 
 
@@ -38,8 +40,10 @@ def test_the_command_line_keeps_compiled_programs_in_the_users_cache(tmp_path, m
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
-def test_train_writes_its_files(tmp_path, capsys):
-    assert command("train", *FAST, "--selection", "hard-batches", "--delta", 0.5, "--output", tmp_path / "run") == 0
+def test_train_writes_its_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("--selection", "hard-batches", "--delta", 0.5, "--output=~/run", "--no-quiet")
+    assert command("train", *FAST, *words) == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"config.json", "history.jsonl", "summary.json", "checkpoint", "hardest.png", "replays.npz"}
     assert expected <= names
@@ -47,7 +51,8 @@ def test_train_writes_its_files(tmp_path, capsys):
     assert {"epoch", "backprops", "train_loss", "table_loss", "full_train_top1", "test_top1", "seconds"} <= set(
         lines[0]
     )
-    assert "final_test_top1" in capsys.readouterr().out
+    shown, log = capsys.readouterr()
+    assert "final_test_top1" in shown and log.startswith("train: epoch ") and "epoch 2.0/2, loss " in log
 
 
 def test_hard_samples_draw_the_hardest_too(tmp_path):
@@ -104,10 +109,19 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
         (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),
         (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
         (("train", "--epochs", 0), "epochs=0"),
-        (("train", "--delta", 0.5), "delta=0.5 goes with hard-batches"),
+        (("train", "--delta", 0.5), "--delta 0.5 goes with hard-batches, random-batches, hard-samples"),
         (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
         (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),
-        (("train", "--measure-rows", "frozen", "--gram-chunk", 4), "--measure-rows frozen, --gram-chunk 4 goes with"),
+        (("train", "--fixed", "--selection", "hard-batches"), "--fixed goes with all-batches, not with hard-batches"),
+        (("train", "--measure-rows", "frozen"), "--measure-rows frozen goes with --measure-every, "),
+        (("train", "--gram-chunk", 4), "--gram-chunk 4 goes with --measure-every"),
+        (("train", "--place", "random"), "place='random', got frame=None"),
+        (("train", "--dataset", "cifar10", "--model-option", "depth=3"), "option of mlp 'depth'"),
+        (("train", "--model-option", "widths=8"), "widths=8 to be a sequence"),
+        (("train", "--data-dir", "gs://bucket/data"), "data_dir='gs://bucket/data' to be a folder of this machine"),
+        (("compare", "--seed", 2**32 - 1, "--seeds", 3), "seed=4294967297 below 2^32"),
+        (("compare", "--methods", "trimmed", "--batch-size", 1), "batch_size=1 to be at least 2 with trimming"),
+        (("trian",), "Unknown command 'trian'; did you mean 'train'?"),
         (("compare", "--methods", "trimmed", "--deltas", 0.5), "--methods trimmed or --deltas and --controls"),
         (("compare", "--no-evaluate-train"), "evaluate_train=True in a comparison"),
         (("train", "--model-option", "widths"), "key=value"),
@@ -137,6 +151,7 @@ def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
     assert command(name, *FAST, "--output", tmp_path / "file" / "run") == 2
     assert "to be a folder to write in" in capsys.readouterr().err
     # Even with --overwrite nothing is lost before the input is known to be good.
+    (tmp_path / "hardjax.json").write_text('{"format": "results of hardjax"}')
     assert command(name, *FAST, "--batch-size", 5000, "--output", tmp_path, "--overwrite") == 2
     assert (tmp_path / "summary.json").read_text() == "{}"
 
@@ -147,6 +162,45 @@ def test_help_reads_well(capsys, name):
     printed = capsys.readouterr().out
     assert "usage: hardjax" in printed
     assert "{None}" not in printed
+
+
+def test_an_address_is_no_output(capsys):
+    for name in ("train", "compare"):
+        assert command(name, *FAST, "--output", "gs://bucket/run") == 2
+        assert "output='gs://bucket/run' to be a folder of this machine, not an address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError, TypeError])
+def test_what_is_our_fault_keeps_its_traceback(monkeypatch, error):
+    def fail(*_):
+        raise error("ours")
+
+    monkeypatch.setattr("hardjax.models.table", fail)
+    with pytest.raises(error, match="ours"):
+        main(["models"])
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise OutOfMemory("Out of memory: set\n gram_chunk.")
+
+    monkeypatch.setattr("hardjax.models.table", fail)
+    assert command("models") == 2 and issubclass(OutOfMemory, MemoryError)
+    assert capsys.readouterr().err == "hardjax: Out of memory: set gram_chunk.\n"
+
+
+@pytest.mark.parametrize("encoding, shown", [("ascii", "+- 0.69 ?"), ("latin-1", "± 0.69 ?"), ("utf-8", "± 0.69 →")])
+def test_a_table_is_written_whatever_the_encoding(monkeypatch, encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    degrade(stream)
+    show.table("mlp ± [/b]", [{"run": "[/b] :smile:", "test": "97.50 ± 0.69 →"}, {"run": "b", "test": "1"}])
+    print("± →")
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)
+    assert shown in written and "[/b] :smile:" in written
+    rows = [line for line in written.splitlines() if "smile" in line or "| b" in line or "│ b" in line]
+    assert len({len(row) for row in rows}) == 1
 
 
 def test_data_list(capsys):
@@ -168,6 +222,14 @@ def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
     found = json.loads((report / "measure.json").read_text())["runs"][str(run)]
     assert found["recorded"]["C_K"][-1] == pytest.approx(lines[-1]["C_K"])
     assert len(found["final"]["c"]) == 2 and (report / "measures.png").exists()
+    # Where the result would be written over the run, or a later run cannot be read, nothing is measured.
+    assert command("measure", run, "--output", f"{run}/../run", "--overwrite") == 2
+    assert "to be another folder than the runs measured" in capsys.readouterr().err
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"epochs": ')
+    assert command("measure", run, tmp_path / "broken", "--output", tmp_path / "other") == 2
+    assert "Damaged config.json in" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert (run / "checkpoint").is_dir()
 
 
 def test_measure_refuses_what_is_no_run(tmp_path, capsys):
@@ -185,7 +247,11 @@ def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
     assert "holds a comparison; name the folder of one run" in capsys.readouterr().err
 
 
-def test_models_lists_sizes_beside_the_published_ones(capsys):
+def test_models_lists_sizes_beside_the_published_ones(capsys, monkeypatch):
+    from hardjax.models import summary
+
+    # Tracing every network takes half a minute; tests/models holds all sizes against the published ones.
+    monkeypatch.setattr(summary, "ZOO", {name: summary.ZOO[name] for name in ("mlp", "resnet50")})
     assert command("models") == 0
     shown = capsys.readouterr().out
     for text in ("resnet50", "23,528,522", "1,334.6M", "23.52M, 2.69G", "norm_batch_size"):

@@ -9,6 +9,7 @@ import pytest
 from shared import shared
 
 from hardjax import data
+from hardjax._validate import Refusal
 from hardjax.data import Dataset, tfds
 from hardjax.data.dataset import evenly, pixel_statistics
 
@@ -71,6 +72,7 @@ def test_classes_are_counted_from_what_is_given():
 
 
 GOOD, LABELS = arrays()
+FLOATS = GOOD / 255
 NAN = np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GOOD.astype(float))
 
 
@@ -90,11 +92,37 @@ NAN = np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GOOD.astype(floa
         (GOOD[:0], LABELS[:0], {}, "at least one train image"),
         (GOOD[:, :3], LABELS, {}, "images of one shape"),
         (GOOD, LABELS, {"class_names": ("a", "b", "c"), "num_classes": 4}, "Expected 4 class_names, got 3"),
+        (GOOD, LABELS, {"class_names": "abc"}, "class_names='abc' to be a list of texts"),
+        (GOOD, LABELS, {"num_classes": 3.0}, "num_classes=3.0 to be a whole number"),
+        (GOOD, LABELS, {"num_classes": 2**31}, "num_classes=2147483648 to be at most 2"),
+        (GOOD, LABELS, {"flip": "no"}, "flip='no' to be True or False"),
+        (GOOD.astype(np.float32), LABELS, {}, "train images of floats scaled to 0..1, got values from 0 to 254"),
+        (FLOATS - 0.5, LABELS, {}, "scaled to 0..1, got values from -0.5"),
+        (FLOATS, LABELS, {}, "images of one dtype, got float32 and uint8"),
+        (GOOD // 255 + 1, LABELS, {}, "images of one scale, got values up to 1 and 254"),
     ],
 )
 def test_arrays_that_do_not_fit(images, labels, settings, message):
     with pytest.raises(ValueError, match=message):
         Dataset.from_arrays(images, labels, GOOD, LABELS, **settings)
+
+
+def test_floats_are_checked_in_both_splits_and_may_be_off_by_rounding():
+    with pytest.raises(Refusal, match=r"test images of floats scaled to 0\.\.1, got values from 0 to 1\.99"):
+        Dataset.from_arrays(FLOATS, LABELS, FLOATS * 2, LABELS)
+    with pytest.raises(Refusal, match="images of one scale"):
+        Dataset.from_arrays(FLOATS, LABELS, FLOATS / 255, LABELS)
+    dataset = Dataset.from_arrays(FLOATS * (1 + 1e-6), LABELS, np.zeros_like(FLOATS), LABELS)  # black ones are no scale
+    np.testing.assert_array_equal(dataset.train.images, (FLOATS * (1 + 1e-6)).astype(np.float32))
+
+
+@pytest.mark.parametrize("label", [12, 2**31 - 1, 2**62])
+def test_one_label_does_not_decide_the_size_of_the_network(label):
+    labels = np.where(np.arange(12) == 5, label, LABELS)
+    with pytest.raises(Refusal, match=f"below the number of training samples, 12, got {label}; .* give num_classes"):
+        Dataset.from_arrays(GOOD, labels, GOOD, LABELS)
+    if label == 12:
+        assert Dataset.from_arrays(GOOD, labels, GOOD, LABELS, num_classes=40).num_classes == 40
 
 
 def test_test_labels_are_checked_too():
@@ -164,6 +192,15 @@ def test_missing_data_is_said_at_once(tmp_path):
     with pytest.raises(data.DataNotPrepared, match="run `hardjax data prepare stl10 --data-dir"):
         data.load("stl10", tmp_path)
     assert time.perf_counter() - started < 5
+    assert issubclass(data.DataNotPrepared, Refusal) and issubclass(data.DataNotPrepared, FileNotFoundError)
+
+
+def test_addresses_are_no_folders_of_data(monkeypatch):
+    with pytest.raises(Refusal, match="data_dir='gs://bucket/data' to be a folder of this machine"):
+        data.load("mnist", "gs://bucket/data")
+    monkeypatch.setenv("TFDS_DATA_DIR", "s3://bucket")
+    with pytest.raises(Refusal, match="TFDS_DATA_DIR='s3://bucket' to be a folder of this machine"):
+        data.load("mnist")
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,13 @@ def test_images_and_labels_come_back_in_order(root):
     assert dataset.class_names == ("cat", "dog", "owl") and not dataset.flip
 
 
+def test_a_folder_with_brackets_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache[0]"))
+    _, arrays = make_prepared(tmp_path / "data[1:2] *")
+    for _ in range(2):
+        np.testing.assert_array_equal(data.load("mnist", tmp_path / "data[1:2] *").train.images, arrays["train"][0])
+
+
 def test_extra_is_joined_and_unlabelled_is_never_read(root):
     _, arrays = make_prepared(root, "svhn_cropped", "3.1.0", SHARDS | {"extra": [2]})
     np.testing.assert_array_equal(data.load("svhn_cropped", root).train.images, arrays["train"][0])

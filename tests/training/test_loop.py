@@ -21,7 +21,8 @@ from hardjax.data import Dataset
 from hardjax.engine.plan import programs
 from hardjax.engine.programs import Programs, programs_for
 from hardjax.engine.recipe import functions_of, zoo_functions
-from hardjax.study.compare import compare, make_arms
+from hardjax.study.arms import make_arms
+from hardjax.study.compare import compare
 from hardjax.training import checkpoint, progress
 from hardjax.training import loop as runner
 from hardjax.training.setting import prepare
@@ -420,24 +421,6 @@ def test_ctrl_c_in_the_last_dispatch_is_not_forgotten(tiny, monkeypatch):
     monkeypatch.setattr(runner, "Silent", Impatient)
     summary = train(tiny, epochs=1).summary
     assert summary["interrupted"] and summary["end"] == "budget spent"
-
-
-def test_ctrl_c_ends_a_comparison_with_the_arms_that_are_complete(tiny, monkeypatch):
-    class Impatient(progress.Silent):
-        seen = 0
-
-        def tested(self, entry):
-            Impatient.seen += 1
-            if Impatient.seen == 7:  # in the second run of the second arm
-                os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(runner, "Silent", Impatient)
-    settings = hj.TrainConfig(**SMALL, epochs=2)
-    result = compare(settings, make_arms((0.5,)), seeds=2, dataset=tiny, progress=False)
-    assert result.interrupted and [row["selection"] for row in result.rows] == ["all-batches"]
-    Impatient.seen = 6
-    with pytest.raises(KeyboardInterrupt):
-        compare(settings, make_arms((0.5,)), seeds=2, dataset=tiny, progress=False)
 
 
 def test_a_comparison_needs_the_loss_of_the_training_split(tiny):

@@ -1,0 +1,101 @@
+"""`hardjax compare`."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from hardjax._validate import Refusal
+from hardjax.cli import prepare, show
+from hardjax.cli.options import Settings, parse, told, with_axes
+
+_DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
+
+
+@dataclass(frozen=True)
+class Compare(Settings):
+    """Ways of choosing against ordinary training and its controls, over seeds: a table and a picture.
+
+    By default hard mini-batch replay (--deltas, --controls); with --methods, mini-batch trimming. The folder gets
+    summary.json, history.jsonl (a line a run) and comparison.png.
+    """
+
+    deltas: told(tuple[float, ...], "shares of the mini-batches; the baseline (1.0) always runs") = _DELTAS
+    controls: told(tuple[str, ...], "random replay of the same share | baseline on the fixed batches") = _CONTROLS
+    methods: told(tuple[str, ...], "instead of deltas: standard | trimmed | random-trimmed") = ()
+    seeds: told(int, "runs of each arm") = 3
+    output: told(str, "folder for what is written") = "runs/compare"
+
+
+def run(arguments: list[str]) -> int:
+    """Compare as the arguments say; returns the exit code."""
+    # Which arm selects what is the comparison's business.
+    options = parse(with_axes(Compare, leave_out=("selection",)), "compare", arguments)
+    if options.methods and (options.deltas, options.controls) != (_DELTAS, _CONTROLS):
+        raise Refusal(f"Give --methods {' '.join(options.methods)} or --deltas and --controls, not both.")
+    return compare(options)
+
+
+def compare(options: Any) -> int:
+    """`hardjax compare`."""
+    prepare.use_compilation_cache()
+    from hardjax.choose.trimming import Trimming
+    from hardjax.plots import arms as plots
+    from hardjax.study import tables
+    from hardjax.study.arms import make_arms, make_methods
+    from hardjax.study.compare import check_comparable, compare
+    from hardjax.training import files
+
+    config = options.config()
+    if options.methods:
+        arms = make_methods(options.methods, config.trimming or Trimming())
+    else:
+        arms = make_arms(options.deltas, options.controls)
+    check_comparable(config, options.seeds, arms)
+    files.check_folder(options.output, options.overwrite)
+    setting = prepare.setting(options, config)
+    folder = files.claim_folder(options.output, options.overwrite)
+    plain = setting.config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": options.seeds}
+    files.write_json(folder / "config.json", plain)
+
+    def log(arm: Any, result: Any) -> None:
+        entry = {"selection": arm.name, "delta": arm.delta, "seed": result.config.seed}
+        files.append_line(folder / "history.jsonl", entry | {"history": result.history, "summary": result.summary})
+        print(
+            f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
+        )
+
+    result = compare(
+        setting.config,
+        arms,
+        options.seeds,
+        dataset=setting.whole,
+        performance=setting.performance,
+        progress=not options.quiet,
+        on_result=log,
+    )
+    files.write_json(
+        folder / "summary.json",
+        {
+            "rows": result.rows,
+            "thresholds": result.thresholds,
+            "left_out": result.left_out,
+            "interrupted": result.interrupted,
+        }
+        | files.environment(),
+    )
+    table = tables.trimming_table if options.methods else tables.replay_table
+    legend = tables.trimming_legend if options.methods else tables.replay_legend
+    show.table(
+        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {result.rows[0]['seeds']} seeds",
+        table(result.rows),
+    )
+    if differences := tables.difference_table(result.rows):
+        show.table("differences, paired by seed", differences)
+    print(legend(result.rows, result.thresholds, result.left_out))
+    picture = plots.trimming if options.methods else plots.comparison
+    drawn = show.picture(folder / "comparison.png", lambda: picture(result))
+    print(f"written to {folder}: summary.json, history.jsonl{', comparison.png' if drawn else ''}")
+    if result.interrupted:
+        shown = f"{len(result.arms)} of {len(arms)} arms with {result.rows[0]['seeds']} of {options.seeds} seeds"
+        print(f"interrupted: {shown} are complete and shown", file=sys.stderr)
+    return 130 if result.interrupted else 0

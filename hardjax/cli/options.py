@@ -1,0 +1,130 @@
+"""Options that training commands share: plain ones by hand, those of every axis from its declaration."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from hardjax import _settings
+from hardjax._axis import Option, axes
+from hardjax._validate import Refusal
+from hardjax.config import Performance, TrainConfig
+
+_Kind = TypeVar("_Kind")
+Flat = Annotated[_Kind, tyro.conf.OmitArgPrefixes]  # a group in the help text, none in the options' names
+
+
+def optional(kind: type, metavar: str, text: str | None = None) -> Any:
+    """A setting that may be left out, with a legible help entry."""
+    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="")]
+
+
+def told(kind: Any, text: str) -> Any:
+    """A setting with its help: tyro finds no comments behind the fields of classes that `with_axes` makes."""
+    return Annotated[kind, tyro.conf.arg(help=text)]
+
+
+Folder, Number = optional(str, "DIR"), optional(float, "FLOAT")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    dataset: str = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100 | svhn_cropped | stl10 ...
+    data_dir: Folder = None  # folder of prepared TFDS data (default: TFDS's own)
+    validation: float = 0.0  # share of the training split held out for choosing
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    model: str = "mlp"  # a name from `hardjax models`
+    model_option: tuple[str, ...] = ()  # its options as key=value, such as norm=group widths=[64]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    epochs: int = 10  # E; exactly E * N back-propagations are made
+    batch_size: int = 128  # samples a mini-batch
+    optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw
+    momentum: float = 0.9  # read by momentum and nesterov
+    learning_rate: Number = None  # peak rate (0.005 if neither rate is given)
+    base_learning_rate: Number = None  # rate per sample of the batch; give one of the two
+    weight_decay: float = 0.0  # L2 on every parameter
+    precision: str = "default"  # of products: default | high | highest
+    test_every: str = "epoch"  # epoch (N back-propagations) | round
+    evaluate_train: bool = True  # evaluate the whole training split at every test point
+    seed: int = 0  # first seed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every training command shares; `with_axes` adds the options of the axes."""
+
+    data: Flat[DataOptions] = DataOptions()
+    network: Flat[ModelOptions] = ModelOptions()
+    training: Flat[TrainingOptions] = TrainingOptions()
+    gram_chunk: optional(int, "SAMPLES", "bounds the memory of a measurement") = None
+    output: told(str, "folder for what is written") = "runs/latest"
+    overwrite: told(bool, "let the folder hold other results of hardjax already") = False
+    quiet: told(bool, "no progress") = False
+
+    def config(self) -> TrainConfig:
+        """The configuration asked for.
+
+        Raises:
+            ValueError: what `TrainConfig` and its axes refuse, and options that nothing would read.
+        """
+        given = vars(self.data) | vars(self.network) | vars(self.training)
+        settings = {f.name: given[f.name] for f in dataclasses.fields(TrainConfig) if f.name in given}
+        settings["model_options"] = dict(_model_option(text) for text in self.network.model_option)
+        for name, declared in axes(TrainConfig).items():
+            if hasattr(self, name):
+                settings[name] = declared.from_flags(vars(getattr(self, name)))
+        if self.gram_chunk is not None and settings["measure"] is None:
+            raise Refusal(f"--gram-chunk {self.gram_chunk} goes with --measure-every.")
+        return TrainConfig(**settings)
+
+    def performance(self) -> Performance:
+        return Performance(gram_chunk=self.gram_chunk)
+
+
+def with_axes(command: type[_Kind], leave_out: tuple[str, ...] = ()) -> type[_Kind]:
+    """The options of a command and, a group each, those of the axes of `TrainConfig`."""
+    about = _settings.field_help(TrainConfig)
+    groups = []
+    for name, declared in axes(TrainConfig).items():
+        if name not in leave_out:
+            group = _group(name, declared.options(about.get(name, "")))
+            groups.append((name, Flat[group], dataclasses.field(default=group())))
+    made = dataclasses.make_dataclass(command.__name__, groups, bases=(command,), frozen=True)
+    made.__doc__ = command.__doc__
+    return made
+
+
+def parse(command: type[_Kind], name: str, arguments: list[str]) -> _Kind:
+    """The command's options; tyro prints help and exits with 0, and with 2 where it cannot read one."""
+    return tyro.cli(command, args=arguments, prog=f"hardjax {name}")
+
+
+def _group(name: str, options: list[Option]) -> type:
+    fields = []
+    for flag, kind, default, text in options:
+        text = text.replace("`", "")
+        if default is None:
+            metavar = {float | None: "FLOAT", int | None: "INT"}.get(kind, "STR")
+            hint: Any = tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint="")
+        else:
+            hint = tyro.conf.arg(help=text)
+        fields.append((flag, Annotated[kind, hint], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(f"{name.title()}Options", fields, frozen=True)
+
+
+def _model_option(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise Refusal(f"Expected model option {text!r} as key=value, such as norm=group.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

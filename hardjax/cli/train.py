@@ -1,0 +1,59 @@
+"""`hardjax train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardjax._validate import local_folder
+from hardjax.cli import prepare, show
+from hardjax.cli.options import Settings, parse, told, with_axes
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """Train one network and write to a folder: configuration, history, summary, checkpoint, pictures."""
+
+    output: told(str, "folder for what is written") = "runs/train"
+
+
+def run(arguments: list[str]) -> int:
+    """Train as the arguments say; returns the exit code."""
+    options = parse(with_axes(Train), "train", arguments)
+    prepare.use_compilation_cache()
+    from hardjax.training import files, loop
+
+    config = options.config()
+    files.check_folder(options.output, options.overwrite)
+    setting = prepare.setting(options, config)
+    result = loop.train(setting, options.output, options.overwrite, progress=not options.quiet)
+    folder = local_folder(output=options.output)
+    _draw(setting, result, folder)
+    summary = result.summary
+    shown = {name: found for name, found in summary.items() if not isinstance(found, dict)}
+    shown |= setting.config.columns(result.history)
+    show.table(setting.config.title, [{"what": name, "value": show.value(found)} for name, found in shown.items()])
+    print(f"written to {folder}")
+    return 130 if summary["interrupted"] else 0
+
+
+def _draw(setting: Any, result: Any, folder: Path) -> None:
+    """measures.png where spectra were measured; hardest.png where rounds or samples were chosen by their losses."""
+    from hardjax.choose.selection import HardBatches, HardSamples
+
+    config = setting.config
+
+    def spectra() -> Any:
+        from hardjax.plots.fisher import measures
+
+        return measures({f"{config.model}, batch {config.batch_size}": result.measurements})
+
+    def samples() -> Any:
+        from hardjax.plots.samples import hardest
+        from hardjax.study.hardest import hardest_samples
+
+        return hardest(setting.dataset, *hardest_samples(setting, result))
+
+    if config.measure is not None:
+        show.picture(folder / "measures.png", spectra)
+    if isinstance(config.selection, HardBatches | HardSamples) or config.trimming is not None:
+        show.picture(folder / "hardest.png", samples)

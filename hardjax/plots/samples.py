@@ -1,0 +1,40 @@
+"""A picture of single samples: those that were replayed most."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hardjax.data import Dataset
+from hardjax.plots.canvas import figure
+
+_COLUMNS = 8
+
+
+def hardest(
+    dataset: Dataset, samples: np.ndarray, replays: np.ndarray, losses: np.ndarray, predictions: np.ndarray
+) -> Figure:
+    """A grid of the samples replayed most, with label, prediction, loss; a wrong prediction is red.
+
+    Args:
+        dataset: they are from its training split.
+        samples: (k,) indices, the most replayed first.
+        replays, losses, predictions: (k,) times trained, nats under the final model, predicted class.
+    """
+    rows = max(1, -(-len(samples) // _COLUMNS))
+    drawn = figure(1.55 * _COLUMNS, 2.0 * rows + 0.5)
+    panels = drawn.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    images, labels = (np.asarray(leaf[samples]) for leaf in dataset.train)
+    for panel in panels:
+        panel.axis("off")
+    for i, panel in zip(range(len(samples)), panels, strict=False):
+        panel.imshow(_shown(images[i]), cmap="gray_r", interpolation="nearest")
+        label, guess = dataset.class_names[labels[i]], dataset.class_names[predictions[i]]
+        right = labels[i] == predictions[i]
+        text = f"{label}" if right else f"{label}\nread as {guess}"
+        panel.set_title(f"{text}\n{replays[i]}x, loss {losses[i]:.2f}", fontsize=7.5, color="black" if right else "C3")
+    drawn.suptitle(f"{dataset.name}: training samples replayed most (label; times trained; loss now; red: misread)")
+    return drawn
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) of an image with any number of channels: others than 1 and 3 are shown as their mean."""
+    return image if image.shape[-1] == 3 else image.astype(np.float32).mean(-1)
