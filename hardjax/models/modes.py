@@ -110,7 +110,7 @@ def logits_of(module: nn.Module, out: Any, batch: int) -> Array:
         ValueError: neither a (B, classes) array nor a tuple that begins with one.
     """
     first = out[0] if isinstance(out, tuple | list) and out else out
-    if isinstance(first, jax.Array) and (not isinstance(out, tuple | list) or first.ndim == 2 and len(first) == batch):
+    if isinstance(first, jax.Array) and (first is out or (first.ndim == 2 and len(first) == batch)):
         return first
     got = ", ".join(str(getattr(leaf, "shape", leaf)) for leaf in jax.tree.leaves(out)[:3])
     raise Refusal(
@@ -151,7 +151,8 @@ class _Unmoved(Refusal):
 def _tried(
     module: nn.Module, manners: list[Manner], variables: Any, images: Any
 ) -> tuple[list[tuple[Manner, bool]], list[Refusal]]:
-    """(manners that a trial lets pass, with whether it saw a difference: the first that shows one, alone, or all; why the others do not)."""
+    """(manners that a trial lets pass and whether it saw a difference, only the first one that shows any or else all;
+    why the others do not pass)."""
     fits, reasons = [], []
     for manner in manners:
         try:

@@ -23,7 +23,7 @@ from hardjax.engine.rounds import RoundSpec
 from hardjax.engine.step import Recipe, TrainData, TrainState, replace
 from hardjax.fisher.observe import SpectrumObserver, make_observer
 from hardjax.models.apply import init_variables, make_apply
-from hardjax.training.probe import check_model, check_observer, check_rows, trim_paths
+from hardjax.training.probe import check_model, check_observer, trim_paths
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def prepare(
     if variables is not None:
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, expected)
-    trims, observer = _trim_plan(config, performance, recipe), _observer(config, performance, recipe, own_model)
+    trims, observer = _trim_plan(config, performance, recipe), _observer(config, performance, recipe)
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
     splits = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
     hyper = Hyper(
@@ -160,16 +160,12 @@ def _trim_plan(config: TrainConfig, performance: Performance, recipe: Recipe) ->
     return trimming.make_plan(config.trimming, config.epochs, config.batch_size, paths.exact, *wanted, paths.lean)
 
 
-def _observer(
-    config: TrainConfig, performance: Performance, recipe: Recipe, own_model: bool
-) -> SpectrumObserver | None:
-    """What measures spectra, tried on the network; the rows of one that no test has seen are added up once."""
+def _observer(config: TrainConfig, performance: Performance, recipe: Recipe) -> SpectrumObserver | None:
+    """What measures spectra, tried on the network."""
     if config.measure is None:
         return None
     observer = make_observer(config.measure, performance.gram_chunk)
     check_observer(recipe, observer)
-    if config.measure.rows != "coupled" and (own_model or config.measure.method == "vmap"):
-        check_rows(recipe, config.measure)
     return observer
 
 

@@ -1,0 +1,354 @@
+"""Whether rows of per-sample gradients are those of this very network: compared with their definition before use.
+
+The rules see a network's layers, not its arithmetic: a parameter that is rewritten, tied, or used behind its layer's
+back gives rows that are wrong and look right. So people's own networks are compared once, row by row, with the
+definition, on a few made-up samples. Parameters are moved by noise: a head that starts at zero hides all that lies
+behind it. What was compared is remembered by the program that was traced, not by the module: equal modules may compute
+different things (a helper that was redefined, 1 and True).
+"""
+
+import collections
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hardjax._validate import Refusal
+from hardjax.fisher import by_layers, capture, definition
+from hardjax.models.apply import is_ours
+
+# Five samples: enough to tell them apart, and unlike two or three they leave batch statistics of one pixel a variance
+# that is not all rounding. Another size where five is refused (sub-batches of a fixed size).
+_SIZES = (5, 7, 3)
+_TOLERANCE = {"float32": 1e-3, "half": 0.05}  # share of the whole gradient; bfloat16 models differ by 0.02 from theirs
+_NUDGE = 1e-6  # relative change of the images whose effect shows how far rounding reaches
+_CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
+_REMEMBERED = 512
+
+
+class Subject(NamedTuple):
+    """What is checked: a network, as shapes, with the rows and the method by which they are formed."""
+
+    model: Any
+    rows: str
+    method: str
+    variables: Any
+    images: Any
+
+
+class Comparison(NamedTuple):
+    """Errors of every parameter's rows relative to the norm of all rows, by name, and how far rounding may carry them.
+
+    unknown: there was no definition to compare with, and what could be compared instead failed.
+    """
+
+    errors: dict[str, float]
+    tolerance: float
+    unknown: bool
+
+
+def needed(model: Any, rows: str, method: str) -> bool:
+    """Networks of the zoo are tested; coupled rows, and frozen ones by "vmap", are the definition itself."""
+    return not (is_ours(model) or rows == "coupled" or (rows == "frozen" and method == "vmap"))
+
+
+def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, *, traced: bool) -> None:
+    """Checks the rows of this network once; inside a trace, where nothing can be computed, they must have been.
+
+    Raises:
+        ValueError: they are wrong, or the method does not take the network, or (traced) nobody has checked.
+    """
+    if not needed(model, rows, method):
+        return
+    subject = Subject(model, rows, method, variables, images)
+    try:
+        name = identity(subject)
+    except capture.Uncovered as error:
+        raise Refusal(f"{_advice(subject, traced)}: {error}") from None
+    if name in _CHECKED:
+        _CHECKED.move_to_end(name)
+        return
+    if traced:
+        raise Refusal(
+            f"Call hardjax.fisher.coverage(model, variables, images, labels, rows={rows!r}, method={method!r}) before"
+            f" compiling: the rows of {_name(model)} have not been compared with its gradient."
+        )
+    _compared(subject, name, None)
+
+
+def run(
+    model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, tolerance: float | None
+) -> dict[str, float]:
+    """The comparison itself, whether or not it was made before: errors by parameter.
+
+    Raises:
+        ValueError: as `ensure`.
+    """
+    subject = Subject(model, rows, method, variables, images)
+    try:
+        name = identity(subject)
+    except capture.Uncovered as error:
+        raise Refusal(f"{_advice(subject)}: {error}") from None
+    return _compared(subject, name, tolerance)
+
+
+def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str, float]:
+    """Errors by parameter, below the tolerance; the program is remembered as right."""
+    found = compare(subject)
+    tolerance = found.tolerance if tolerance is None else tolerance
+    wrong = sorted((name for name, e in found.errors.items() if not e <= tolerance), key=lambda n: -found.errors[n])
+    if found.unknown:
+        raise Refusal(
+            f"{_advice(subject)}: samples of {_name(subject.model)} are coupled by more than batch norm, and their rows"
+            " cannot be told apart."
+        )
+    if wrong:
+        raise Refusal(
+            f"{_advice(subject)}: rows are not those of the gradient of {_name(subject.model)}, by"
+            f" {found.errors[wrong[0]]:.1e} of it (tolerance {tolerance:g}) at {capture.some(wrong)}, as where a"
+            " parameter is rewritten, tied or used behind its layer's back."
+        )
+    _CHECKED[name] = None
+    while len(_CHECKED) > _REMEMBERED:
+        _CHECKED.popitem(last=False)
+    return found.errors
+
+
+def identity(subject: Subject) -> str:
+    """A name of the programs of the gradient and of the rows, for a batch of the check's size, whatever the values.
+
+    Raises:
+        ValueError: the method does not take the network.
+    """
+    size = _size(subject)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # In 32 bits whatever the caller's settings: one check holds for both.
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+        variables, images, labels = _shapes(subject, size)
+
+        def programs(variables: Any, images: Array, labels: Array, weights: Array, key: Array) -> tuple:
+            forward = capture.forward_of(subject.model, variables, images, key)
+
+            def weighted(params: Any) -> Array:
+                logits = forward({**variables, "params": params}, images, subject.rows != "frozen")
+                return (weights * definition.losses(logits, labels)).sum()
+
+            return jax.grad(weighted)(variables["params"]), _rows(subject, forward, variables, images, labels)
+
+        weights = jax.ShapeDtypeStruct((size,), jnp.float32)
+        text = jax.jit(programs).lower(variables, images, labels, weights, key).as_text()
+    half = "half" if "bf16" in text or "f16>" in text else "float32"
+    names = ",".join(sorted(capture.named_leaves(variables)))
+    settings = f"{subject.rows} {subject.method} {jax.default_backend()} {names}"
+    return f"{half} {hashlib.sha256(f'{settings} {text}'.encode()).hexdigest()}"
+
+
+def compare(subject: Subject) -> Comparison:
+    """The rows beside their definition, at parameters moved by noise; at entirely random ones if those give nothing
+    finite (a run that diverged).
+
+    Raises:
+        ValueError: neither gives anything finite.
+    """
+    kind = identity(subject).split()[0]
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+        for near in (True, False):
+            inputs = _made_up(subject, _size(subject), near)
+            errors, nudged, unknown = _measured(subject, inputs)
+            if all(math.isfinite(error) for error in (*nudged.values(), *errors.values())):
+                break
+    # Where the definition itself moves by this much at a nudge of rounding's size, so may the rows.
+    rounding = 10 * max(nudged.values(), default=0.0)
+    tolerance = max(_TOLERANCE[kind], min(rounding, _TOLERANCE["half"])) if math.isfinite(rounding) else 0.0
+    return Comparison(errors, tolerance, unknown)
+
+
+def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[str, float], bool]:
+    """(errors by parameter, changes of the definition at a nudge, whether there was no definition)."""
+    frozen, by_copies = subject.rows == "frozen", subject.method == "vmap"
+
+    def forward_of(variables: Any, images: Array, key: Array) -> Any:
+        return capture.forward_of(subject.model, variables, images, key)
+
+    @jax.jit
+    def coupling(variables: Any, images: Array, labels: Array, key: Array) -> Array:
+        return _coupling(forward_of(variables, images, key), variables, images)
+
+    @jax.jit
+    def found_and_defined(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
+        forward = forward_of(variables, images, key)
+        if frozen:
+            defined = capture.named_leaves(definition.frozen_rows(forward, variables, images, labels))
+            return _rows(subject, forward, variables, images, labels), defined, None, 0.0
+        own = capture.named_leaves(definition.coupled_rows(forward, variables, images, labels))
+        if not (coupled or by_copies):
+            return _rows(subject, forward, variables, images, labels), own, None, 0.0
+        copied, gap = definition.copied_rows(forward, variables, images, labels)
+        copied = capture.named_leaves(copied)
+        return copied if by_copies else _rows(subject, forward, variables, images, labels), own, copied, gap
+
+    coupled = not frozen and not float(coupling(*inputs)) <= _TOLERANCE["float32"]
+    variables, images, labels, key = inputs
+    rows, defined, copied, gap = found_and_defined(*inputs)
+    nudge = images * (1 + _NUDGE) if _is_float(images) else images
+    _, nudged, _, _ = found_and_defined(variables, nudge, labels, key)
+    if not coupled:
+        return _errors(rows, defined), _errors(nudged, defined), False
+    # With batch statistics a row is what its copy of the parameters adds. The rows add up to the gradient as well,
+    # which tells whether the copies leave out a use of a parameter.
+    whole = _norm(defined)
+    sums, added, nudged = ({name: np.sum(row, 0) for name, row in some.items()} for some in (rows, defined, nudged))
+    errors, nudges = _errors(sums, added, whole), _errors(nudged, added, whole)
+    if float(gap) <= _TOLERANCE["half"] / 2:
+        of_rows = _errors(rows, copied)
+        return {name: max(error, of_rows[name]) for name, error in errors.items()}, nudges, False
+    return errors, nudges, by_copies or not _follow(subject, inputs, rows)
+
+
+def _follow(subject: Subject, inputs: tuple, rows: dict[str, Array]) -> bool:
+    """Whether the rows change places as their samples do. Where samples are coupled by who knows what, this and that
+    they add up to the gradient is all that can be asked for."""
+    variables, images, labels, key = inputs
+    order = np.roll(np.arange(len(images)), 1)
+
+    @jax.jit
+    def turned(variables: Any, images: Array, labels: Array, key: Array) -> dict[str, Array]:
+        forward = capture.forward_of(subject.model, variables, images, key)
+        return _rows(subject, forward, variables, images, labels)
+
+    found = turned(variables, images[order], labels[order], key)
+    expected = {name: row[order] for name, row in rows.items()}
+    return max(_errors(found, expected).values(), default=0.0) <= _TOLERANCE["half"]
+
+
+def _rows(subject: Subject, forward: Any, variables: Any, images: Array, labels: Array) -> dict[str, Array]:
+    train = subject.rows != "frozen"
+    if subject.method == "layers":
+        return by_layers.rows(by_layers.problem(forward, variables, images, labels, train))
+    fn = definition.contribution_rows if train else definition.frozen_rows
+    return capture.named_leaves(fn(forward, variables, images, labels))
+
+
+def _coupling(forward: Any, variables: Any, images: Array) -> Array:
+    """How far a sample's logits move, relative to the largest, when another sample is replaced."""
+    logits = forward(variables, images, True)
+
+    def moved(i: Array) -> Array:
+        others = images.at[i].set(images[(i + 1) % len(images)])
+        change = jnp.abs(forward(variables, others, True) - logits).max(-1)
+        return jnp.where(jnp.arange(len(images)) == i, 0, change).max()
+
+    change = jax.lax.map(moved, jnp.arange(len(images))).max()
+    return change / jnp.maximum(jnp.abs(logits).max(), jnp.finfo(jnp.float32).tiny)
+
+
+def _errors(found: Mapping[str, Any], expected: Mapping[str, Any], whole: float | None = None) -> dict[str, float]:
+    """Of each parameter, relative to all of them together: one whose rows are rounding alone has no size of its own."""
+    whole = _norm(expected) if whole is None else whole
+    errors = {}
+    for name, row in expected.items():
+        gap = _norm({name: np.asarray(found[name], np.float64) - np.asarray(row, np.float64)})
+        errors[name] = 0.0 if gap == 0 else gap / whole if whole != 0 else math.inf
+    return errors
+
+
+def _norm(arrays: Mapping[str, Any]) -> float:
+    return math.sqrt(sum(float(np.square(np.asarray(array, np.float64)).sum()) for array in arrays.values()))
+
+
+def _size(subject: Subject) -> int:
+    """The first batch size of `_SIZES`, then of the divisors of the batch at hand, that the network takes."""
+    batch = subject.images.shape[0]
+    divisors = [size for size in range(2, batch + 1) if batch % size == 0]
+    reason: Exception | None = None
+    for size in (*_SIZES, *divisors):
+        variables, images, _ = _shapes(subject, size)
+        try:
+            jax.eval_shape(
+                lambda variables, images, key: capture.forward_of(subject.model, variables, images, key)(
+                    variables, images, subject.rows != "frozen"
+                ),
+                variables,
+                images,
+                jax.eval_shape(lambda: jax.random.key(0)),
+            )
+        except (ValueError, TypeError) as error:
+            reason = reason or error
+            continue
+        return size
+    raise reason
+
+
+def _shapes(subject: Subject, size: int) -> tuple[Any, Any, Any]:
+    """Shapes and types of variables, images and labels, in 32 bits."""
+
+    def shape(leaf: Any, first: int | None = None) -> jax.ShapeDtypeStruct:
+        narrow = {"float64": "float32", "int64": "int32", "uint64": "uint32"}.get(str(leaf.dtype), leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape if first is None else (first, *leaf.shape[1:]), narrow)
+
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    return jax.tree.map(shape, dict(subject.variables)), shape(subject.images, size), labels
+
+
+def _made_up(subject: Subject, size: int, near: bool) -> tuple:
+    """(variables moved by noise, images, labels, key) in NumPy; `near` the given values, or without them."""
+    shapes, images, labels = _shapes(subject, size)
+    rng = np.random.default_rng(7)
+
+    def moved(path: tuple, leaf: Any, shape: Any) -> Any:
+        leaf = np.asarray(leaf)
+        if not _is_float(leaf) or str(getattr(path[0], "key", "")) not in ("params", "batch_stats"):
+            return leaf.astype(shape.dtype)
+        # float32: NumPy's own arithmetic for bfloat16 is slow, and a bfloat16 spread would be coarse.
+        leaf = leaf.astype(np.float32)
+        leaf = np.where(np.isfinite(leaf) & near, leaf, 0 if near or leaf.ndim > 1 else 1)
+        if path[0].key == "batch_stats":  # variances stay above zero
+            leaf = leaf * (1 + 0.3 * rng.random(leaf.shape)) + 0.1
+        elif leaf.size:
+            # As far as its values lie apart; where they are all equal, as far as an initialiser would draw them.
+            fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 100
+            spread = leaf.std() / 2 or 1 / math.sqrt(max(1, fan_in))
+            leaf = leaf + spread * rng.standard_normal(leaf.shape)
+        return leaf.astype(shape.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(moved, dict(subject.variables), shapes)
+    if _is_float(images):
+        made = rng.standard_normal(images.shape).astype(images.dtype)
+    else:
+        made = np.asarray(subject.images)[np.arange(size) % subject.images.shape[0]].astype(images.dtype)
+    key = jax.random.key(7)
+    forward = capture.forward_of(subject.model, variables, made, key)
+    classes = jax.eval_shape(lambda: forward(variables, jnp.asarray(made), False)).shape[-1]
+    return variables, made, (np.arange(size) * 2 % classes).astype(labels.dtype), key
+
+
+def _advice(subject: Subject, traced: bool = False) -> str:
+    """What takes the network, tried where it can be."""
+    other = "vmap" if subject.method == "layers" else "layers"
+    if traced:
+        return f'hardjax.fisher.coverage tells whether method="{other}" takes {_name(subject.model)}'
+    try:
+        subject = subject._replace(method=other)
+        found = compare(subject) if needed(*subject[:3]) else Comparison({}, 0.0, False)
+        works = not found.unknown and all(error <= found.tolerance for error in found.errors.values())
+    except Refusal:
+        works = False
+    if works:
+        return f'method="{other}" takes this network'
+    if subject.rows == "contribution":
+        return 'rows="coupled" takes any network'
+    return "This network cannot be measured"
+
+
+def _name(model: Any) -> str:
+    module = getattr(model, "module", model)
+    return getattr(module, "__name__", type(module).__name__)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
