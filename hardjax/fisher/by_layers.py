@@ -131,6 +131,26 @@ def rows(problem: Problem) -> dict[str, Array]:
     return found | zeros
 
 
+def rows_and_grams(problem: Problem) -> tuple[dict[str, Array], dict[str, Array]]:
+    """`rows` and `grams` of one backward pass."""
+    batch, shared = len(problem.labels), capture.shared_paths(problem.layers)
+    square = jnp.zeros((batch, batch), problem.dtype)
+
+    def emit(layer: Layer, a: Array, d: Array) -> tuple[dict, dict]:
+        return layer.rule.rows(a, d), {} if layer.path in shared else layer.rule.grams(a, d, None)
+
+    sinks = {
+        layer.path: (_row_sinks(layer, problem), {} if layer.path in shared else dict.fromkeys(layer.shapes, square))
+        for layer in problem.layers
+    }
+    left = _backward(problem, sinks, emit)
+    found = {name: value for path, (of, _) in left.items() for name, value in _named(path, of).items()}
+    products = {name: rules.outer(value) for name, value in found.items()}
+    products |= {name: value for path, (_, of) in left.items() for name, value in _named(path, of).items()}
+    zeros = {name: jnp.zeros((batch, *shape), problem.dtype) for name, shape in problem.idle.items()}
+    return found | zeros, products | dict.fromkeys(problem.idle, square)
+
+
 def missed(problem: Problem) -> dict[str, Array]:
     """Layer name -> () bool: the backward pass met it another number of times than the forward pass showed."""
     _, wrong = _counted_backward(problem, {None: None}, lambda layer, a, d: None)

@@ -107,6 +107,11 @@ def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str,
             f"{_advice(subject)}: samples of {_name(subject.model)} are coupled by more than batch norm, and their rows"
             " cannot be told apart."
         )
+    if hidden := _hidden(subject) if any(math.isnan(error) for error in found.errors.values()) else []:
+        raise Refusal(
+            f"{_advice(subject)}: layer {capture.some(hidden)} is hidden by nn.jit or mapped by nn.vmap, where no rule"
+            " sees it."
+        )
     if wrong:
         raise Refusal(
             f"{_advice(subject)}: rows are not those of the gradient of {_name(subject.model)}, by"
@@ -160,7 +165,7 @@ def compare(subject: Subject) -> Comparison:
         for near in (True, False):
             inputs = _made_up(subject, _size(subject), near)
             errors, nudged, unknown = _measured(subject, inputs)
-            if all(math.isfinite(error) for error in (*nudged.values(), *errors.values())):
+            if all(math.isfinite(change) for change in nudged.values()):
                 break
     # Where the definition itself moves by this much at a nudge of rounding's size, so may the rows.
     rounding = 10 * max(nudged.values(), default=0.0)
@@ -179,35 +184,41 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
     def coupling(variables: Any, images: Array, labels: Array, key: Array) -> Array:
         return _coupling(forward_of(variables, images, key), variables, images)
 
+    def formed(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
+        forward = forward_of(variables, images, key)
+        if by_copies:
+            return _rows(subject, forward, variables, images, labels), {}
+        return by_layers.rows_and_grams(by_layers.problem(forward, variables, images, labels, not frozen))
+
     @jax.jit
     def found_and_defined(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
         forward = forward_of(variables, images, key)
         if frozen:
             defined = capture.named_leaves(definition.frozen_rows(forward, variables, images, labels))
-            return _rows(subject, forward, variables, images, labels), defined, None, 0.0
+            return formed(variables, images, labels, key), defined, None, 0.0
         own = capture.named_leaves(definition.coupled_rows(forward, variables, images, labels))
         if not (coupled or by_copies):
-            return _rows(subject, forward, variables, images, labels), own, None, 0.0
+            return formed(variables, images, labels, key), own, None, 0.0
         copied, gap = definition.copied_rows(forward, variables, images, labels)
         copied = capture.named_leaves(copied)
-        return copied if by_copies else _rows(subject, forward, variables, images, labels), own, copied, gap
+        return (copied, {}) if by_copies else formed(variables, images, labels, key), own, copied, gap
 
     coupled = not frozen and not float(coupling(*inputs)) <= _TOLERANCE["float32"]
     variables, images, labels, key = inputs
-    rows, defined, copied, gap = found_and_defined(*inputs)
+    (rows, products), defined, copied, gap = found_and_defined(*inputs)
     nudge = images * (1 + _NUDGE) if _is_float(images) else images
     _, nudged, _, _ = found_and_defined(variables, nudge, labels, key)
+    of_products = _product_errors(products, rows)
     if not coupled:
-        return _errors(rows, defined), _errors(nudged, defined), False
+        return _largest(_errors(rows, defined), of_products), _errors(nudged, defined), False
     # With batch statistics a row is what its copy of the parameters adds. The rows add up to the gradient as well,
     # which tells whether the copies leave out a use of a parameter.
     whole = _norm(defined)
     sums, added, nudged = ({name: np.sum(row, 0) for name, row in some.items()} for some in (rows, defined, nudged))
     errors, nudges = _errors(sums, added, whole), _errors(nudged, added, whole)
     if float(gap) <= _TOLERANCE["half"] / 2:
-        of_rows = _errors(rows, copied)
-        return {name: max(error, of_rows[name]) for name, error in errors.items()}, nudges, False
-    return errors, nudges, by_copies or not _follow(subject, inputs, rows)
+        return _largest(errors, _errors(rows, copied), of_products), nudges, False
+    return _largest(errors, of_products), nudges, by_copies or not _follow(subject, inputs, rows)
 
 
 def _follow(subject: Subject, inputs: tuple, rows: dict[str, Array]) -> bool:
@@ -234,6 +245,18 @@ def _rows(subject: Subject, forward: Any, variables: Any, images: Array, labels:
     return capture.named_leaves(fn(forward, variables, images, labels))
 
 
+def _hidden(subject: Subject) -> list[str]:
+    """Layers that the backward pass met another number of times than the forward pass showed."""
+    if subject.method != "layers":
+        return []
+    with jax.enable_x64(False):
+        variables, images, labels, key = _made_up(subject, _size(subject), True)
+        forward = capture.forward_of(subject.model, variables, images, key)
+        train = subject.rows != "frozen"
+        problem = by_layers.problem(forward, variables, jnp.asarray(images), jnp.asarray(labels), train)
+        return [name for name, wrong in by_layers.missed(problem).items() if wrong]
+
+
 def _coupling(forward: Any, variables: Any, images: Array) -> Array:
     """How far a sample's logits move, relative to the largest, when another sample is replaced."""
     logits = forward(variables, images, True)
@@ -248,13 +271,33 @@ def _coupling(forward: Any, variables: Any, images: Array) -> Array:
 
 
 def _errors(found: Mapping[str, Any], expected: Mapping[str, Any], whole: float | None = None) -> dict[str, float]:
-    """Of each parameter, relative to all of them together: one whose rows are rounding alone has no size of its own."""
+    """Of each parameter, relative to all of them together: one whose rows are rounding alone has no size of its own.
+
+    An error that is large beside the parameter's own rows counts up to five times: half precision lets through what is
+    small beside the whole, and a wrong row of a small parameter should not hide there.
+    """
     whole = _norm(expected) if whole is None else whole
     errors = {}
     for name, row in expected.items():
         gap = _norm({name: np.asarray(found[name], np.float64) - np.asarray(row, np.float64)})
-        errors[name] = 0.0 if gap == 0 else gap / whole if whole != 0 else math.inf
+        if gap == 0 or whole == 0:
+            errors[name] = math.inf if gap else 0.0
+            continue
+        own = gap / (_norm({name: row}) or gap)
+        errors[name] = gap / whole * min(5.0, max(1.0, own * whole / gap / 5))
     return errors
+
+
+def _product_errors(products: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, float]:
+    """Of each parameter's Gram matrix, which the rules form in ways of their own, relative to all of them together."""
+    flat = {name: np.asarray(rows[name], np.float64).reshape(len(rows[name]), -1) for name in products}
+    whole = sum(float(np.square(row).sum()) for row in flat.values()) or 1.0
+    return {name: float(np.abs(products[name] - row @ row.T).max()) / whole for name, row in flat.items()}
+
+
+def _largest(first: dict[str, float], *others: dict[str, float]) -> dict[str, float]:
+    # NumPy's maximum: NaN must not lose.
+    return {name: float(np.max([error, *(other[name] for other in others if other)])) for name, error in first.items()}
 
 
 def _norm(arrays: Mapping[str, Any]) -> float:
