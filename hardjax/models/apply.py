@@ -135,7 +135,7 @@ def samples_are_independent(apply: Callable, variables: Any, image_shape: tuple[
         jax.eval_shape(lambda: jax.random.key(0)), variables, images
     ).jaxpr
     # Making the streams' keys uses the key; what counts is whether the logits depend on it.
-    return not modes.depends(traced, traced.outvars, traced.invars[:1])
+    return not modes.depends(traced, 0, {0})
 
 
 def _apply_ours(module: nn.Module, variables: Any, images: Array, train: bool, key: Array | None) -> tuple[Array, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax
@@ -30,6 +30,9 @@ NAMES = {
 }
 # Provided though nothing asks for them: a module may look (`has_rng`) before it draws.
 _STREAMS = ("dropout", "drop_path", "droppath", "stochastic_depth", "noise", "default")
+_CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+# Parameters change by their gradient alone; every other collection is watched.
+_ALL = flax.core.DenyList(("params",))
 _MOVES = {"broadcast_in_dim", "squeeze", "reshape", "copy", "transpose", "slice"}
 
 
@@ -135,13 +138,9 @@ def plain(variables: Any) -> dict[str, Any]:
     return flax.core.meta.unbox(flax.core.unfreeze(dict(variables)))
 
 
-def depends(jaxpr: Any, outputs: Iterable[Any], inputs: Iterable[Any]) -> bool:
-    """Whether any of the outputs is computed from any of the inputs, by the equations of the trace's outer level."""
-    needed, inputs = {id(var) for var in outputs}, {id(var) for var in inputs}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(var) in needed for var in equation.outvars):
-            needed |= {id(var) for var in equation.invars}
-    return bool(needed & inputs)
+def depends(jaxpr: Any, output: int, inputs: set[int]) -> bool:
+    """Whether an output of a trace is computed from any of the inputs, all by position."""
+    return bool(_needed(jaxpr, {output}) & inputs)
 
 
 class _Unmoved(Refusal):
@@ -220,7 +219,7 @@ def _look(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tup
 
     def train(variables: Any, images: Array, key: Array) -> tuple[Array, Any]:
         with nn.intercept_methods(watch):
-            out, changed = call(module, manner, True, variables, images, streams(manner, key), True)
+            out, changed = call(module, manner, True, variables, images, streams(manner, key), _ALL)
         changed = {n: v for n, v in plain(changed).items() if n not in ("intermediates", "perturbations")}
         return logits_of(module, out, batch), changed
 
@@ -236,11 +235,10 @@ def _look(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tup
             f" {_expected(manner)}"
         ) from error
     moved = _moved(traced.jaxpr, variables, changed)
-    draws = depends(traced.jaxpr, traced.jaxpr.outvars[:1], traced.jaxpr.invars[-1:])
+    draws = depends(traced.jaxpr, 0, {len(traced.jaxpr.invars) - 1})
     if others := sorted(moved - {"batch_stats"}):
         raise Refusal(
-            f"{name(module)} changes its collection {others[0]!r} in training; only 'params' (by their gradient) and"
-            " 'batch_stats' may change."
+            f"{name(module)} changes its collection {others[0]!r} in training; only 'batch_stats' may change."
         )
     if jax.tree.leaves(variables.get("batch_stats", {})) and "batch_stats" not in moved:
         raise _Unmoved(
@@ -264,15 +262,50 @@ def _moved(jaxpr: Any, variables: Any, changed: Any) -> set[str]:
     """Collections that a training pass leaves otherwise than they were; structural, so that any values do."""
     inputs = dict(zip(_paths(variables), jaxpr.invars, strict=False))
     outputs = dict(zip(_paths(changed), jaxpr.outvars[1:], strict=True))
-    by = {id(var): equation for equation in jaxpr.eqns for var in equation.outvars}
+    return {path[0] for path, var in outputs.items() if path not in inputs or _source(jaxpr, var) is not inputs[path]}
 
-    def source(var: Any) -> Any:
-        # Binding an axis of length 1 moves what it carries back and forth.
-        while id(var) in by and by[id(var)].primitive.name in _MOVES:
-            var = by[id(var)].invars[0]
-        return var
 
-    return {path[0] for path, var in outputs.items() if path not in inputs or source(var) is not inputs[path]}
+def _source(jaxpr: Any, var: Any) -> Any:
+    """Where a variable's very value comes from: through what only moves it (binding an axis of length 1 does) and
+    through calls (remat, jit) that hand it on."""
+    by = {id(var): (equation, k) for equation in jaxpr.eqns for k, var in enumerate(equation.outvars)}
+    while id(var) in by:
+        equation, k = by[id(var)]
+        inner = _called(equation)
+        if inner is not None:
+            origin = _source(inner, inner.outvars[k])
+            positions = [i for i, invar in enumerate(inner.invars) if invar is origin]
+            if not positions:
+                return var
+            var = equation.invars[positions[0]]
+        elif equation.primitive.name in _MOVES:
+            var = equation.invars[0]
+        else:
+            return var
+    return var
+
+
+def _needed(jaxpr: Any, outputs: set[int]) -> set[int]:
+    """Positions of the inputs from which these outputs are computed. A call is looked into: Flax hands the random keys
+    to every call, drawn or not."""
+    needed = {id(jaxpr.outvars[k]) for k in outputs}
+    for equation in reversed(jaxpr.eqns):
+        wanted = {k for k, var in enumerate(equation.outvars) if id(var) in needed}
+        if wanted:
+            inner = _called(equation)
+            positions = range(len(equation.invars)) if inner is None else _needed(inner, wanted)
+            needed |= {id(equation.invars[i]) for i in positions}
+    return {i for i, var in enumerate(jaxpr.invars) if id(var) in needed}
+
+
+def _called(equation: Any) -> Any:
+    """The inner trace of an equation that does nothing but run it."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = next((equation.params[name] for name in ("jaxpr", "call_jaxpr") if name in equation.params), None)
+    inner = getattr(inner, "jaxpr", inner)
+    fits = inner is not None and len(inner.invars) == len(equation.invars)
+    return inner if fits and len(inner.outvars) == len(equation.outvars) else None
 
 
 def _paths(tree: Any) -> list[tuple[str, ...]]:

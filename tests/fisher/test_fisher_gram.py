@@ -125,6 +125,8 @@ def test_rows_add_up_to_the_gradient(rows, train):
         logits = make_apply(Small())({**variables, "params": params}, images, train)[0]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
+    if rows != "coupled":
+        fisher.coverage(Small(), *setting, rows)
     jacobian = _double(lambda *setting: fisher.jacobian(Small(), *setting, rows), *setting)
     grads = _double(jax.grad(summed), variables["params"])
     # One scale for all: the bias of a convolution under batch norm has rows that are rounding alone.
@@ -265,7 +267,7 @@ def test_a_whole_layer_left_out_is_noticed(monkeypatch):
         lambda layer, emit: (lambda y, *_: y) if layer.path == ("Conv_0",) else original(layer, emit),
     )
     assert np.isnan(jax.jit(_rules(Small()))(*setting)).all()
-    with pytest.raises(ValueError, match="Layer Conv_0 is hidden"):
+    with pytest.raises(ValueError, match="layer Conv_0 is hidden"):
         fisher.gram(Small(), *setting, chunk=5)
 
 

@@ -110,6 +110,22 @@ class Frozen(nn.Module):
         return _normed(x, True)
 
 
+class FrozenInside(nn.Module):
+    """Checkpointed: statistics and keys pass through a call that hands them on."""
+
+    inner: type
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(self.inner)(name="inner")(x)
+
+
+class Still(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=True)(nn.Dense(3)(_flat(x)))
+
+
 class Asleep(nn.Module):
     @nn.compact
     def __call__(self, x, train):
@@ -153,6 +169,8 @@ class Misshapen(nn.Module):
     "module, line",
     [
         (Frozen(), "Frozen has batch statistics and a training pass leaves them as they were"),
+        (FrozenInside(Frozen), "FrozenInside has batch statistics and a training pass leaves them as they were"),
+        (FrozenInside(Still), "FrozenInside has dropout and a training pass draws nothing"),
         (Asleep(), "Asleep has dropout and a training pass draws nothing: tried with train; expected an argument"),
         (Awake(), "Awake draws random numbers or moves its statistics in evaluation as in training"),
         (Counting(), "Counting changes its collection 'counter' in training"),
