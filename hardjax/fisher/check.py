@@ -289,10 +289,14 @@ def _errors(found: Mapping[str, Any], expected: Mapping[str, Any], whole: float 
 
 
 def _product_errors(products: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, float]:
-    """Of each parameter's Gram matrix, which the rules form in ways of their own, relative to all of them together."""
-    flat = {name: np.asarray(rows[name], np.float64).reshape(len(rows[name]), -1) for name in products}
-    whole = sum(float(np.square(row).sum()) for row in flat.values()) or 1.0
-    return {name: float(np.abs(products[name] - row @ row.T).max()) / whole for name, row in flat.items()}
+    """Of each parameter's Gram matrix, which the rules form in ways of their own; on the scale of the rows, so that one
+    left out counts as its rows would."""
+    whole, errors = _norm(rows) or 1.0, {}
+    for name, product in products.items():
+        flat = np.asarray(rows[name], np.float64).reshape(len(rows[name]), -1)
+        gap = float(np.abs(product - flat @ flat.T).max())
+        errors[name] = gap / (whole * (_norm({name: flat}) or whole))
+    return errors
 
 
 def _largest(first: dict[str, float], *others: dict[str, float]) -> dict[str, float]:
