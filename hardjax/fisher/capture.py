@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from hardjax._validate import Refusal
 from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
-from hardjax.models.apply import Apply, check_module, make_apply
+from hardjax.models.apply import Apply, check_module, is_ours, make_apply
 from hardjax.models.layers import BatchNorm
 
 Path = tuple[str, ...]
@@ -85,7 +85,7 @@ def forward_of(
     if isinstance(model, nn.Module) or not callable(model) or isinstance(model, type):
         check_module(model)
         model = make_apply(model)
-    if isinstance(model, Apply):
+    if isinstance(model, Apply) and not is_ours(model):
         model.prepare(variables, images)
     return lambda variables, images, train: model(variables, images, train, key)[0]
 

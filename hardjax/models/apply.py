@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax._validate import Refusal
-from hardjax.models import modes
+from hardjax.models import modes, traces
 from hardjax.models.modes import Manner, plain
 
 # Constants of a network live among its statistics: both are carried from step to step and saved, neither is trained.
@@ -135,7 +135,7 @@ def samples_are_independent(apply: Callable, variables: Any, image_shape: tuple[
         jax.eval_shape(lambda: jax.random.key(0)), variables, images
     ).jaxpr
     # Making the streams' keys uses the key; what counts is whether the logits depend on it.
-    return not modes.depends(traced, 0, {0})
+    return not traces.depends(traced, 0, {0})
 
 
 def _apply_ours(module: nn.Module, variables: Any, images: Array, train: bool, key: Array | None) -> tuple[Array, Any]:
