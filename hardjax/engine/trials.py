@@ -11,7 +11,7 @@ from jax import Array
 from hardjax.choose.trimming import take_samples
 from hardjax.data.augment import output_shape
 from hardjax.engine.state import Recipe
-from hardjax.models.apply import samples_are_independent
+from hardjax.models.apply import OTHERS, samples_are_independent
 
 
 class TrimPaths(NamedTuple):
@@ -42,7 +42,7 @@ def trim_paths(recipe: Recipe) -> TrimPaths:
     residuals of their backward pass, must be the same with and without the others."""
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)
     variables = jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
-    if jax.tree.leaves(variables["batch_stats"]):
+    if set(variables["batch_stats"]) - {OTHERS}:
         return TrimPaths(("plain",))
     keys = jax.random.split(jax.random.key(0), 4)
     isolated = bool(_isolated(recipe, model_shape)(keys))

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from hardjax.fisher import capture, definition, rules
@@ -17,20 +19,32 @@ class Problem(NamedTuple):
     Attributes:
         logits: () -> (B, classes).
         labels: (B,) integers.
-        layers: every call of a covered layer.
+        layers: every call of a covered layer whose parameters have a gradient.
         dtype: of the sums: float32, or float64 where the parameters or images are.
+        idle: name -> shape of the parameters whose rows are zero whatever the values (unused, or behind a
+            stop_gradient).
     """
 
     logits: Callable[[], Array]
     labels: Array
     layers: list[Layer]
     dtype: Any
+    idle: dict[str, tuple[int, ...]]
 
 
 def problem(
-    forward: definition.Forward, variables: Mapping[str, Any], images: Array, labels: Array, train: bool
+    forward: definition.Forward,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    train: bool,
+    *,
+    all_used: bool = False,
 ) -> Problem:
     """Finds the layers by an abstract forward pass.
+
+    Args:
+        all_used: every parameter is known to have a gradient: saves the trace that looks for those without.
 
     Raises:
         ValueError: a parameter that no rule covers.
@@ -39,9 +53,38 @@ def problem(
     def logits() -> Array:
         return forward(variables, images, train)
 
-    leaves = [leaf for leaf in jax.tree.leaves(variables["params"]) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    params = variables["params"]
+    leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = jnp.result_type(jnp.float32, images, *leaves)
-    return Problem(logits, labels, capture.find_layers(logits, variables["params"], len(images)), dtype)
+    zeros = frozenset() if all_used else _zero_gradients(forward, variables, images, labels, train)
+    layers = capture.find_layers(logits, params, len(images), zeros)
+    tapped = {(*layer.path, name) for layer in layers for name in layer.shapes}
+    shapes = capture.named_leaves(params)
+    idle = {"/".join(path): shapes["/".join(path)].shape for path in zeros - tapped}
+    return Problem(logits, labels, layers, dtype, idle)
+
+
+def _zero_gradients(
+    forward: definition.Forward, variables: Mapping[str, Any], images: Array, labels: Array, train: bool
+) -> frozenset[Path]:
+    """Parameters whose gradient the trace itself shows to be zero. Never by value: units that happen to be dead would
+    lose their rows."""
+
+    def summed(params: Any) -> Array:
+        return definition.losses(forward({**variables, "params": params}, images, train), labels).sum()
+
+    params = variables["params"]
+    jaxpr = jax.make_jaxpr(jax.grad(summed))(params).jaxpr
+    made_by = {id(var): equation for equation in jaxpr.eqns for var in equation.outvars}
+
+    def is_zero(var: Any) -> bool:
+        if isinstance(var, jax.extend.core.Literal):
+            return not np.any(var.val)
+        equation = made_by.get(id(var))
+        return equation is not None and equation.primitive.name == "broadcast_in_dim" and is_zero(equation.invars[0])
+
+    names = [capture.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return frozenset(name for name, var in zip(names, jaxpr.outvars, strict=True) if is_zero(var))
 
 
 def grams(problem: Problem, chunk: int | None) -> dict[str, Array]:
@@ -57,11 +100,12 @@ def grams(problem: Problem, chunk: int | None) -> dict[str, Array]:
         for layer in problem.layers
     }
     left = _backward(problem, sinks, emit)
-    return {
+    found = {
         name: rules.outer(value) if path in shared else value
         for path, values in left.items()
         for name, value in _named(path, values).items()
     }
+    return found | dict.fromkeys(problem.idle, square)
 
 
 def gram(problem: Problem, chunk: int | None) -> Array:
@@ -82,17 +126,29 @@ def rows(problem: Problem) -> dict[str, Array]:
     """Parameter path -> (B, *shape)."""
     sinks = {layer.path: _row_sinks(layer, problem) for layer in problem.layers}
     left = _backward(problem, sinks, lambda layer, a, d: layer.rule.rows(a, d))
-    return {name: value for path, values in left.items() for name, value in _named(path, values).items()}
+    found = {name: value for path, values in left.items() for name, value in _named(path, values).items()}
+    zeros = {name: jnp.zeros((len(problem.labels), *shape), problem.dtype) for name, shape in problem.idle.items()}
+    return found | zeros
 
 
-def row_sums(problem: Problem) -> dict[str, Array]:
-    """Parameter path -> (*shape), the sum of its rows over the batch."""
+def rows_and_grams(problem: Problem) -> tuple[dict[str, Array], dict[str, Array]]:
+    """`rows` and `grams` of one backward pass."""
+    batch, shared = len(problem.labels), capture.shared_paths(problem.layers)
+    square = jnp.zeros((batch, batch), problem.dtype)
+
+    def emit(layer: Layer, a: Array, d: Array) -> tuple[dict, dict]:
+        return layer.rule.rows(a, d), {} if layer.path in shared else layer.rule.grams(a, d, None)
+
     sinks = {
-        layer.path: {name: jnp.zeros(shape, problem.dtype) for name, shape in layer.shapes.items()}
+        layer.path: (_row_sinks(layer, problem), {} if layer.path in shared else dict.fromkeys(layer.shapes, square))
         for layer in problem.layers
     }
-    left = _backward(problem, sinks, lambda layer, a, d: jax.tree.map(lambda r: r.sum(0), layer.rule.rows(a, d)))
-    return {name: value for path, values in left.items() for name, value in _named(path, values).items()}
+    left = _backward(problem, sinks, emit)
+    found = {name: value for path, (of, _) in left.items() for name, value in _named(path, of).items()}
+    products = {name: rules.outer(value) for name, value in found.items()}
+    products |= {name: value for path, (_, of) in left.items() for name, value in _named(path, of).items()}
+    zeros = {name: jnp.zeros((batch, *shape), problem.dtype) for name, shape in problem.idle.items()}
+    return found | zeros, products | dict.fromkeys(problem.idle, square)
 
 
 def missed(problem: Problem) -> dict[str, Array]:
@@ -104,7 +160,7 @@ def missed(problem: Problem) -> dict[str, Array]:
 def _backward(problem: Problem, sinks: dict[Path | None, Any], emit: capture.Emit) -> dict[Path | None, Any]:
     """What each sink received, NaN if a layer was missed; a layer without a sink of its own uses the sink None."""
     left, wrong = _counted_backward(problem, sinks, emit)
-    any_wrong = jnp.stack(list(wrong.values())).any()
+    any_wrong = jnp.stack([jnp.array(False), *wrong.values()]).any()
     return {
         path: jax.tree.map(lambda value: jnp.where(any_wrong, jnp.nan, value), received)
         for path, received in left.items()
@@ -134,7 +190,7 @@ def _counted_backward(
         def sink_of(path: Path) -> tuple[Any, Array]:
             return of_path[path if path in of_path else None], counter[path]
 
-        with capture.taps(len(problem.labels), sink_of, typed):
+        with capture.taps(len(problem.labels), set(counted), sink_of, typed):
             logits = problem.logits()
         return definition.losses(logits, problem.labels).sum()
 

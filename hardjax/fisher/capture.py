@@ -7,7 +7,7 @@ sink. Automatic differentiation adds the shares up, and no cotangent outlives it
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from hardjax._validate import Refusal
 from hardjax.fisher.rules import Convolution, Linear, Rule, Scaling
-from hardjax.models.apply import make_apply
+from hardjax.models.apply import Apply, check_module, is_ours, make_apply
 from hardjax.models.layers import BatchNorm
 
 Path = tuple[str, ...]
@@ -57,49 +57,81 @@ class Layer:
 Emit = Callable[[Layer, Array, Array], Any]
 
 
+class Uncovered(Refusal):
+    """What `method="layers"` cannot do; the line lacks the advice, which depends on what else can."""
+
+
 def named_leaves(tree: Any) -> dict[str, Array]:
     """A tree of variables as {"path/of/leaf": leaf}."""
-    return {"/".join(_keys(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {"/".join(path_of(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def forward_of(model: Any, key: Array | None = None) -> Callable[[Mapping[str, Any], Array, bool], Array]:
+def path_of(path: tuple) -> Path:
+    """Names on the way to a leaf, from its key path."""
+    return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+
+
+def forward_of(
+    model: Any, variables: Mapping[str, Any], images: Any, key: Array | None = None
+) -> Callable[[Mapping[str, Any], Array, bool], Array]:
     """(variables, images, train) -> logits; new statistics are dropped.
 
-    `model` is a Linen module, or (variables, images, train, key) -> (logits, new statistics) around one.
+    `model` is a Linen module, or (variables, images, train, key) -> (logits, new statistics) around one. How a module
+    is called in either mode is found out here, by tracing it: inside `taps` its layers would be met twice.
+
+    Raises:
+        ValueError: neither of the two, or a module that cannot be called.
     """
-    apply = make_apply(model) if isinstance(model, nn.Module) else model
-    return lambda variables, images, train: apply(variables, images, train, key)[0]
+    if isinstance(model, nn.Module) or not callable(model) or isinstance(model, type):
+        check_module(model)
+        model = make_apply(model)
+    if isinstance(model, Apply) and not is_ours(model):
+        model.prepare(variables, images)
+    return lambda variables, images, train: model(variables, images, train, key)[0]
 
 
-def find_layers(forward: Callable[[], Array], params: Any, batch: int) -> list[Layer]:
-    """The layer calls of an abstract forward pass, in order.
+def find_layers(forward: Callable[[], Array], params: Any, batch: int, zeros: frozenset[Path] = frozenset()) -> list:
+    """The layer calls of an abstract forward pass, in order, less those whose parameters are all among `zeros`.
+
+    Args:
+        zeros: parameters whose gradient is zero whatever the values: they need no rule.
 
     Raises:
         ValueError: a parameter that no rule covers, or a layer used in a way that no rule covers.
     """
     layers: list[Layer] = []
+    refused: dict[Path, Refusal] = {}
 
     def note(layer: Layer, x: Array, y: Array, aux: Any) -> Array:
         layers.append(layer)
         return y
 
-    with _intercept(batch, note):
+    with _intercept(batch, note, refused):
         jax.eval_shape(forward)
-    shapes = {_keys(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     covered = {(*layer.path, name): shape for layer in layers for name, shape in layer.shapes.items()}
-    missing = sorted("/".join(path) for path in shapes.keys() - covered.keys())
+    for path in sorted(shapes.keys() - zeros):
+        for layer_path, reason in refused.items():
+            if path[: len(layer_path)] == layer_path:
+                raise reason
+    missing = sorted("/".join(path) for path in shapes.keys() - covered.keys() - zeros)
     if missing:
-        raise Refusal(
-            f"No rule gives per-sample gradients of {', '.join(missing)}: Dense, Conv, BatchNorm, GroupNorm, LayerNorm,"
-            ' RMSNorm and InstanceNorm outside of nn.jit are covered. method="vmap" takes any parameter.'
+        raise Uncovered(
+            f"no rule by layers for {some(missing)} (there is one for Dense, Conv, BatchNorm, GroupNorm, LayerNorm,"
+            " RMSNorm and InstanceNorm outside of nn.jit)."
         )
     for path, shape in covered.items():
-        if shapes.get(path) != shape:
-            raise Refusal(
-                f"Parameter {'/'.join(path)} is {shapes.get(path)} in the model and {shape} in its layer: layers"
-                ' stacked by nn.scan or nn.vmap are not covered. method="vmap" takes them.'
+        if shapes.get(path) != shape and path not in zeros:
+            raise Uncovered(
+                f"parameter {'/'.join(path)} is {shapes.get(path)} in the model and {shape} in its layer, as where"
+                " layers are stacked by nn.scan or nn.vmap."
             )
-    return layers
+    return [layer for layer in layers if any((*layer.path, name) not in zeros for name in layer.shapes)]
+
+
+def some(names: list[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def shared_paths(layers: list[Layer]) -> set[Path]:
@@ -108,13 +140,16 @@ def shared_paths(layers: list[Layer]) -> set[Path]:
 
 
 @contextlib.contextmanager
-def taps(batch: int, sink_of: Callable[[Path], Any], emit: Emit) -> Iterator[None]:
-    """Inside, every covered layer's output passes a tap whose sink `sink_of(path)` receives `emit(layer, a, d)`."""
+def taps(batch: int, paths: Set[Path], sink_of: Callable[[Path], Any], emit: Emit) -> Iterator[None]:
+    """Inside, the output of the layers at `paths` passes a tap whose sink `sink_of(path)` receives
+    `emit(layer, a, d)`."""
 
     def wire(layer: Layer, x: Array, y: Array, aux: Any) -> Array:
+        if layer.path not in paths:
+            return y
         return _tap(layer, emit)(y, lax.stop_gradient(x), aux, sink_of(layer.path))
 
-    with _intercept(batch, wire):
+    with _intercept(batch, wire, {}):
         yield
 
 
@@ -123,34 +158,55 @@ def shared_statistics(axis_name: str) -> Iterator[None]:
     """Inside, batch norms normalise one mapped sample by the statistics of the whole mapped axis.
 
     Scale and bias stay the mapped sample's own, so that `vmap` over copies of the parameters tells apart what each
-    sample contributes.
+    sample contributes. Modules without variables (dropout, stochastic depth) see the whole axis as well: the mask of a
+    batch is not the mask of each of its samples.
     """
     busy = False
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal busy
         module = context.module
-        if busy or context.method_name != "__call__" or _base(module) not in BATCH_NORMS:
+        alone = not busy and context.method_name == "__call__" and _is_one_sample(args, kwargs)
+        known = _base(module) in BATCH_NORMS
+        if not alone or not (known or not module.variables):
             return next_fun(*args, **kwargs)
         params = module.variables.get("params", {})
         x, *rest = args
-        busy = True
         everyone = lax.all_gather(x, axis_name).reshape(-1, *x.shape[1:])
-        normalised = _normalise(module, rest, kwargs)(everyone, module.variables.get("batch_stats", {}))
-        busy = False
-        y = jnp.take(normalised, lax.axis_index(axis_name), 0)[None]
-        axes = _feature_axes(module, y.ndim)
-        spread = [n if axis in axes else 1 for axis, n in enumerate(y.shape)]
-        y = y * params["scale"].reshape(spread) if "scale" in params else y
-        y = y + params["bias"].reshape(spread) if "bias" in params else y
-        return y.astype(normalised.dtype)
+        busy = True
+        try:
+            if known:
+                y = _normalise(module, rest, kwargs)(everyone, module.variables.get("batch_stats", {}))
+            else:
+                y = next_fun(everyone, *rest, **kwargs)
+        finally:
+            busy = False
+        if not isinstance(y, Array) or y.shape[:1] != everyone.shape[:1]:
+            return next_fun(*args, **kwargs)  # what comes of it is compared with the model itself
+        own = jnp.take(y, lax.axis_index(axis_name), 0)[None]
+        if not params:
+            return own
+        axes = _feature_axes(module, own.ndim)
+        spread = [n if axis in axes else 1 for axis, n in enumerate(own.shape)]
+        scaled = own * params["scale"].reshape(spread) if "scale" in params else own
+        scaled = scaled + params["bias"].reshape(spread) if "bias" in params else scaled
+        return scaled.astype(y.dtype)
 
     with nn.intercept_methods(interceptor):
         yield
 
 
-def _intercept(batch: int, wire: Callable[[Layer, Array, Array, Any], Array]) -> contextlib.AbstractContextManager:
-    """Calls `wire(layer, x, y, statistics) -> y` at every outermost layer that a rule covers."""
+def _is_one_sample(args: tuple, kwargs: dict) -> bool:
+    """One array, whose leading axis has length 1, and nothing else that is an array."""
+    arrays = [value for value in (*args, *kwargs.values()) if isinstance(value, jax.Array)]
+    return len(arrays) == 1 and arrays[0] is args[0] and arrays[0].ndim > 1 and len(arrays[0]) == 1 if args else False
+
+
+def _intercept(
+    batch: int, wire: Callable[[Layer, Array, Array, Any], Array], refused: dict[Path, Refusal]
+) -> contextlib.AbstractContextManager:
+    """Calls `wire(layer, x, y, statistics) -> y` at every outermost layer that a rule covers; why others of these
+    kinds are not covered is left in `refused`."""
     inside = False
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -158,20 +214,26 @@ def _intercept(batch: int, wire: Callable[[Layer, Array, Array, Any], Array]) ->
         if inside or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
         module = context.module
-        if isinstance(module, _REWRITING):
-            raise Refusal(
-                f"{type(module).__name__} at {'/'.join(module.path)} rewrites its layer's parameters, which no rule"
-                ' covers. method="vmap" takes it.'
-            )
-        base = _base(module)
-        if base is None:
+        base, rewriting = _base(module), isinstance(module, _REWRITING)
+        if base is None and not rewriting:
             return next_fun(*args, **kwargs)
         inside = True
         try:
             y = next_fun(*args, **kwargs)
         finally:
             inside = False
-        layer = _describe(base, module, args, kwargs, y, batch)
+        path = tuple(module.path)
+        if rewriting:
+            # The layer that it wraps is a child of somebody else: its parameters stand beside it, not below.
+            refused[tuple(module.layer_instance.path)] = Uncovered(
+                f"{type(module).__name__} at {'/'.join(path)} rewrites its layer's parameters."
+            )
+            return y
+        try:
+            layer = _describe(base, module, args, kwargs, y, batch)
+        except Refusal as error:
+            refused[path] = error
+            return y
         aux = dict(module.variables.get("batch_stats", {}))
         return y if layer is None else wire(layer, args[0], y, aux)
 
@@ -213,13 +275,13 @@ def _describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array
     path = tuple(module.scope.path)
     name = "/".join(path) or type(module).__name__
     if not args:
-        raise Refusal(f"Layer {name} takes its input by keyword: pass it as the first positional argument.")
+        raise Uncovered(f"layer {name} takes its input by keyword: pass it as the first positional argument.")
     x, *rest = args
     if any(isinstance(value, jax.Array | np.ndarray) for value in (*rest, *kwargs.values())):
-        raise Refusal(f"Layer {name} takes a mask or another array beside its input, which no rule covers.")
+        raise Uncovered(f"layer {name} takes a mask or another array beside its input.")
     if x.ndim < 2 or x.shape[0] != batch or y.shape[0] != batch:
-        raise Refusal(
-            f"Layer {name} takes {x.shape} and gives {y.shape}: expected the batch of {batch} as the leading axis."
+        raise Uncovered(
+            f"layer {name} takes {x.shape} and gives {y.shape}: expected the batch of {batch} as the leading axis."
         )
     if base is nn.Dense:
         rule, prepare = Linear("bias" in params), _cast(y.dtype)
@@ -235,9 +297,9 @@ def _convolution(module: Any, x: Array, name: str) -> Convolution:
     kernel_size = _tuple(module.kernel_size, 1)
     rank = len(kernel_size)
     if x.ndim != rank + 2:
-        raise Refusal(f"Layer {name} takes {x.shape}: expected one batch axis, {rank} spatial axes and channels.")
+        raise Uncovered(f"layer {name} takes {x.shape}: expected one batch axis, {rank} spatial axes and channels.")
     if module.mask is not None:
-        raise Refusal(f"Layer {name} masks its kernel, which no rule covers.")
+        raise Uncovered(f"layer {name} masks its kernel.")
     strides, input_dilation, kernel_dilation = (
         _tuple(value, rank) for value in (module.strides, module.input_dilation, module.kernel_dilation)
     )
@@ -280,7 +342,7 @@ def _extents(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> list[in
 def _scaling(module: Any, x: Array, params: Mapping[str, Array], name: str) -> Scaling:
     axes = _feature_axes(module, x.ndim)
     if 0 in axes or any(tuple(x.shape[axis] for axis in axes) != value.shape for value in params.values()):
-        raise Refusal(f"Layer {name} scales axes {axes} of {x.shape}, which no rule covers.")
+        raise Uncovered(f"layer {name} scales axes {axes} of {x.shape}.")
     return Scaling(axes, tuple(params))
 
 
@@ -291,7 +353,10 @@ def _feature_axes(module: Any, rank: int) -> tuple[int, ...]:
 
 def _normalise(module: nn.Module, rest: list, kwargs: dict) -> Callable[[Array, Any], Array]:
     """The layer itself with scale 1 and bias 0: the output cannot be divided by a scale that may be 0."""
-    twin = module.clone(parent=None, name=None)
+    # The whole batch is in this program: a named axis over which statistics were reduced has length 1, and is no longer
+    # bound when the backward pass is traced.
+    unbound = {"axis_name": None} if hasattr(module, "axis_name") else {}
+    twin = module.clone(parent=None, name=None, **unbound)
     shapes = {name: (value.shape, value.dtype) for name, value in module.variables.get("params", {}).items()}
 
     def normalised(x: Array, batch_stats: Any) -> Array:
@@ -310,7 +375,3 @@ def _tuple(value: Any, rank: int) -> tuple[int, ...]:
     if value is None:
         value = 1
     return (value,) * rank if isinstance(value, int) else tuple(value)
-
-
-def _keys(path: tuple) -> Path:
-    return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

@@ -38,7 +38,13 @@ def frozen_rows(forward: Forward, variables: Mapping[str, Any], images: Array, l
 def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
     """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, where batch
     norms see the whole batch. Shaped like the parameters, with a leading B; NaN where the copies do not compute what
-    the model does (samples coupled by more than its batch norms, or a dropout mask, which they would share)."""
+    the model does (samples coupled by more than its batch norms)."""
+    rows, gap = copied_rows(forward, variables, images, labels)
+    return jax.tree.map(lambda row: jnp.where(gap <= _SAME, row, jnp.nan), rows)
+
+
+def copied_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> tuple[Any, Array]:
+    """(`contribution_rows` as they come, how far the copies' logits are from the model's, relative to the largest)."""
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), variables["params"])
 
     def summed(copies: Any) -> tuple[Array, Array]:
@@ -52,8 +58,9 @@ def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Ar
 
     rows, logits = jax.grad(summed, has_aux=True)(copies)
     expected = forward(variables, images, True)
-    same = jnp.abs(logits - expected).max() <= _SAME * jnp.abs(expected).max()
-    return jax.tree.map(lambda row: jnp.where(same, row, jnp.nan), rows)
+    # Written so that logits which are all zero (a head that starts at zero) agree with themselves.
+    gap = jnp.abs(logits - expected).max() / jnp.maximum(jnp.abs(expected).max(), jnp.finfo(jnp.float32).tiny)
+    return rows, gap
 
 
 def coupled_rows(

@@ -11,6 +11,7 @@ With batch norm "the gradient of one sample" has three meanings. They differ by 
 Without batch norm (and other coupling between samples) all three are the same.
 """
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +23,9 @@ from jax import Array, lax
 
 from hardjax import _validate
 from hardjax._validate import OutOfMemory, Refusal
-from hardjax.fisher import by_layers, capture, definition
+from hardjax.fisher import by_layers, capture, check, definition
+from hardjax.models.apply import is_ours
+from hardjax.models.modes import plain
 
 Rows = Literal["contribution", "coupled", "frozen"]
 ROWS = ("contribution", "coupled", "frozen")
@@ -60,12 +63,16 @@ def make_gram(
     It reads the variables, changes nothing and returns no new statistics. Products run at the highest precision in
     float32 (float64 if the parameters are float64), whatever the precision of the training around it.
 
+    For a loop over batches: `fn = jax.jit(make_gram(model))`, compiled once. A network that is not of the zoo must have
+    been checked before it is traced, by one call of `gram` or `coverage` with the same rows and method; called on
+    arrays, `fn` checks by itself.
+
     Args:
         model: a Linen module (with an argument `train`, `training` or `deterministic`, or none), or the engine's
             `apply(variables, images, train, key) -> (logits, new batch_stats)` around one.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
         method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes parameters of
-            any layer, and gives NaN where samples are coupled by more than batch norm, or by dropout).
+            any layer, and gives NaN where samples are coupled by more than batch norm).
             "coupled" needs B cotangents and has the one method.
         chunk: memory for the rows of at most this many samples of one layer at a time (layers called more than once
             keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
@@ -75,25 +82,37 @@ def make_gram(
     Returns:
         `fn`, with images (B, ...) float, labels (B,) integers in the model's classes (a label outside gives NaN, as
         nothing can be raised from compiled code) and `key`, the dropout key, where the model draws one in training.
-        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name). A layer
-        that a transformation hides (nn.jit, nn.vmap) makes the result NaN; `gram` and `coverage` name it.
+        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name), a network
+        that nobody has checked. A layer that a transformation hides (nn.jit, nn.vmap) makes the result NaN.
 
     Raises:
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
     """
     _check_settings(rows, method, chunk)
+    checked = _unchecked(model, rows, method, chunk, by_parameter)
 
     def fn(variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None) -> Any:
+        variables = plain(variables)
         _check_batch(images, labels)
+        check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
+        return checked(variables, images, labels, key)
+
+    return fn
+
+
+def _unchecked(model: Any, rows: Rows, method: str, chunk: int | None, by_parameter: bool) -> Callable[..., Any]:
+    """`make_gram` of a network whose rows are known to be right."""
+
+    def fn(variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None) -> Any:
         # Kept apart from the training step around it, so that compiling the two together leaves the step's own
         # arithmetic as it was.
         variables, images, labels = lax.optimization_barrier((dict(variables), images, labels))
         with jax.default_matmul_precision("highest"):
-            forward = capture.forward_of(model, key)
+            forward = capture.forward_of(model, variables, images, key)
             if rows == "coupled" or method == "vmap":
                 grams = definition.products(_defined_rows(forward, rows, variables, images, labels, chunk))
                 return grams if by_parameter else sum(grams.values())
-            problem = _find(forward, rows, variables, images, labels)
+            problem = _find(model, forward, rows, variables, images, labels)
             return by_layers.grams(problem, chunk) if by_parameter else by_layers.gram(problem, chunk)
 
     return fn
@@ -116,6 +135,9 @@ def gram(
     Losses are softmax cross-entropy with integer labels, and their SUM is what is differentiated (P3): under
     "contribution" the entries of G add up to the squared norm of B times the gradient of the mean loss.
 
+    The rows of a network that is not of the zoo are compared with the network's own gradient at its first call, and it
+    is traced anew at every call, as its code may have changed: for a loop, `jax.jit(make_gram(model))`.
+
     Args:
         model, rows, method, chunk, by_parameter: as in `make_gram`.
         variables: {"params": ..., "batch_stats": ...}, left as they are.
@@ -124,7 +146,7 @@ def gram(
         key: the dropout key, where the model draws one in training.
 
     Raises:
-        ValueError: as in `make_gram`, or a label out of range.
+        ValueError: as in `make_gram`, a label out of range, or rows that are not those of the network's gradient.
         OutOfMemory: (a ValueError and a MemoryError) the device ran out of memory; the line says what to set.
 
     Example:
@@ -140,10 +162,14 @@ def gram(
         (5, 5)
     """
     _check_settings(rows, method, chunk)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     _check_labels(model, variables, images, labels, key)
-    fn = _compiled(model, rows, method, chunk, by_parameter)
+    traced = _is_traced(variables, images, labels, key)
+    check.ensure(model, rows, method, variables, images, traced=traced)
+    if traced:
+        return _unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
+    fn = _compiled(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
     try:
         found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
@@ -153,7 +179,7 @@ def gram(
         largest = _largest(plan(model, variables, images, key=key)) if layered else ""
         advice = memory_advice(rows, method, chunk, len(images))
         raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
-    if not isinstance(images, jax.core.Tracer) and not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         _explain_nan(model, variables, images, labels, rows, method, key)
     return found
 
@@ -182,16 +208,18 @@ def jacobian(
 
     All rows of all layers at once, B times the parameters: for small models and for checking `gram`.
 
-    Args, Raises: as in `gram`; pure, for use inside `jit` as well.
+    Args, Raises: as in `gram`; pure, for use inside `jit` as well (see `make_gram`).
     """
     _check_settings(rows, method, None)
+    variables = plain(variables)
     _check_batch(images, labels)
+    check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
     with jax.default_matmul_precision("highest"):
-        forward = capture.forward_of(model, key)
+        forward = capture.forward_of(model, variables, images, key)
         if rows == "coupled" or method == "vmap":
             tree = _defined_rows(forward, rows, variables, images, labels, None)
             return capture.named_leaves(tree)
-        return by_layers.rows(_find(forward, rows, variables, images, labels))
+        return by_layers.rows(_find(model, forward, rows, variables, images, labels))
 
 
 def coverage(
@@ -202,55 +230,33 @@ def coverage(
     rows: Rows = "contribution",
     method: str = "layers",
     *,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     key: Array | None = None,
 ) -> dict[str, float]:
-    """Checks the rows against the ordinary gradient of this very model: {parameter: relative error}.
+    """Checks the rows against the gradient of this very model: {parameter: error relative to the whole gradient}.
 
-    For every parameter the rows are added up and compared with the gradient of the summed losses, and the entries of
-    its Gram matrix with the gradient's squared norm; errors are relative to the largest that the sums could be. A
-    layer whose parameters are used behind its back (tied to another layer, rewritten, mapped over) shows here. Training
-    that measures a module of one's own runs this once.
+    On a few made-up samples, at the given parameters moved by noise, every row is compared with its definition: the
+    gradient of its own loss where samples are independent, else the gradient in a copy of the parameters. So neither
+    parameters that are tied, rewritten or used behind their layer's back, nor a head that starts at zero, nor an axis
+    that is as long as the batch pass unnoticed. `gram` and training do this once for every network of one's own; call
+    it before `make_gram` is compiled by other code.
 
     Args:
         rows: "contribution" (batch statistics) or "frozen" (running statistics).
         method: as in `make_gram`.
-        tolerance: largest error let pass; 1e-4 leaves a wide margin for float32, bfloat16 models need about 0.05.
+        tolerance: largest error let pass; None: 1e-3, or 0.05 where the model computes in half precision.
 
     Raises:
-        ValueError: errors above the tolerance, by parameter; otherwise as in `gram`.
+        ValueError: errors above the tolerance, by parameter, and what can be done; otherwise as in `gram`.
     """
     _validate.one_of(("contribution", "frozen"), rows=rows)
     _validate.one_of(METHODS, method=method)
-    _validate.positive(tolerance=tolerance)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    if tolerance is not None:
+        _validate.positive(tolerance=tolerance)
+    variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     _check_labels(model, variables, images, labels, key)
-
-    @jax.jit
-    def compare(variables: Mapping[str, Any], images: Array, labels: Array) -> dict[str, Array]:
-        with jax.default_matmul_precision("highest"):
-            forward = capture.forward_of(model, key)
-            if method == "layers":
-                problem = _find(forward, rows, variables, images, labels)
-                sums, grams = by_layers.row_sums(problem), by_layers.grams(problem, None)
-            else:
-                tree = _defined_rows(forward, rows, variables, images, labels, None)
-                sums = {name: leaf.sum(0) for name, leaf in capture.named_leaves(tree).items()}
-                grams = definition.products(tree)
-
-            def summed(params: Any) -> Array:
-                logits = forward({**variables, "params": params}, images, rows == "contribution")
-                return definition.losses(logits, labels).sum()
-
-            grads = capture.named_leaves(jax.grad(summed)(variables["params"]))
-            return {name: _disagreement(sums[name], grams[name], grads[name]) for name in grads}
-
-    errors = {name: float(error) for name, error in compare(variables, images, labels).items()}
-    wrong = [f"{name} ({error:.1e})" for name, error in errors.items() if not error <= tolerance]
-    if wrong:
-        raise Refusal(f"Rows do not add up to the gradient within {tolerance:g}: {', '.join(wrong)}.")
-    return errors
+    return check.run(model, rows, method, variables, images, tolerance)
 
 
 def plan(
@@ -262,8 +268,8 @@ def plan(
         ValueError: as in `gram`.
     """
     _validate.one_of(("contribution", "frozen"), rows=rows)
-    labels = jnp.zeros(len(images), jnp.int32)
-    problem = _find(capture.forward_of(model, key), rows, variables, images, labels)
+    variables, labels = plain(variables), jnp.zeros(len(images), jnp.int32)
+    problem = _find(model, capture.forward_of(model, variables, images, key), rows, variables, images, labels)
     calls = Counter(layer.name for layer in problem.layers)
     plans = {}
     for layer in problem.layers:
@@ -274,8 +280,11 @@ def plan(
     return list(plans.values())
 
 
-def _find(forward: definition.Forward, rows: str, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
-    return by_layers.problem(forward, variables, images, labels, train=rows == "contribution")
+def _find(
+    model: Any, forward: definition.Forward, rows: str, variables: Mapping[str, Any], images: Array, labels: Array
+) -> by_layers.Problem:
+    train = rows == "contribution"
+    return by_layers.problem(forward, variables, images, labels, train, all_used=is_ours(model))
 
 
 def _defined_rows(
@@ -296,11 +305,11 @@ def _explain_nan(
     model: Any, variables: Mapping[str, Any], images: Array, labels: Array, rows: str, method: str, key: Array | None
 ) -> None:
     """Raises ValueError where a Gram matrix is not finite though the losses are: the rows would have been wrong."""
-    forward = capture.forward_of(model, key)
+    forward = capture.forward_of(model, variables, images, key)
     if not jnp.isfinite(definition.losses(forward(variables, images, rows != "frozen"), labels)).all():
         return
     if method == "layers" and rows != "coupled":
-        found = by_layers.missed(_find(forward, rows, variables, images, labels))
+        found = by_layers.missed(_find(model, forward, rows, variables, images, labels))
         if layers := [name for name, wrong in found.items() if wrong]:
             raise Refusal(
                 f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
@@ -313,27 +322,55 @@ def _explain_nan(
         )
 
 
-def _disagreement(row_sum: Array, gram: Array, grad: Array) -> Array:
-    """Of the rows' sum and of the Gram's entry sum with the gradient, relative to the largest possible values."""
-    largest = jnp.sqrt(len(gram) * jnp.trace(gram))
-    norm = jnp.sqrt(jnp.sum(grad**2))
-    of_rows = jnp.sqrt(jnp.sum((row_sum - grad) ** 2)) / largest
-    of_gram = jnp.abs(gram.sum() - norm**2) / largest**2
-    return jnp.where((largest == 0) & (norm == 0), 0.0, jnp.maximum(of_rows, of_gram))
+def _is_traced(*args: Any) -> bool:
+    # A constant is a tracer inside jit even where every argument is an array that the function closes over.
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
+
+
+class _Zoo(NamedTuple):
+    """A network of the zoo by class and written-out fields: as modules, 1 and True among the fields would be equal."""
+
+    kind: type
+    fields: str
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_cached(model: Any, settings: tuple) -> Callable[..., Any]:
-    rows, method, chunk, by_parameter = settings
-    return jax.jit(make_gram(model, rows, method=method, chunk=chunk, by_parameter=by_parameter))
+def _of_zoo(name: _Zoo, module: "_Unequalled", settings: tuple) -> Callable[..., Any]:
+    return jax.jit(_unchecked(module.module, *settings))
 
 
-def _compiled(model: Any, *settings: Any) -> Callable[..., Any]:
-    try:
-        hash(model)
-    except TypeError:  # a module with a list or dict among its fields compiles anew at every call
-        return _compiled_cached.__wrapped__(model, settings)
-    return _compiled_cached(model, settings)
+class _Unequalled(NamedTuple):
+    """Carries a module past a cache that must not look at it."""
+
+    module: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unequalled)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=32)
+def _executable(text: str, lowered: "_Unequalled", rest: tuple) -> Callable[..., Any]:
+    """Keyed by the program itself, its constants included, and by what the program's text leaves out."""
+    del text, rest
+    return lowered.module.compile()
+
+
+def _compiled(model: Any, settings: tuple, args: tuple) -> Callable[..., Any]:
+    """An executable of `_unchecked`. People's own modules are traced anew: neither equality nor identity of a module
+    tells whether its code, or what its code refers to, is still the same."""
+    if is_ours(model):
+        module = getattr(model, "module", model)
+        fields = [(field.name, getattr(module, field.name)) for field in dataclasses.fields(module)]
+        written = repr([(name, value) for name, value in fields if name != "parent"])
+        return _of_zoo(_Zoo(type(module), written), _Unequalled(module), settings)
+    args = jax.tree.map(jnp.asarray, args)
+    lowered = jax.jit(_unchecked(model, *settings)).lower(*args)
+    where = tuple(leaf.sharding for leaf in jax.tree.leaves(args))
+    executable = _executable(lowered.as_text(), _Unequalled(lowered), (lowered.in_tree, lowered.out_tree, where))
+    return lambda *args: executable(*jax.tree.map(jnp.asarray, args))
 
 
 def _check_settings(rows: str, method: str, chunk: int | None) -> None:
@@ -356,7 +393,7 @@ def _check_batch(images: Array, labels: Array) -> None:
 
 def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None) -> None:
     """Concrete labels must lie in the model's classes."""
-    logits = jax.eval_shape(lambda: capture.forward_of(model, key)(variables, images, False))
+    logits = jax.eval_shape(lambda: capture.forward_of(model, variables, images, key)(variables, images, False))
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
     if isinstance(labels, jax.core.Tracer):

@@ -5,14 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardjax import fisher
 from hardjax._validate import Refusal
 from hardjax.data.augment import output_shape
-from hardjax.engine.rounds import Observer
 from hardjax.engine.state import Recipe
-from hardjax.fisher.observe import FisherMeasure
-
-_COVERED = 0.05  # lets bfloat16 pass; a layer left out, or used behind its back, is further off
+from hardjax.fisher import check
+from hardjax.fisher.observe import SpectrumObserver
 
 
 class ModelFacts(NamedTuple):
@@ -44,34 +41,21 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
     return ModelFacts(variables, float((lowered.cost_analysis() or {}).get("flops", 0.0)))
 
 
-def check_observer(recipe: Recipe, batch_size: int, observer: Observer) -> None:
-    """Trace the observer on this network, so that what it refuses is refused before a run begins.
+def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver) -> None:
+    """Trace the observer on this network, so that what it refuses is refused before a run begins; the rows of a network
+    that no test has seen are first compared with the network's own gradient.
 
     Raises:
         ValueError: from the observer.
     """
     shape = output_shape(recipe.augmentation, recipe.image_shape)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+    if check.needed(recipe.apply, observer.rows, observer.method):
+        variables = jax.jit(lambda key: recipe.init_variables(key, shape))(jax.random.key(0))
+        check.ensure(recipe.apply, observer.rows, observer.method, variables, images, traced=False)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    variables = jax.eval_shape(lambda key: recipe.init_variables(key, shape), key)
-    jax.eval_shape(observer.make(recipe.apply), variables, images, labels, key)
-
-
-def check_rows(recipe: Recipe, batch_size: int, measure: FisherMeasure) -> None:
-    """Rows of per-sample gradients of a network that no test has seen, on one made-up batch.
-
-    Raises:
-        ValueError: they do not add up to the gradient.
-    """
-    shape = output_shape(recipe.augmentation, recipe.image_shape)
-    keys = jax.random.split(jax.random.key(0), 3)
-    variables = jax.jit(lambda key: recipe.init_variables(key, shape))(keys[0])
-    images = jax.random.normal(keys[1], (batch_size, *shape))
-    labels = jnp.zeros(batch_size, jnp.int32)
-    fisher.coverage(
-        recipe.apply, variables, images, labels, measure.rows, measure.method, tolerance=_COVERED, key=keys[2]
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(observer.make(recipe.apply), _variable_shapes(recipe), images, labels, key)
 
 
 def _variable_shapes(recipe: Recipe) -> Any:

@@ -25,7 +25,7 @@ from hardjax.engine.recipe import (
 )
 from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
 from hardjax.fisher.observe import SpectrumObserver
-from hardjax.training.probe import check_model, check_observer, check_rows
+from hardjax.training.probe import check_model, check_observer
 
 # How long one call of the device should last: Ctrl-C is heard, and progress seen, between two of them.
 DISPATCH_SECONDS = 1.0
@@ -95,9 +95,9 @@ def prepare(
         ValueError: data, model and configuration do not fit.
     """
     dataset = dataset if dataset is not None else data.load(config.dataset, config.data_dir)
-    performance, own_model = performance or Performance(), model is not None
+    performance = performance or Performance()
     whole, dataset = dataset, dataset.with_validation(config.validation)
-    if own_model:
+    if model is not None:
         functions = functions_of(model)
         config = dataclasses.replace(config, model=functions.name)
     else:
@@ -125,7 +125,7 @@ def prepare(
         programs=programs_for(recipe),
         hyper=make_hyper(config),
         splits=splits_on_device(dataset),
-        observer=_observer(config, performance, recipe, own_model),
+        observer=_observer(config, performance, recipe),
         start=variables,
     )
 
@@ -136,16 +136,12 @@ def _expected_bound(forward_flops: float) -> int:
     return max(1, int(DISPATCH_SECONDS / max(3 * forward_flops / speed, _LEAST_STEP_SECONDS)))
 
 
-def _observer(
-    config: TrainConfig, performance: Performance, recipe: Recipe, own_model: bool
-) -> SpectrumObserver | None:
-    """What measures spectra, tried on the network; the rows of one that no test has seen are added up once."""
+def _observer(config: TrainConfig, performance: Performance, recipe: Recipe) -> SpectrumObserver | None:
+    """What measures spectra, tried on the network."""
     if config.measure is None:
         return None
     observer = config.measure.observer(performance.gram_chunk)
     check_observer(recipe, config.batch_size, observer)
-    if config.measure.rows != "coupled" and (own_model or config.measure.method == "vmap"):
-        check_rows(recipe, config.batch_size, config.measure)
     return observer
 
 

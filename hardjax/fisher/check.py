@@ -1,0 +1,155 @@
+"""Whether rows of per-sample gradients are those of this very network: compared with their definition before use.
+
+The rules see a network's layers, not its arithmetic: a parameter that is rewritten, tied, or used behind its layer's
+back gives rows that are wrong and look right. So people's own networks are compared once, row by row, with the
+definition, on a few made-up samples. Parameters are moved by noise: a head that starts at zero hides all that lies
+behind it. What was compared is remembered by the program that was traced, not by the module: equal modules may compute
+different things (a helper that was redefined, 1 and True).
+"""
+
+import collections
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hardjax._validate import Refusal
+from hardjax.fisher import capture, comparison, definition
+from hardjax.fisher.comparison import Comparison, Subject
+from hardjax.models.apply import is_ours
+
+_CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
+_REMEMBERED = 512
+
+
+def needed(model: Any, rows: str, method: str) -> bool:
+    """Networks of the zoo are tested; coupled rows, and frozen ones by "vmap", are the definition itself."""
+    return not (is_ours(model) or rows == "coupled" or (rows == "frozen" and method == "vmap"))
+
+
+def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, *, traced: bool) -> None:
+    """Checks the rows of this network once; inside a trace, where nothing can be computed, they must have been.
+
+    Raises:
+        ValueError: they are wrong, or the method does not take the network, or (traced) nobody has checked.
+    """
+    if not needed(model, rows, method):
+        return
+    subject = Subject(model, rows, method, variables, images)
+    try:
+        name = identity(subject)
+    except capture.Uncovered as error:
+        raise Refusal(f"{_advice(subject, traced)}: {error}") from None
+    if name in _CHECKED:
+        _CHECKED.move_to_end(name)
+        return
+    if traced:
+        raise Refusal(
+            f"Call hardjax.fisher.coverage(model, variables, images, labels, rows={rows!r}, method={method!r}) before"
+            f" compiling: the rows of {_name(model)} have not been compared with its gradient."
+        )
+    _compared(subject, name, None)
+
+
+def run(
+    model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, tolerance: float | None
+) -> dict[str, float]:
+    """The comparison itself, whether or not it was made before: errors by parameter.
+
+    Raises:
+        ValueError: as `ensure`.
+    """
+    subject = Subject(model, rows, method, variables, images)
+    try:
+        name = identity(subject)
+    except capture.Uncovered as error:
+        raise Refusal(f"{_advice(subject)}: {error}") from None
+    return _compared(subject, name, tolerance)
+
+
+def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str, float]:
+    """Errors by parameter, below the tolerance; the program is remembered as right."""
+    found = comparison.compare(subject, name.split()[0])
+    tolerance = found.tolerance if tolerance is None else tolerance
+    wrong = sorted((name for name, e in found.errors.items() if not e <= tolerance), key=lambda n: -found.errors[n])
+    if found.unknown:
+        raise Refusal(
+            f"{_advice(subject)}: samples of {_name(subject.model)} are coupled by more than batch norm, and their rows"
+            " cannot be told apart."
+        )
+    if hidden := comparison.hidden(subject) if any(math.isnan(error) for error in found.errors.values()) else []:
+        raise Refusal(
+            f"{_advice(subject)}: layer {capture.some(hidden)} is hidden by nn.jit or mapped by nn.vmap, where no rule"
+            " sees it."
+        )
+    if wrong:
+        raise Refusal(
+            f"{_advice(subject)}: rows are not those of the gradient of {_name(subject.model)}, by"
+            f" {found.errors[wrong[0]]:.1e} of it (tolerance {tolerance:g}) at {capture.some(wrong)}, as where a"
+            " parameter is rewritten, tied or used behind its layer's back."
+        )
+    _CHECKED[name] = None
+    while len(_CHECKED) > _REMEMBERED:
+        _CHECKED.popitem(last=False)
+    return found.errors
+
+
+def identity(subject: Subject) -> str:
+    """A name of the programs of the gradient and of the rows, for a batch of the check's size, whatever the values.
+
+    Raises:
+        ValueError: the method does not take the network.
+    """
+    size = comparison.size_of(subject)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # In 32 bits whatever the caller's settings: one check holds for both.
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+        variables, images, labels = comparison.shapes_of(subject, size)
+
+        def programs(variables: Any, images: Array, labels: Array, weights: Array, key: Array) -> tuple:
+            forward = capture.forward_of(subject.model, variables, images, key)
+
+            def weighted(params: Any) -> Array:
+                logits = forward({**variables, "params": params}, images, subject.rows != "frozen")
+                return (weights * definition.losses(logits, labels)).sum()
+
+            return jax.grad(weighted)(variables["params"]), comparison.rows_of(
+                subject, forward, variables, images, labels
+            )
+
+        weights = jax.ShapeDtypeStruct((size,), jnp.float32)
+        text = jax.jit(programs).lower(variables, images, labels, weights, key).as_text()
+    half = "half" if "bf16" in text or "f16>" in text else "float32"
+    names = ",".join(sorted(capture.named_leaves(variables)))
+    settings = f"{subject.rows} {subject.method} {jax.default_backend()} {names}"
+    return f"{half} {hashlib.sha256(f'{settings} {text}'.encode()).hexdigest()}"
+
+
+def _advice(subject: Subject, traced: bool = False) -> str:
+    """What takes the network, tried where it can be."""
+    other = "vmap" if subject.method == "layers" else "layers"
+    if traced:
+        return f'hardjax.fisher.coverage tells whether method="{other}" takes {_name(subject.model)}'
+    try:
+        subject = subject._replace(method=other)
+        if needed(*subject[:3]):
+            found = comparison.compare(subject, identity(subject).split()[0])
+        else:
+            found = Comparison({}, 0.0, False)
+        works = not found.unknown and all(error <= found.tolerance for error in found.errors.values())
+    except Refusal:
+        works = False
+    if works:
+        return f'method="{other}" takes this network'
+    if subject.rows == "contribution":
+        return 'rows="coupled" takes any network'
+    return "This network cannot be measured"
+
+
+def _name(model: Any) -> str:
+    module = getattr(model, "module", model)
+    return getattr(module, "__name__", type(module).__name__)
