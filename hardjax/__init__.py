@@ -1,6 +1,6 @@
 """hardjax: choosing what a network trains on, as pure, compiled JAX functions."""
 
-from hardjax import data, fisher, models
+from hardjax import data, fisher, models, testing
 from hardjax._version import __version__
 from hardjax.choose import selection, trimming
 from hardjax.config import Performance, TrainConfig
@@ -22,5 +22,6 @@ __all__ = [
     "results",
     "run",
     "selection",
+    "testing",
     "trimming",
 ]
