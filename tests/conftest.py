@@ -1,4 +1,4 @@
-"""Test-wide settings: compiled programs are kept between runs."""
+"""Test-wide settings: compiled programs are kept between runs, and between the workers of one."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+# JAX_COMPILATION_CACHE_DIR names another folder: an empty one shows what a newcomer waits for.
+if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+# Below that a program is compiled as fast as it is read.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
