@@ -153,14 +153,28 @@ class TrainConfig:
         return cls(**settings)
 
 
+def _exact(default: Any) -> Any:
+    """A setting that changes no bit of a result."""
+    return field(default=default, metadata={"effect": "exact"})
+
+
+def _rounding(default: Any) -> Any:
+    """A setting that changes results by rounding alone."""
+    return field(default=default, metadata={"effect": "rounding"})
+
+
 @dataclass(frozen=True)
 class Performance:
-    """Settings that change speed and memory, never results.
+    """Settings that change speed and memory, never results beyond rounding.
+
+    Each field is marked (`Performance.effects`): `exact` ones change no bit of what a run reports (times aside, on a
+    CPU), `rounding` ones sum in another order.
 
     Attributes:
-        steps_per_dispatch: short rounds run several per dispatch, up to about this many steps.
+        steps_per_dispatch: most steps in one call of the device: short rounds run several together, longer ones are
+            cut. None: what takes about a second, found by timing, so that Ctrl-C is heard and progress is seen.
+        donate: let a dispatch overwrite the state that it was given.
         eval_batch_size: samples per evaluation batch.
-        donate: let a round overwrite the state that it was given.
         trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
             where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.
@@ -170,16 +184,22 @@ class Performance:
         ValueError: a size below 1, an unknown path.
     """
 
-    steps_per_dispatch: int = 64
-    eval_batch_size: int = 500
-    donate: bool = True
-    trim_path: str = "auto"
-    trim_programs: int = 5
-    gram_chunk: int | None = None
+    steps_per_dispatch: int | None = _exact(None)
+    donate: bool = _exact(True)
+    eval_batch_size: int = _rounding(500)
+    trim_path: str = _rounding("auto")
+    trim_programs: int = _rounding(5)
+    gram_chunk: int | None = _rounding(None)
 
     def __post_init__(self) -> None:
-        sizes = ("steps_per_dispatch", "eval_batch_size", "trim_programs")
-        _validate.at_least(1, **{name: getattr(self, name) for name in sizes})
-        if self.gram_chunk is not None:
-            _validate.at_least(1, gram_chunk=self.gram_chunk)
+        _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
+        for name in ("steps_per_dispatch", "gram_chunk"):
+            if getattr(self, name) is not None:
+                _validate.at_least(1, **{name: getattr(self, name)})
+        _validate.boolean(donate=self.donate)
         _validate.one_of(PATHS, trim_path=self.trim_path)
+
+    @classmethod
+    def effects(cls) -> dict[str, str]:
+        """Field -> "exact" or "rounding"."""
+        return {f.name: f.metadata["effect"] for f in dataclasses.fields(cls)}

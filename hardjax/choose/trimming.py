@@ -1,10 +1,16 @@
 """Training on the largest losses of every mini-batch (P2, mini-batch trimming), and its control.
 
-Three exact ways to a trimmed step with one meaning. `plain`: one pass over the whole batch, the gradient of the trimmed
-mean; right for every network, saves nothing. Where samples do not influence each other (no batch statistics), the
-dropped ones need no backward pass. `gather`: score all samples forward only, then differentiate on the kept ones alone;
-the least memory. `reuse`: one forward pass, whose residuals are cut down to the kept samples before the backward pass;
-the least time.
+Exact ways to a trimmed step with one meaning:
+
+- `plain`: one pass over the whole batch, the gradient of the trimmed mean; right for every network, saves nothing.
+- `masked`: the same in two passes, with copies of a kept sample in the places of the dropped ones. For samples dropped
+  at random, whatever their losses are, from networks without batch statistics: a dropped sample that overflows must not
+  reach the gradient as 0 * inf.
+- `gather`: score all samples forward only, then differentiate on the kept ones alone; the least memory.
+- `reuse`: one forward pass, whose residuals are cut down to the kept samples before the backward pass; the least time.
+
+The last two hold where samples do not influence each other (no batch statistics): the dropped ones need no backward
+pass.
 """
 
 from collections.abc import Sequence
@@ -83,7 +89,7 @@ def trimmed_mean(losses: Array, keep_count: int) -> Array:
         raise Refusal(f"Expected losses of shape (B,), got {losses.shape}.")
     if not 1 <= keep_count <= len(losses):
         raise Refusal(f"Expected keep_count={keep_count!r} in 1..{len(losses)}, the size of the batch.")
-    return lax.top_k(losses, keep_count)[0].mean()
+    return lax.top_k(_nan_is_largest(losses), keep_count)[0].mean()
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Trim:
     """How a step trims: static, part of its trace; the count kept is traced (`Hyper.keep`) and at most `capacity`.
 
     Attributes:
-        path: "plain", "gather" or "reuse".
+        path: "plain", "masked", "gather" or "reuse".
         capacity: samples that the program has room for; those beyond the count kept weigh nothing.
         keep: as in `Trimming`.
     """
@@ -102,8 +108,23 @@ class Trim:
 
     def choose(self, losses: Array, key: Array) -> Array:
         """(capacity,) positions in the batch; the first `Hyper.keep` of them are the ones kept."""
-        scores = lax.stop_gradient(losses) if self.keep == "hardest" else jax.random.uniform(key, losses.shape)
+        hardest = self.keep == "hardest"
+        scores = _nan_is_largest(lax.stop_gradient(losses)) if hardest else jax.random.uniform(key, losses.shape)
         return lax.top_k(scores, self.capacity)[1]
+
+
+def _nan_is_largest(losses: Array) -> Array:
+    """`lax.top_k` orders NaN by its sign bit (inf - inf has it set on x86): every NaN is made the positive one."""
+    return jnp.where(jnp.isnan(losses), jnp.nan, losses)
+
+
+def first_or_copies(order: Array, count: Array) -> Array:
+    """`order` with the entries from `count` on replaced by its first one.
+
+    A program has room for more samples than are kept. Those beyond weigh nothing, but zero times what is not finite is
+    NaN: in their places stand copies of a sample that is kept.
+    """
+    return jnp.where(jnp.arange(len(order)) < count, order, order[0])
 
 
 def mean_of_first(losses: Array, count: Array) -> Array:
@@ -174,6 +195,7 @@ def make_plan(
     path: str = "auto",
     most_programs: int = 5,
     lean: bool = True,
+    isolated: bool = False,
 ) -> TrimPlan:
     """At most `most_programs` trimmed programs for the counts of a run.
 
@@ -181,6 +203,7 @@ def make_plan(
         allowed: paths that leave this network's result as it is, the fastest first, "plain" the last.
         path: one of them, or "auto": for each count the fastest one, the leaner one where they are about as fast.
         lean: whether a second forward pass saves memory worth mentioning.
+        isolated: one sample's logits do not depend on the other samples.
 
     Raises:
         ValueError: a path that would change the result, or a batch of 1.
@@ -193,11 +216,14 @@ def make_plan(
             f"trim_path={path!r} would change the result of this network (batch statistics over the kept samples only, "
             f"or dropout drawn anew); allowed here: auto, {', '.join(allowed)}."
         )
-    plain = Trim("plain", batch_size, trimming.keep)
+    # The hardest samples hold every one that is not finite: they are kept, and the step is as bad as it should be.
+    plain = Trim("masked" if trimming.keep == "random" and isolated else "plain", batch_size, trimming.keep)
     chosen = allowed[0] if path == "auto" else path
     if chosen == "plain":
         return TrimPlan(plain, ())
-    counts = sorted({trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)} - {batch_size})
+    counts = {trimming.keep_count(epoch, epochs, batch_size) for epoch in range(epochs)}
+    # A batch of one has residuals of another structure (an axis of length 1 is no axis): there is room for two.
+    counts = sorted({max(2, count) for count in counts} - {batch_size})
     if path == "auto":
         worth = [count for count in counts if count <= _WORTH[chosen] * batch_size]
         counts, most_programs = worth, most_programs - (len(worth) < len(counts))

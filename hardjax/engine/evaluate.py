@@ -9,7 +9,7 @@ import optax
 from jax import Array, lax
 
 from hardjax.data.augment import preprocess
-from hardjax.engine.step import Recipe, TrainData
+from hardjax.engine.state import Recipe, TrainData
 
 
 class Evaluation(NamedTuple):

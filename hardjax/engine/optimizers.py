@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import optax
 from jax import Array
 
@@ -12,21 +11,15 @@ NAMES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
 class Hyper(NamedTuple):
-    """Numbers that differ between runs of one trace; all scalars, all traced.
+    """Numbers that differ between runs of one trace and stay while a run goes on; all scalars, all traced.
 
     Attributes:
-        learning_rate: peak rate; the schedule multiplies it.
         weight_decay: L2 added to the gradient (`adamw`: decoupled, times the rate, as in PyTorch).
         momentum: read by `momentum` and `nesterov`.
-        total_steps: back-propagations of the whole run; progress = step / total_steps.
-        keep: samples of each batch that are trained, read under trimming alone.
     """
 
-    learning_rate: Array
     weight_decay: Array
     momentum: Array
-    total_steps: Array
-    keep: Array = np.int32(0)
 
 
 def make_optimizer(name: str, hyper: Hyper, learning_rate: Array) -> optax.GradientTransformation:
@@ -39,10 +32,13 @@ def make_optimizer(name: str, hyper: Hyper, learning_rate: Array) -> optax.Gradi
     """
     _validate.one_of(NAMES, optimizer=name)
     l2 = optax.add_decayed_weights(hyper.weight_decay)
+    # The rate is an argument of this step, not a schedule inside optax's state: a schedule would count steps in its own
+    # float32 way, and a change of batch size would have to rewrite its counter.
     descend = optax.scale(-learning_rate)
     if name == "sgd":
         return optax.chain(l2, descend)
     if name == "adam":
+        # P2 trains with PyTorch's Adam(weight_decay=...): L2 in the gradient, before the moments see it.
         return optax.chain(l2, optax.scale_by_adam(), descend)
     if name == "adamw":
         return optax.chain(optax.scale_by_adam(), l2, descend)

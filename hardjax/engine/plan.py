@@ -1,7 +1,145 @@
-"""The back-propagation budget as a plain list of dispatches: exactly E * N of them, whatever the share."""
+"""The plan of a run, and the one function that decides what comes next.
 
+`next_dispatch(plan, position, facts)` is pure: test points, kept shares, measuring, cut rounds and the end of the run
+are decided here and nowhere else. A whole run is this function iterated from `Position()`; going on with a run is
+calling it with a restored position.
+"""
+
+import dataclasses
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hardjax.choose.trimming import Trimming, TrimPlan
+from hardjax.engine.rates import Schedule, factors
+from hardjax.engine.rounds import RoundSpec
+from hardjax.engine.state import Sizes, StepInputs
+
+# Segments of a round that something is measured in, and numbers of rounds in one call, are powers of this: 4 rather
+# than 2 halves the programs to compile, and costs at most three dispatches (0.1 to 0.5 ms each) more at each size.
+_RUNG = 4
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training at one batch size.
+
+    Attributes:
+        sizes: shapes.
+        epochs: that it lasts.
+        steps: back-propagations: round(epochs * N).
+        round_steps: of every round after the first, which trains all N batches and fills the loss table.
+        learning_rate: peak rate of a batch's mean loss.
+        trims: programs of a trimmed run, or None.
+    """
+
+    sizes: Sizes
+    epochs: Fraction
+    steps: int
+    round_steps: int
+    learning_rate: float
+    trims: TrimPlan | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that `next_dispatch` reads of a configuration.
+
+    Attributes:
+        stages: in order.
+        selection: which batches.
+        schedule: of the learning rate, over the share of all epochs done.
+        trimming: its shares, or None.
+        measure_every: steps that each measurement stands for; None measures nothing.
+        measure_spread: measure somewhere in each interval instead of at its first step, see `measured_step`.
+        test_every: "epoch" or "round".
+        bound: most steps in one dispatch; it changes no result.
+    """
+
+    stages: tuple[Stage, ...]
+    selection: Any
+    schedule: Schedule = field(default_factory=Schedule)
+    trimming: Trimming | None = None
+    measure_every: int | None = None
+    measure_spread: bool = False
+    test_every: str = "epoch"
+    bound: int = 64
+
+    @property
+    def epochs(self) -> Fraction:
+        return sum((stage.epochs for stage in self.stages), Fraction(0))
+
+    @property
+    def steps(self) -> int:
+        """Back-propagations of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+    def start_of(self, stage: int) -> tuple[int, Fraction]:
+        """(back-propagations, epochs) before this stage."""
+        before = self.stages[:stage]
+        return sum(s.steps for s in before), sum((s.epochs for s in before), Fraction(0))
+
+    def stage_of(self, backprops: int) -> int:
+        """The stage that the next step belongs to; the last one at the end."""
+        for index in range(len(self.stages)):
+            if backprops < sum(self.start_of(index)[:1]) + self.stages[index].steps:
+                return index
+        return len(self.stages) - 1
+
+    def epoch(self, backprops: int) -> Fraction:
+        """Epochs done, exactly; each stage's steps share its epochs evenly."""
+        index = self.stage_of(backprops)
+        stage, (steps, epochs) = self.stages[index], self.start_of(index)
+        return epochs + (backprops - steps) * stage.epochs / stage.steps
+
+    def measured_step(self, index: int) -> int | None:
+        """The step before which measurement `index` is taken: interval j of `every` steps has one, and it stands for
+        exactly `every` steps.
+
+        Where every epoch draws its batches anew it is the interval's first step (as published). Under replay the first
+        batch of a round is always the hardest, and with fixed batches an interval of N steps would meet one batch for
+        ever: there the place in the interval is a fixed sequence of j alone (multiples of the golden ratio, which fill
+        the interval evenly), the same for every seed.
+        """
+        if self.measure_every is None:
+            return None
+        place = int(self.measure_every * (index * _GOLDEN % 1)) if self.measure_spread else 0
+        return index * self.measure_every + place
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands; whole numbers, so that JSON keeps it. Beside the state it is all that a run goes on from.
+
+    Attributes:
+        backprops: done.
+        round_steps: length of the round under way; 0 between rounds.
+        cursor: steps done of it.
+        measured: measurements taken.
+    """
+
+    backprops: int = 0
+    round_steps: int = 0
+    cursor: int = 0
+    measured: int = 0
+
+
+class Facts(NamedTuple):
+    """What a decision may know of the run beside its position; it changes at decision points alone.
+
+    Attributes:
+        stop: why the run should end now, or None.
+    """
+
+    stop: str | None = None
+
+
+_START, _NO_FACTS = Position(), Facts()
 
 
 @dataclass(frozen=True)
@@ -9,43 +147,157 @@ class Dispatch:
     """One call of a compiled program.
 
     Attributes:
-        first: round 0, all N batches.
-        steps: back-propagations a round (static in the program).
-        rounds: rounds in this call.
-        max_rounds: most rounds that the program takes in one call (static).
+        kind: "rounds" (whole ones, planning included), "plan" (of a round to be trained in segments), "segment" or
+            "look" (a measurement).
+        spec: its trace; of a look, that of the round under way.
+        before, after: positions.
+        stage: index of the stage.
+        keep: samples of each batch that are trained.
+        share: of each batch.
         test: a test point follows.
     """
 
-    first: bool
-    steps: int
-    rounds: int
-    max_rounds: int
-    test: bool
+    kind: str
+    spec: RoundSpec
+    before: Position
+    after: Position
+    stage: int
+    keep: int
+    share: float
+    test: bool = False
+
+    @property
+    def trained(self) -> int:
+        """Back-propagations made."""
+        return self.after.backprops - self.before.backprops
 
 
-def dispatches(
-    num_batches: int, round_steps: int, epochs: int, test_every: str = "epoch", steps_per_dispatch: int = 64
-) -> Iterator[Dispatch]:
-    """The run from round 0 to exactly epochs * num_batches back-propagations; the last round is cut short.
+def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Dispatch | None:
+    """What comes next; None at the end of the run.
 
-    A test point comes at the first round boundary at or after every num_batches back-propagations (or after every
-    round), and always at the end. Full rounds of one program, one cut-short round at the end: with round 0 three
-    programs at most.
+    Rounds go on until exactly the steps of the stage are done: its last round is cut short. A test point comes at the
+    first round boundary at or after every whole epoch (or after every round), and at the end. The share that trimming
+    keeps is that of the epoch in which a round begins.
     """
-    total = epochs * num_batches
-    most = (
-        1 if test_every == "round" else max(1, min(-(-num_batches // round_steps), steps_per_dispatch // round_steps))
-    )
-    yield Dispatch(True, num_batches, 1, 1, True)
-    done, target = num_batches, 2 * num_batches
-    while done < total:
-        if total - done < round_steps:
-            yield Dispatch(False, total - done, 1, 1, True)
-            return
-        until_target = -(-(target - done) // round_steps)
-        rounds = min(most, until_target, (total - done) // round_steps)
-        done += rounds * round_steps
-        test = done >= min(target, total) or test_every == "round"
-        yield Dispatch(False, round_steps, rounds, most, test)
-        while target <= done:
-            target += num_batches
+    if at.backprops >= plan.steps or facts.stop is not None:
+        return None
+    began = at.backprops - at.cursor
+    index = plan.stage_of(began)
+    length = at.round_steps or _round_length(plan, index, began)
+    keep, share, trim = _kept(plan, index, began)
+    first = began == plan.start_of(index)[0]
+    selection = plan.selection.first_round() if first else plan.selection
+    spec = RoundSpec(selection, length, 1, trim)
+    common = {"before": at, "stage": index, "keep": keep, "share": share}
+    due = plan.measured_step(at.measured)
+    if at.round_steps and due == at.backprops:
+        return Dispatch("look", spec, after=dataclasses.replace(at, measured=at.measured + 1), **common)
+    free = length - at.cursor if due is None else min(length - at.cursor, due - at.backprops)
+    if not at.round_steps:
+        if free == length <= plan.bound:
+            rounds = 1 if first else _rounds_together(plan, index, began, length, due)
+            spec = dataclasses.replace(spec, rounds=rounds)
+            after = dataclasses.replace(at, backprops=began + rounds * length)
+            return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
+        return Dispatch("plan", spec, after=dataclasses.replace(at, round_steps=length), **common)
+    if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
+        steps = _segment(length, at.cursor, plan.bound)
+    else:
+        steps = _rung(free, plan.bound, plan.measure_every)
+    after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
+    if after.cursor == length:
+        after = dataclasses.replace(after, round_steps=0, cursor=0)
+    test = after.cursor == 0 and _tested(plan, began, after)
+    return Dispatch("segment", dataclasses.replace(spec, steps=steps), after=after, test=test, **common)
+
+
+def dispatches(plan: RunPlan, at: Position = _START) -> Iterator[Dispatch]:
+    """The rest of a run from a position on, if nothing stops it."""
+    while (dispatch := next_dispatch(plan, at)) is not None:
+        yield dispatch
+        at = dispatch.after
+
+
+def step_inputs(plan: RunPlan, dispatch: Dispatch) -> StepInputs:
+    """The numbers of a dispatch's steps, on the host: leaves (steps,) NumPy."""
+    stage = plan.stages[dispatch.stage]
+    steps = np.arange(dispatch.before.backprops, dispatch.after.backprops)
+    rates = np.float32(stage.learning_rate) * learning_rate_factors(plan, steps).astype(np.float32)
+    return StepInputs(rates.astype(np.float32), np.full(len(steps), dispatch.keep, np.int32))
+
+
+def learning_rate_factors(plan: RunPlan, steps: np.ndarray) -> np.ndarray:
+    """The schedule's factor, float64, of steps that all belong to one stage: (steps,) back-propagations done before."""
+    index = plan.stage_of(int(steps[0]))
+    stage, (first, epochs) = plan.stages[index], plan.start_of(index)
+    # epochs + (step - first) * stage.epochs / stage.steps over all epochs, as one division of whole numbers: both are
+    # far below 2^53, so that the quotient is rounded once.
+    a, b, c = epochs / plan.epochs, stage.epochs / stage.steps / plan.epochs, 1
+    c = math.lcm(a.denominator, b.denominator)
+    numerators = int(a * c) + (np.asarray(steps, np.int64) - first) * int(b * c)
+    return factors(plan.schedule, numerators / c)
+
+
+def learning_rate(plan: RunPlan, step: int) -> float:
+    """The rate of the step taken after `step` back-propagations."""
+    return plan.stages[plan.stage_of(step)].learning_rate * float(learning_rate_factors(plan, np.array([step]))[0])
+
+
+def programs(plan: RunPlan) -> set[tuple[str, RoundSpec, int]]:
+    """The programs that a whole run compiles for training: (kind, spec, stage); looks share one a stage."""
+    return {(call.kind, call.spec, call.stage) for call in dispatches(plan) if call.kind != "look"}
+
+
+def _round_length(plan: RunPlan, index: int, began: int) -> int:
+    """Steps of the round that begins here: N in a stage's first one; what is left of the stage in its last one."""
+    stage, start = plan.stages[index], plan.start_of(index)[0]
+    wanted = stage.sizes.num_batches if began == start else stage.round_steps
+    return min(wanted, start + stage.steps - began)
+
+
+def _kept(plan: RunPlan, index: int, began: int) -> tuple[int, float, Any]:
+    """(samples kept, share, program) of a round that begins here."""
+    stage = plan.stages[index]
+    if plan.trimming is None or stage.trims is None:
+        return stage.sizes.batch_size, 1.0, None
+    epoch, epochs = math.floor(plan.epoch(began)), math.ceil(plan.epochs)
+    keep = plan.trimming.keep_count(epoch, epochs, stage.sizes.batch_size)
+    return keep, plan.trimming.share(epoch, epochs), stage.trims.trim(keep)
+
+
+def _tested(plan: RunPlan, began: int, after: Position) -> bool:
+    """Whether a test point follows the round that began there and ends here."""
+    if plan.test_every == "round" or after.backprops == plan.steps:
+        return True
+    return math.floor(plan.epoch(after.backprops)) > math.floor(plan.epoch(began))
+
+
+def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
+    """Whole rounds in one call: a power of `_RUNG`, none past a test point, a measured step, the bound or the stage."""
+    stage, start = plan.stages[index], plan.start_of(index)[0]
+    most = min(plan.bound, start + stage.steps - began) // length
+    if due is not None:
+        most = min(most, (due - began) // length)
+    if plan.test_every == "round":
+        most = 1
+    epoch = math.floor(plan.epoch(began))
+    untested = next((n for n in range(1, most) if math.floor(plan.epoch(began + n * length)) > epoch), most)
+    return _RUNG ** int(math.log(max(1, untested), _RUNG) + 1e-9)
+
+
+def _segment(length: int, cursor: int, bound: int) -> int:
+    """The next segment of a round that is cut by the bound alone: equal parts where they divide it, else of two sizes
+    one apart, so that a round of any length takes two programs at most."""
+    fewest = -(-length // bound)
+    parts = next((n for n in range(fewest, 2 * fewest) if length % n == 0), fewest)
+    short, longer = divmod(length, parts)
+    edges = np.cumsum([short + 1] * longer + [short] * (parts - longer))
+    return int(edges[np.searchsorted(edges, cursor, side="right")]) - cursor
+
+
+def _rung(free: int, bound: int, every: int) -> int:
+    """The longest of few lengths that fits before the next measured step: the interval, or a power of `_RUNG`."""
+    most = min(free, bound)
+    if every <= most:
+        return every
+    return _RUNG ** int(math.log(most, _RUNG) + 1e-9)

@@ -1,4 +1,9 @@
-"""Rounds: scans of the step over a schedule made on the device, compiled as one program."""
+"""Rounds and parts of rounds: scans of the step over a schedule made on the device, each compiled as one program.
+
+A round is planned (which slots, in which order) and then trained. Whole rounds do both in one program, several short
+ones in one call. A round that is longer than a dispatch may last, or that something is measured in, is planned by a
+program of its own and trained in segments: cut anywhere, the bits are the same on CPU.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,53 +17,42 @@ from hardjax.choose.selection import Planner
 from hardjax.choose.trimming import Trim
 from hardjax.data.augment import preprocess
 from hardjax.engine.optimizers import Hyper
-from hardjax.engine.step import (
+from hardjax.engine.state import (
     AUGMENT,
     DROPOUT,
     PARTITION,
     PLAN,
     Batch,
     Recipe,
-    StepInfo,
+    StepInputs,
     TrainData,
     TrainState,
     draw,
     make_partition,
-    make_step,
     replace,
 )
-
-
-class TrimInfo(NamedTuple):
-    """Mean losses (rounds, steps) nats of the kept and of the dropped samples; dropped (rounds, n) int32 times."""
-
-    kept_loss: Array
-    dropped_loss: Array
-    dropped: Array
+from hardjax.engine.step import StepInfo, make_step
 
 
 class RoundInfo(NamedTuple):
-    """Of the rounds of one dispatch, row by row; rows at and after the number of rounds asked for are zeros.
+    """What a segment reports, a row a step; of several rounds with a leading axis.
 
     Attributes:
-        loss: (rounds, steps) nats, mean over the batch.
-        top1: (rounds, steps) share of correct predictions.
-        slots: (rounds, steps) int32, or (rounds, steps, B) where slots are samples.
-        trim: under trimming.
-        observed: (rounds, observations, ...) what the observer returned, if there is one.
+        loss: (steps,) nats, mean over the batch.
+        top1: (steps,) share of correct predictions.
+        slots: (steps,) int32, or (steps, B) where slots are samples.
+        kept_loss, dropped_loss: (steps,) nats, under trimming.
     """
 
     loss: Array
     top1: Array
     slots: Array
-    trim: TrimInfo | None = None
-    observed: Any = None
+    kept_loss: Array | None = None
+    dropped_loss: Array | None = None
 
 
 class Observer(Protocol):
-    """Looks at every `every`-th batch just before it is trained and changes nothing; frozen and hashable."""
-
-    every: int
+    """Looks at a batch just before it is trained and changes nothing; frozen and hashable."""
 
     def make(self, apply: Callable) -> Callable[[Any, Array, Array, Array], Any]:
         """`observe(variables, images, labels, key) -> pytree of arrays`, pure."""
@@ -67,175 +61,150 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class RoundSpec:
-    """What shapes the trace of a round, beside the recipe.
+    """What shapes the trace of a dispatch, beside the recipe and the shapes of the state.
 
     Attributes:
         selection: which batches.
-        steps: back-propagations a round.
-        max_rounds: most rounds in one call.
+        steps: back-propagations of the round, or of the segment.
+        rounds: whole rounds in one call.
         trim: how each batch is trimmed; None trains all of it.
-        observer: see `Observer`. In rounds of at least `every` steps it sees the steps 0, every, 2 * every ... of each
-            round; of shorter ones one step of every `stride`-th round.
-        position: that step.
     """
 
     selection: Planner
     steps: int
-    max_rounds: int = 1
+    rounds: int = 1
     trim: Trim | None = None
-    observer: Observer | None = None
-    position: int = 0
-
-    @property
-    def stride(self) -> int:
-        """Rounds from one observed one to the next."""
-        return max(1, round(self.observer.every / self.steps)) if self.observer else 1
-
-    @property
-    def observed_steps(self) -> range:
-        """Steps of an observed round that are observed."""
-        if self.observer is None:
-            return range(0)
-        if self.steps < self.observer.every:
-            return range(self.position, self.position + 1)
-        return range(0, self.steps, self.observer.every)
 
 
-def make_rounds(recipe: Recipe, spec: RoundSpec) -> Callable:
-    """`rounds(state, data, hyper, count, phase=0) -> (state, RoundInfo)`: `count` rounds of `spec`, pure.
+def make_plan(recipe: Recipe, spec: RoundSpec) -> Callable[[TrainState], TrainState]:
+    """`plan(state) -> state`: begins a round of `spec.steps`, pure; draws a fresh partition where there is one."""
+    selection, steps = spec.selection, spec.steps
 
-    The scan over a round's schedule has a static length. Several rounds run in one call, planning included, so that
-    short ones (two steps in P1's STL-10 case) do not cost a dispatch each; `count` is traced, at most
-    `spec.max_rounds`, and so is `phase`: round i is observed where (phase + i) % spec.stride is 0.
+    def plan(state: TrainState) -> TrainState:
+        batch_size = state.partition.shape[1]
+        if selection.redraws:
+            key = draw(state.key, PARTITION, state.round)
+            state = replace(state, partition=make_partition(key, recipe.num_samples, batch_size))
+        key = draw(state.key, PLAN, state.round)
+        if selection.unit == "batch":
+            slots = selection.plan(state.table, key, steps)
+        else:
+            slots = selection.plan(state.table, key, steps * batch_size).reshape(steps, -1)
+        slots = state.slots.at[:steps].set(slots.astype(jnp.int32))
+        return replace(state, slots=slots, cursor=jnp.zeros_like(state.cursor), round=state.round + 1)
+
+    return plan
+
+
+def make_segment(
+    recipe: Recipe, spec: RoundSpec
+) -> Callable[[TrainState, TrainData, Hyper, StepInputs], tuple[TrainState, RoundInfo]]:
+    """`segment(state, data, hyper, inputs) -> (state, RoundInfo)`: the next `spec.steps` of the round under way, pure.
+
+    The scan has a static length: on a GPU a loop of unknown length reads its predicate back at every iteration.
     """
-    one_round = _make_round(recipe, spec)
+    selection, run_step = spec.selection, make_step(recipe, spec.trim)
 
-    def rounds(
-        state: TrainState, data: TrainData, hyper: Hyper, count: Array, phase: Array | int = 0
-    ) -> tuple[TrainState, RoundInfo]:
+    def train_batch(state: TrainState, data: TrainData, hyper: Hyper, row: tuple) -> tuple[TrainState, tuple]:
+        indices, slots, inputs = row
+        batch, key = _load(recipe, state, data, indices)
+        state, info = run_step(state, batch, hyper, inputs, key)
+        loss = info.losses.mean()
+        table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
+        return replace(state, table=table), (loss, info.correct.mean(), *_trim_row(info, inputs.keep))
+
+    def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
-            if spec.max_rounds == 1:
-                state, info = one_round(state, data, hyper, phase)
-                return state, jax.tree.map(lambda leaf: leaf[None], info)
-            shapes = jax.eval_shape(one_round, state, data, hyper, phase)[1]
-            log = jax.tree.map(lambda leaf: jnp.zeros((spec.max_rounds, *leaf.shape), leaf.dtype), shapes)
+            slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
+            schedule = state.partition[slots] if selection.unit == "batch" else slots
 
-            def body(i: Array, carry: tuple) -> tuple:
-                state, log = carry
-                state, info = one_round(state, data, hyper, phase + i)
-                return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, info)
+            def scan(state: TrainState, rows: tuple) -> tuple:
+                return lax.scan(lambda state, row: train_batch(state, data, hyper, row), state, rows)
 
-            # The one loop of unknown length: its predicate is read once a round, of short rounds alone.
-            return lax.fori_loop(0, count, body, (state, log))
+            alone = spec.steps == 1 and jax.default_backend() == "cpu"
+            trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs))
+        state, (loss, top1, kept_loss, dropped_loss, kept) = trained
+        return _counted(state, spec.steps, slots, schedule, kept), RoundInfo(loss, top1, slots, kept_loss, dropped_loss)
+
+    return segment
+
+
+def make_rounds(
+    recipe: Recipe, spec: RoundSpec
+) -> Callable[[TrainState, TrainData, Hyper, StepInputs], tuple[TrainState, RoundInfo]]:
+    """`rounds(state, data, hyper, inputs) -> (state, RoundInfo)`: `spec.rounds` whole rounds in one call, pure.
+
+    Planning included, so that short rounds (two steps in P1's STL-10 case) do not cost a dispatch each.
+
+    Args of `rounds`:
+        inputs: leaves (rounds * steps,).
+    """
+    plan, segment = make_plan(recipe, spec), make_segment(recipe, spec)
+
+    def rounds(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
+        if spec.rounds == 1:
+            return segment(plan(state), data, hyper, inputs)
+        rows = jax.tree.map(lambda leaf: leaf.reshape(spec.rounds, spec.steps), inputs)
+        return lax.scan(lambda state, row: segment(plan(state), data, hyper, row), state, rows)
 
     return rounds
 
 
-def _make_round(recipe: Recipe, spec: RoundSpec) -> Callable:
-    """`one_round(state, data, hyper, phase) -> (state, RoundInfo of this round)`."""
-    selection, run_step = spec.selection, make_step(recipe, spec.trim)
-    observe = spec.observer.make(recipe.apply) if spec.observer else None
+def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainState, TrainData], tuple[Any, Array]]:
+    """`look(state, data) -> (what the observer returns, slot () int32)` of the very batch that the next step will
+    train, pure; the slot is -1 where batches are dealt from samples.
 
-    def load(state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
-        key = draw(state.key, AUGMENT, state.step)
-        # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
-        # out of the loop, it would not.
-        pixels, mean, std, key = lax.optimization_barrier((data.images[indices], data.mean, data.std, key))
-        images = lax.optimization_barrier(preprocess(pixels, mean, std, recipe.augmentation, key))
-        return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
+    A program of its own between two segments: it cannot change the training's arithmetic, costs no memory in the
+    training's program, and any step of any round can be looked at without another trace.
+    """
+    observe = observer.make(recipe.apply)
 
-    def train_batch(state: TrainState, data: TrainData, hyper: Hyper, indices: Array, slots: Array) -> tuple:
-        batch, key = load(state, data, indices)
-        state, info = run_step(state, batch, hyper, key)
-        loss = info.losses.mean()
-        table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        return replace(state, table=table), (loss, info.correct.mean(), _trim_row(info, hyper.keep))
+    def look(state: TrainState, data: TrainData) -> tuple[Any, Array]:
+        with jax.default_matmul_precision(recipe.precision):
+            slot = state.slots[state.cursor]
+            batch, key = _load(recipe, state, data, state.partition[slot] if unit == "batch" else slot)
+            seen = observe(state.variables, batch.images, batch.labels, key)
+            return seen, slot if unit == "batch" else jnp.int32(-1)
 
-    def plan(state: TrainState) -> tuple[TrainState, Array, Array]:
-        if selection.redraws:
-            key = draw(state.key, PARTITION, state.round)
-            state = replace(state, partition=make_partition(key, recipe.num_samples, recipe.batch_size))
-        plan_key = draw(state.key, PLAN, state.round)
-        if selection.unit == "batch":
-            slots = selection.plan(state.table, plan_key, spec.steps)
-            return state, state.partition[slots], slots
-        slots = selection.plan(state.table, plan_key, spec.steps * recipe.batch_size).reshape(spec.steps, -1)
-        return state, slots, slots
-
-    def one_round(state: TrainState, data: TrainData, hyper: Hyper, phase: Array | int) -> tuple[TrainState, RoundInfo]:
-        state, schedule, slots = plan(state)
-
-        def scan(state: TrainState, rows: tuple) -> tuple:
-            return lax.scan(lambda state, row: train_batch(state, data, hyper, *row), state, rows)
-
-        def look(state: TrainState, rows: tuple) -> Any:
-            batch, key = load(state, data, rows[0][0])
-            return observe(state.variables, batch.images, batch.labels, key)
-
-        if observe is None:
-            state, trained = scan(state, (schedule, slots))
-            observed = None
-        elif spec.steps < spec.observer.every:
-            state, trained, observed = _scan_observed_once(
-                scan, look, spec.position, phase % spec.stride == 0, state, (schedule, slots)
-            )
-        else:
-            state, trained, observed = _observed_scan(scan, look, spec.observer.every, state, (schedule, slots))
-        loss, top1, trim = trained
-        if spec.trim is not None:
-            *losses, kept = trim
-            dropped = jnp.zeros(recipe.num_samples, jnp.int32).at[schedule].add(jnp.int32(1) - kept)
-            trim = TrimInfo(*losses, dropped)
-        return replace(state, round=state.round + 1), RoundInfo(loss, top1, slots, trim, observed)
-
-    return one_round
+    return look
 
 
-def _scan_observed_once(
-    scan: Callable, look: Callable, position: int, wanted: Array, state: TrainState, rows: tuple
-) -> tuple:
-    """(state, trained, observed): `scan` over all rows, with a look before row `position`, if wanted."""
-    before, after = jax.tree.map(lambda leaf: leaf[:position], rows), jax.tree.map(lambda leaf: leaf[position:], rows)
-    state, first = _scan_part(scan, state, before) if position else (state, None)
-    shapes = jax.eval_shape(look, state, after)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    observed = lax.cond(wanted, lambda: look(state, after), lambda: nothing)
-    state, trained = _scan_part(scan, state, after) if position else scan(state, after)
-    if position:
-        trained = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, trained)
-    return state, trained, jax.tree.map(lambda leaf: leaf[None], observed)
+def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
+    """(the batch as the model takes it, the key of the model's own draws)."""
+    key = draw(state.key, AUGMENT, state.step)
+    # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
+    # out of the loop, it would not.
+    pixels, mean, std, key = lax.optimization_barrier((data.images[indices], data.mean, data.std, key))
+    images = lax.optimization_barrier(preprocess(pixels, mean, std, recipe.augmentation, key))
+    return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
 
 
-def _scan_part(scan: Callable, state: TrainState, rows: tuple) -> tuple:
-    return scan(state, rows) if len(rows[0]) > 1 else _kept_as_loop(scan, state, rows)
+def _counted(state: TrainState, steps: int, slots: Array, schedule: Array, kept: Array | None) -> TrainState:
+    """The state with this segment's visits counted: once a segment, not once a step, where each would be a launch."""
+    counts = {"visits": state.visits.at[slots].add(1), "seen": state.seen.at[schedule].add(1)}
+    if kept is not None:
+        counts["drops"] = state.drops.at[schedule].add(1 - kept)
+    return replace(state, cursor=state.cursor + steps, **counts)
 
 
-def _observed_scan(scan: Callable, look: Callable, every: int, state: TrainState, rows: tuple) -> tuple:
-    """(state, trained, observed): `scan` over all rows, with a look before the rows 0, every, 2 * every ..."""
+def _trim_row(info: StepInfo, keep: Array) -> tuple:
+    """(mean loss of the kept, of the dropped, kept (B,) int32) of one step; None each without trimming."""
+    if info.kept is None:
+        return None, None, None
+    kept = jnp.where(info.kept, info.losses, 0).sum() / keep
+    dropped = jnp.where(info.kept, 0, info.losses).sum() / (len(info.kept) - keep)
+    return kept, dropped, info.kept.astype(jnp.int32)
 
-    def block(state: TrainState, rows: tuple) -> tuple:
-        seen = look(state, rows)
-        state, trained = _scan_part(scan, state, rows)
-        return state, (trained, seen)
 
-    def merge(leaf: Array) -> Array:
-        return leaf.reshape(-1, *leaf.shape[2:])
-
-    whole = len(rows[0]) // every * every
-    blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, every, *leaf.shape[1:]), rows)
-    state, (trained, observed) = lax.scan(block, state, blocks)
-    trained = jax.tree.map(merge, trained)
-    if whole < len(rows[0]):
-        state, (last, seen) = block(state, jax.tree.map(lambda leaf: leaf[whole:], rows))
-        trained = jax.tree.map(lambda *parts: jnp.concatenate(parts), trained, last)
-        observed = jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), observed, seen)
-    return state, trained, observed
+def _run(scan: Callable, state: TrainState, rows: tuple) -> tuple:
+    return scan(state, rows)
 
 
 def _kept_as_loop(scan: Callable, state: TrainState, rows: tuple) -> tuple:
     """`scan(state, rows)` of one row in a loop that the compiler does not dissolve.
 
-    Dissolved, the step would be fused with its surroundings and round otherwise than in a run without an observer.
+    XLA turns a loop of one iteration into straight code: convolutions then take another path, the step is fused with
+    its surroundings, and it rounds otherwise than as a part of a longer segment.
     """
     shapes = jax.eval_shape(scan, state, rows)[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -245,12 +214,3 @@ def _kept_as_loop(scan: Callable, state: TrainState, rows: tuple) -> tuple:
         return scan(carry[0], jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1), rows))
 
     return lax.fori_loop(0, once, body, (state, nothing))
-
-
-def _trim_row(info: StepInfo, keep: Array) -> tuple | None:
-    """(mean loss of the kept, of the dropped, kept (B,) int32) of one step; None without trimming."""
-    if info.kept is None:
-        return None
-    kept = jnp.where(info.kept, info.losses, 0).sum() / keep
-    dropped = jnp.where(info.kept, 0, info.losses).sum() / (len(info.kept) - keep)
-    return kept, dropped, info.kept.astype(jnp.int32)

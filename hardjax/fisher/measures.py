@@ -12,8 +12,8 @@ from hardjax import _validate
 from hardjax._validate import Refusal
 
 # Relative to the largest eigenvalue. Rounding the products of given rows moves each eigenvalue of a float32 Gram matrix
-# by a few times 1e-7 of the largest one (tests/fisher/test_fisher_measures.py), so that 1e-6 keeps that noise out and bounds c
-# by 1000. The rows themselves carry the rounding of the network's two passes, which in a deep one can be larger:
+# by a few times 1e-7 of the largest one (tests/fisher/test_fisher_measures.py), so that 1e-6 keeps that noise out and
+# bounds c by 1000. The rows themselves carry the rounding of the network's two passes, larger in a deep one:
 # `hardjax measure --float64` shows what it does to c.
 TOLERANCE = 1e-6
 TOLERANCES = (0.0, 1e-7, 1e-6, 1e-5)

@@ -19,15 +19,14 @@ class FisherMeasure:
     """What to measure in training; it observes and never changes the training.
 
     Attributes:
-        every: steps between measurements (P3: 50). A round of at least this many steps is measured at its steps 0,
-            every, 2 * every ... (so that an interval just below the length of a round measures nearly twice as often);
-            of shorter rounds one step, about every `every` steps: the first one where all batches are trained, the
-            one in the middle where some are replayed, hardest first.
+        every: steps that each measurement stands for (P3: 50). Where every epoch draws its batches anew, the steps 0,
+            every, 2 * every ... of the run are measured, as published; under replay or with fixed batches one step of
+            each such interval, at a place that changes from interval to interval and not with the seed.
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
         method: "layers" or "vmap", see `fisher.gram`.
         tolerance: an eigenvalue is non-zero above this share of the largest; the raw ones are recorded as well.
-        stop_when_not_finite: end the run after the dispatch in which a spectrum was not finite (at most an epoch),
-            instead of going on and recording NaN.
+        stop_when_not_finite: end the run at the first test point after a spectrum that was not finite, instead of
+            going on and recording NaN.
 
     Raises:
         ValueError: an interval below 1, a tolerance outside [0, 1), an unknown word.
@@ -45,12 +44,15 @@ class FisherMeasure:
         _validate.one_of(METHODS, method=self.method)
         _validate.in_unit(tolerance=self.tolerance)
 
+    def observer(self, chunk: int | None) -> "SpectrumObserver":
+        """The part that shapes a trace; `chunk` bounds the memory, see `make_gram`."""
+        return SpectrumObserver(self.rows, self.method, chunk)
+
 
 @dataclass(frozen=True)
 class SpectrumObserver:
-    """An `Observer` that returns the raw eigenvalues (B,) and the mean entry () of a batch's Gram matrix."""
+    """An `engine.rounds.Observer`: the raw eigenvalues (B,) and the mean entry () of a batch's Gram matrix."""
 
-    every: int
     rows: str
     method: str
     chunk: int | None
@@ -65,77 +67,69 @@ class SpectrumObserver:
         return observe
 
 
-def make_observer(measure: FisherMeasure, chunk: int | None) -> SpectrumObserver:
-    """The static part of a measure, as the rounds take it; `chunk` bounds the memory, see `make_gram`."""
-    return SpectrumObserver(measure.every, measure.rows, measure.method, chunk)
-
-
 class Spectra:
     """Measurements so far, raw.
 
     Args:
-        num_batches: N, steps an epoch.
+        every: steps that each stands for.
 
     Attributes:
         all_finite: every spectrum so far is.
     """
 
-    def __init__(self, num_batches: int) -> None:
-        self._num_batches = num_batches
-        self._rows: list[tuple[int, float, np.ndarray, float, int]] = []
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._rows: list[tuple[int, float, float, np.ndarray, float, int]] = []
         self.all_finite = True
 
-    @property
-    def last_step(self) -> int | None:
-        return self._rows[-1][0] if self._rows else None
-
-    def add(self, step: int, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int) -> None:
+    def add(
+        self, step: int, epoch: float, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int
+    ) -> None:
         """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
-        self._rows.append((step, learning_rate, np.asarray(values), float(mean_entry), slot))
+        self._rows.append((step, epoch, learning_rate, np.asarray(values), float(mean_entry), slot))
         self.all_finite &= bool(np.isfinite(values).all())
 
-    def arrays(self, done: int) -> dict[str, np.ndarray]:
-        """Columns of the record, `done` back-propagations into the run.
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Columns of the record.
 
         Returns:
             step (M,): back-propagations done before each measurement; epoch (M,): the same in epochs; stands_for (M,):
-            steps until the next one; learning_rate, batch_size, mean_entry (M,); slot (M,): row of the partition that
-            was measured, -1 where batches are dealt from samples; eigenvalues (M, B) ascending, NaN where a batch was
-            smaller.
+            steps; learning_rate, batch_size, mean_entry (M,); slot (M,): row of the partition that was measured, -1
+            where batches are dealt from samples; eigenvalues (M, B) ascending, NaN where a batch was smaller.
         """
-        steps = np.array([row[0] for row in self._rows], np.int64)
-        sizes = np.array([len(row[2]) for row in self._rows], np.int64)
-        dtype = np.result_type(np.float32, *(row[2].dtype for row in self._rows[:1]))
-        values = np.full((len(self._rows), sizes.max(initial=0)), np.nan, dtype)
-        for row, spectrum in zip(values, self._rows, strict=True):
-            row[: len(spectrum[2])] = spectrum[2]
+        steps, epochs, rates, spectra, entries, slots = zip(*self._rows, strict=True) if self._rows else ((),) * 6
+        sizes = np.array([len(values) for values in spectra], np.int64)
+        dtype = np.result_type(np.float32, *(values.dtype for values in spectra[:1]))
+        table = np.full((len(sizes), sizes.max(initial=0)), np.nan, dtype)
+        for row, values in zip(table, spectra, strict=True):
+            row[: len(values)] = values
         return {
-            "step": steps,
-            "epoch": steps / self._num_batches,
-            "stands_for": np.diff(steps, append=done),
-            "learning_rate": np.array([row[1] for row in self._rows]),
+            "step": np.array(steps, np.int64),
+            "epoch": np.array(epochs, np.float64),
+            "stands_for": np.full(len(sizes), self._every, np.int64),
+            "learning_rate": np.array(rates, np.float64),
             "batch_size": sizes,
-            "eigenvalues": values,
-            "mean_entry": np.array([row[3] for row in self._rows]),
-            "slot": np.array([row[4] for row in self._rows], np.int64),
+            "eigenvalues": table,
+            "mean_entry": np.array(entries, np.float64),
+            "slot": np.array(slots, np.int64),
         }
 
-    def derived(self, done: int, measure: FisherMeasure) -> dict[str, np.ndarray]:
+    def derived(self, tolerance: float) -> dict[str, np.ndarray]:
         """See `derive`."""
-        return derive(self.arrays(done), measure.tolerance)
+        return derive(self.arrays(), tolerance)
 
-    def latest(self, done: int, measure: FisherMeasure | None) -> dict[str, float]:
+    def latest(self, tolerance: float) -> dict[str, float]:
         """c, l, C_K, L_K of the last measurement; empty without one."""
-        if measure is None or not self._rows:
+        if not self._rows:
             return {}
-        path = _trajectory(self.arrays(done), measure.tolerance)
+        path = _trajectory(self.arrays(), tolerance)
         return dict(zip(("c", "l", "C_K", "L_K"), (float(values[-1]) for values in path), strict=True))
 
-    def save(self, folder: Path, done: int) -> None:
+    def save(self, folder: Path) -> None:
         """Write the raw record to spectra.npz, whole or not at all, so that it can be read while the run goes on."""
         scratch = folder / "spectra.npz.part"
         with scratch.open("wb") as file:
-            np.savez(file, **self.arrays(done))
+            np.savez(file, **self.arrays())
         scratch.replace(folder / "spectra.npz")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hardjax.engine.state import TrainState
 from hardjax.training.loop import RunResult
 from hardjax.training.setting import Setting
 
@@ -14,7 +15,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
     Returns:
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
-    replays = sample_counts(setting, result)
+    replays = sample_counts(result.state)
     candidates = np.flatnonzero(replays >= np.sort(replays)[-min(count, len(replays))])
     train = setting.splits["train"]
     labels = np.asarray(train.labels[candidates])
@@ -33,16 +34,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
     return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]
 
 
-def sample_counts(setting: Setting, result: RunResult) -> np.ndarray:
-    """(n,) times each training sample was trained: visits of its batches, less the times that trimming dropped it.
-
-    Where partitions are redrawn, visits are counted one a round.
-    """
-    if result.config.selection.unit == "sample":
-        visits = result.replay_counts
-    elif result.config.selection.redraws:
-        visits = np.full(setting.recipe.num_samples, int(result.state.round))
-    else:
-        visits = np.zeros(setting.recipe.num_samples, np.int64)
-        np.add.at(visits, np.asarray(result.state.partition), result.replay_counts[:, None])
-    return np.maximum(visits - result.drop_counts, 0)
+def sample_counts(state: TrainState) -> np.ndarray:
+    """(n,) times each training sample was trained: its visits, the fillers of last batches among them, less the times
+    that trimming dropped it. Both are counted where they happen, by the same rule."""
+    return np.asarray(state.seen) - np.asarray(state.drops)

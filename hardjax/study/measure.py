@@ -15,10 +15,10 @@ from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.data.augment import preprocess
-from hardjax.engine.rates import make_schedule
-from hardjax.engine.step import TrainState
+from hardjax.engine.plan import learning_rate
+from hardjax.engine.state import TrainState
 from hardjax.fisher.measures import TOLERANCE
-from hardjax.fisher.observe import FisherMeasure, derive, load, make_observer
+from hardjax.fisher.observe import FisherMeasure, derive, load
 from hardjax.training import checkpoint
 from hardjax.training.probe import check_observer
 from hardjax.training.setting import Setting, prepare
@@ -112,8 +112,8 @@ def _measure_state(
     setting: Setting, state: TrainState, measure: FisherMeasure, batches: int, float64: bool
 ) -> dict[str, np.ndarray]:
     recipe, train = setting.recipe, setting.splits["train"]
-    observer = make_observer(measure, setting.performance.gram_chunk)
-    check_observer(recipe, observer)
+    observer = measure.observer(setting.performance.gram_chunk)
+    check_observer(recipe, setting.config.batch_size, observer)
     with jax.enable_x64(float64):
         observe = jax.jit(observer.make(recipe.apply))
         variables = (
@@ -125,8 +125,7 @@ def _measure_state(
             images = np.asarray(images, np.float64) if float64 else images
             found.append(observe(variables, images, train.labels[indices], state.key))
     values, entries = (np.stack([np.asarray(row[i]) for row in found]) for i in (0, 1))
-    done = max(0, int(state.step) - 1) / int(setting.hyper.total_steps)
-    rate = setting.config.peak_learning_rate * float(make_schedule(setting.config.schedule)(done))
-    measured = fisher.measures(values, rate, recipe.batch_size, tolerance=measure.tolerance, mean_entry=entries)
+    rate = learning_rate(setting.plan, max(0, int(state.step) - 1))
+    measured = fisher.measures(values, rate, state.partition.shape[1], tolerance=measure.tolerance, mean_entry=entries)
     fields = {name: np.asarray(value) for name, value in measured._asdict().items()}
     return {"c": fields.pop("condition_number"), "l": fields.pop("energy"), **fields, "eigenvalues": values}

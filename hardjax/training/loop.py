@@ -1,5 +1,6 @@
 """`run`: a configuration in, history and final state out; the one place where the engine meets clock, files, screen."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -15,16 +16,13 @@ import numpy as np
 
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
-from hardjax.engine.plan import dispatches
-from hardjax.engine.rates import make_schedule
-from hardjax.engine.rounds import RoundInfo, RoundSpec
-from hardjax.engine.step import TrainState
+from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
+from hardjax.engine.state import TrainState
 from hardjax.fisher.gram import memory_advice
-from hardjax.fisher.observe import Spectra
 from hardjax.training import checkpoint, files
 from hardjax.training.progress import ProgressBar, Silent
-from hardjax.training.record import History, TrainLog
-from hardjax.training.setting import Setting, prepare
+from hardjax.training.record import History, Record
+from hardjax.training.setting import DISPATCH_SECONDS, Setting, prepare
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class RunResult:
 
     Attributes:
         config: as given, with the names of the data and the model that were used.
-        history: field -> (test points,) NumPy array, see `history.History`.
+        history: field -> (test points,) NumPy array, see `record.History`.
         state: final `TrainState` on the device.
         summary: final figures, as in summary.json; accuracies in percent.
         replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
@@ -113,111 +111,155 @@ def train(
     return result
 
 
+class _Run:
+    """One run under way: what is on the device, what is on the host, and how long it took.
+
+    Between decision points one dispatch is in flight while the report of the one before is read. At them everything is
+    read first, so that testing is not timed as training and every decision sees the same facts, however the run was cut
+    into dispatches.
+    """
+
+    def __init__(self, setting: Setting, bar: Any, folder: Path | None) -> None:
+        self.setting, self.bar, self.folder = setting, bar, folder
+        self.plan = setting.plan
+        self.seconds = 0.0
+        self.compiled_before = setting.programs.compile_seconds
+        self.state = setting.init_state()
+        self.position = Position()
+        self.record = Record(setting.plan, self.state.table.shape[0])
+        self._in_flight: tuple[Dispatch, Any] | None = None
+        self._window: tuple[float, float, int] | None = (
+            None  # clock, compile seconds and back-propagations at its start
+        )
+
+    def go(self, interrupted: threading.Event) -> str:
+        """Train to the end; returns why it ended."""
+        facts = Facts()
+        while (dispatch := next_dispatch(self.plan, self.position, facts)) is not None:
+            self._issue(dispatch)
+            if dispatch.test:
+                self._decide()
+                facts = Facts("spectrum not finite" if self._spectrum_ends_it() else None)
+            elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
+                self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
+                self._rebound()
+            if interrupted.is_set() and self.position.backprops and self.position.backprops < self.plan.steps:
+                if not dispatch.test:
+                    self._decide()
+                facts = Facts("interrupted")
+        return facts.stop or "budget spent"
+
+    def _issue(self, dispatch: Dispatch) -> None:
+        """Hand a dispatch to the device, then read what the one before it reported."""
+        programs, donate = self.setting.programs, self.setting.performance.donate
+        train, hyper = self.setting.splits["train"], self.setting.hyper
+        if self._window is None:
+            self._window = (time.perf_counter(), programs.compile_seconds, self.position.backprops)
+        report = None
+        if dispatch.kind == "plan":
+            self.state = programs.plan(dispatch.spec, donate, self.state)
+        elif dispatch.kind == "look":
+            unit = self.setting.sizes.unit
+            with self._explained_memory():
+                report = programs.look(self.setting.observer, unit, self.state, train)
+        else:
+            call = programs.rounds if dispatch.kind == "rounds" else programs.segment
+            inputs = jax.device_put(step_inputs(self.plan, dispatch))
+            self.state, report = call(dispatch.spec, donate, self.state, train, hyper, inputs)
+        before, self.position = self._in_flight, dispatch.after
+        self._in_flight = (dispatch, report)
+        self._take(before)
+
+    def _read(self) -> None:
+        """Everything that was handed out."""
+        before, self._in_flight = self._in_flight, None
+        self._take(before)
+
+    def _take(self, flown: tuple[Dispatch, Any] | None) -> None:
+        if flown is None or flown[1] is None:
+            return
+        dispatch, report = flown
+        if dispatch.kind == "look":
+            with self._explained_memory():
+                self.record.looked(dispatch, jax.device_get(report))
+            return
+        info = jax.device_get(report)
+        self.record.trained(dispatch, info)
+        epoch = float(self.plan.epoch(dispatch.after.backprops))
+        self.bar.update(epoch, float(info.loss.mean()), 100 * float(info.top1.mean()))
+
+    def _rebound(self) -> None:
+        """Fewer steps a dispatch where they take much longer than was expected of the network."""
+        if self.setting.performance.steps_per_dispatch is not None or self._window is None:
+            return
+        started, compiled, backprops = self._window
+        spent = time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
+        affordable = int(DISPATCH_SECONDS * (self.position.backprops - backprops) / max(spent, 1e-9))
+        if affordable < self.plan.bound / 4:
+            self.plan = dataclasses.replace(self.plan, bound=max(1, affordable))
+
+    def _decide(self) -> None:
+        """Drain, stop the clock, test, write."""
+        self._read()
+        jax.block_until_ready(self.state)
+        started, compiled, _ = self._window
+        self.seconds += time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
+        self._window = None
+        config, measure = self.setting.config, self.setting.config.measure
+        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops) | self.record.take_means()
+        entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
+        entry = self.record.history.add(**entry, batch_size=config.batch_size, seconds=self.seconds)
+        self.bar.tested(entry)
+        if self.folder is not None:
+            files.append_line(self.folder / "history.jsonl", entry)
+            if measure is not None:
+                self.record.spectra.save(self.folder)
+
+    def _spectrum_ends_it(self) -> bool:
+        measure = self.setting.config.measure
+        return measure is not None and measure.stop_when_not_finite and not self.record.spectra.all_finite
+
+    @contextmanager
+    def _explained_memory(self) -> Iterator[None]:
+        """Out of memory while spectra are measured: say what to set."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            measure, batch = self.setting.config.measure, self.setting.config.batch_size
+            advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
+            raise MemoryError(f"Out of memory while measuring batches of {batch}: {advice}.") from error
+
+
 def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:
-    config, recipe, programs, performance = setting.config, setting.recipe, setting.programs, setting.performance
-    compiled_before = programs.compile_seconds
-    state = setting.init_state()
-    steps_per_round = config.selection.round_steps(recipe.num_batches)
-    history, spectra = History(), Spectra(recipe.num_batches)
-    log = TrainLog(state.table.shape[0], recipe.num_samples, by_round=config.selection.unit == "batch")
-    seconds = 0.0
-    plan = dispatches(
-        recipe.num_batches, steps_per_round, config.epochs, config.test_every, performance.steps_per_dispatch
+    run = _Run(setting, bar, folder)
+    end = run.go(interrupted)
+    record, measure = run.record, setting.config.measure
+    summary = _summarise(setting, record.history, run.seconds, setting.programs.compile_seconds - run.compiled_before)
+    return RunResult(
+        config=setting.config,
+        history=record.history.arrays(),
+        state=run.state,
+        summary=summary | {"interrupted": interrupted.is_set(), "end": end},
+        replays=record.replays,
+        replay_counts=np.asarray(run.state.visits),
+        drop_counts=np.asarray(run.state.drops),
+        measurements=record.spectra.derived(measure.tolerance) if measure else {},
     )
-    end = "budget spent"
-    for dispatch in plan:
-        spec, hyper, share = setting.at(dispatch, log.done)
-        phase = _phase(spec, log.done, spectra.last_step)
-        compiled, started = programs.compile_seconds, time.perf_counter()
-        with _explained_memory(setting):
-            state, info = programs.rounds(
-                spec, performance.donate, state, setting.splits["train"], hyper, dispatch.rounds, phase
-            )
-            info = _first_rounds(jax.device_get(info), dispatch.rounds)
-        _record_spectra(spectra, setting, spec, info, log.done, phase)
-        seconds += time.perf_counter() - started - (programs.compile_seconds - compiled)
-        log.add(info, share)
-        bar.update(log.done / recipe.num_batches, float(info.loss.mean()), 100 * float(info.top1.mean()))
-        if interrupted.is_set() and log.done < config.epochs * recipe.num_batches:
-            end = "interrupted"
-        elif config.measure is not None and config.measure.stop_when_not_finite and not spectra.all_finite:
-            end = "spectrum not finite"
-        stop = end != "budget spent"
-        if dispatch.test or stop:
-            entry = _test_point(setting, state, log.done) | log.take() | spectra.latest(log.done, config.measure)
-            entry = history.add(**entry, seconds=seconds)
-            bar.tested(entry)
-            if folder is not None:
-                files.append_line(folder / "history.jsonl", entry)
-            if folder is not None and config.measure is not None:
-                spectra.save(folder, log.done)
-        if stop:
-            break
-    summary = _summarise(setting, history, seconds, programs.compile_seconds - compiled_before)
-    summary |= {"interrupted": interrupted.is_set(), "end": end}
-    replays = log.replays
-    measured = spectra.derived(log.done, config.measure) if config.measure else {}
-    return RunResult(config, history.arrays(), state, summary, replays.by_round, replays.counts, log.drops, measured)
 
 
-def _phase(spec: RoundSpec, done: int, last: int | None) -> int:
-    """The `phase` of `make_rounds` with which rounds go on being observed about every `every` steps."""
-    if spec.observer is None or last is None:
-        return 0
-    wait = round(max(0, spec.observer.every - (done + spec.observed_steps[0] - last)) / spec.steps)
-    return -min(wait, spec.stride - 1) % spec.stride
-
-
-def _record_spectra(
-    spectra: Spectra, setting: Setting, spec: RoundSpec, info: RoundInfo, done: int, phase: int
-) -> None:
-    if spec.observer is None:
-        return
-    config = setting.config
-    factor, total = make_schedule(config.schedule), int(setting.hyper.total_steps)
-    values, mean_entries = info.observed
-    for i in range(len(values)):
-        if (phase + i) % spec.stride and spec.steps < spec.observer.every:
-            continue
-        for j, position in enumerate(spec.observed_steps):
-            step = done + i * spec.steps + position
-            rate = config.peak_learning_rate * float(factor(step / total))
-            slot = int(info.slots[i, position]) if config.selection.unit == "batch" else -1
-            spectra.add(step, rate, values[i, j], mean_entries[i, j], slot)
-
-
-@contextmanager
-def _explained_memory(setting: Setting) -> Iterator[None]:
-    """Out of memory while spectra are measured: say what to set."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        measure = setting.config.measure
-        if measure is None or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        batch = setting.recipe.batch_size
-        advice = memory_advice(measure.rows, measure.method, setting.performance.gram_chunk, batch)
-        raise MemoryError(f"Out of memory while measuring batches of {batch}: {advice}.") from error
-
-
-def _first_rounds(info: RoundInfo, rounds: int) -> RoundInfo:
-    return jax.tree.map(lambda leaf: leaf[:rounds], info)
-
-
-def _test_point(setting: Setting, state: TrainState, done: int) -> dict[str, float]:
-    config = setting.config
-    factor = make_schedule(config.schedule)((done - 1) / (config.epochs * setting.recipe.num_batches))
+def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, float]:
     entry = {
-        "epoch": done / setting.recipe.num_batches,
+        "epoch": float(plan.epoch(done)),
         "backprops": done,
         "table_loss": float(state.table.mean()),
-        "learning_rate": config.peak_learning_rate * float(factor),
-        "batch_size": config.batch_size,
+        "learning_rate": learning_rate(plan, done - 1),
     }
     names = {"train": "full_train", "validation": "validation", "test": "test"}
     size = setting.performance.eval_batch_size
     for split, name in names.items():
-        if split not in setting.splits or (split == "train" and not config.evaluate_train):
+        if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
             continue
         measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
         top1 = 100 * int(measured.correct) / len(setting.splits[split].labels)
@@ -230,7 +272,7 @@ def _summarise(setting: Setting, history: History, seconds: float, compile_secon
     return {
         "dataset": setting.dataset.name,
         "backprops": last["backprops"],
-        "num_batches": setting.recipe.num_batches,
+        "num_batches": setting.sizes.num_batches,
         "seconds_per_step": seconds / last["backprops"],
         "train_seconds": seconds,
         "compile_seconds": compile_seconds,

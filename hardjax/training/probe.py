@@ -1,45 +1,50 @@
-"""What is found out about a network before it is trained: does it fit, can it be measured, how can it be trimmed."""
+"""What is found out about a network before it is trained: does it fit, can it be measured."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from hardjax import fisher
 from hardjax._validate import Refusal
-from hardjax.choose.trimming import take_samples
 from hardjax.data.augment import output_shape
 from hardjax.engine.rounds import Observer
-from hardjax.engine.step import Recipe
+from hardjax.engine.state import Recipe
 from hardjax.fisher.observe import FisherMeasure
-from hardjax.models.apply import samples_are_independent
 
 _COVERED = 0.05  # lets bfloat16 pass; a layer left out, or used behind its back, is further off
 
 
-def check_model(recipe: Recipe, num_classes: int) -> Any:
-    """Shapes of the model's variables {"params", "batch_stats"}; only traces.
+class ModelFacts(NamedTuple):
+    """variables: shapes of {"params", "batch_stats"}; flops: floating-point operations of one batch's forward pass."""
+
+    variables: Any
+    flops: float
+
+
+def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts:
+    """Whether the model takes the batches of training; traces and lowers the forward pass, computes nothing.
 
     Raises:
-        ValueError: the model does not take the batches of training, or gives no (B, `num_classes`) logits.
+        ValueError: it does not, or gives no (B, `num_classes`) logits.
     """
     model_shape, variables = output_shape(recipe.augmentation, recipe.image_shape), _variable_shapes(recipe)
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *model_shape), jnp.float32)
-    logits, _ = jax.eval_shape(
-        lambda variables, images: recipe.apply(variables, images, True, jax.random.key(0)), variables, images
-    )
-    if logits.ndim != 2 or logits.shape[0] != recipe.batch_size or logits.shape[1] < num_classes:
+    images = jax.ShapeDtypeStruct((batch_size, *model_shape), jnp.float32)
+
+    def forward(variables: Any, images: Any) -> Any:
+        return recipe.apply(variables, images, True, jax.random.key(0))[0]
+
+    lowered = jax.jit(forward).lower(variables, images)
+    logits = lowered.out_info
+    if len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < num_classes:
         raise Refusal(
-            f"Expected logits of shape ({recipe.batch_size}, {num_classes}) from the model for images of"
+            f"Expected logits of shape ({batch_size}, {num_classes}) from the model for images of"
             f" {images.shape}; it gives {logits.shape}."
         )
-    return variables
+    return ModelFacts(variables, float((lowered.cost_analysis() or {}).get("flops", 0.0)))
 
 
-def check_observer(recipe: Recipe, observer: Observer) -> None:
+def check_observer(recipe: Recipe, batch_size: int, observer: Observer) -> None:
     """Trace the observer on this network, so that what it refuses is refused before a run begins.
 
     Raises:
@@ -47,13 +52,13 @@ def check_observer(recipe: Recipe, observer: Observer) -> None:
     """
     shape = output_shape(recipe.augmentation, recipe.image_shape)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     variables = jax.eval_shape(lambda key: recipe.init_variables(key, shape), key)
     jax.eval_shape(observer.make(recipe.apply), variables, images, labels, key)
 
 
-def check_rows(recipe: Recipe, measure: FisherMeasure) -> None:
+def check_rows(recipe: Recipe, batch_size: int, measure: FisherMeasure) -> None:
     """Rows of per-sample gradients of a network that no test has seen, on one made-up batch.
 
     Raises:
@@ -62,73 +67,11 @@ def check_rows(recipe: Recipe, measure: FisherMeasure) -> None:
     shape = output_shape(recipe.augmentation, recipe.image_shape)
     keys = jax.random.split(jax.random.key(0), 3)
     variables = jax.jit(lambda key: recipe.init_variables(key, shape))(keys[0])
-    images = jax.random.normal(keys[1], (recipe.batch_size, *shape))
-    labels = jnp.zeros(recipe.batch_size, jnp.int32)
+    images = jax.random.normal(keys[1], (batch_size, *shape))
+    labels = jnp.zeros(batch_size, jnp.int32)
     fisher.coverage(
         recipe.apply, variables, images, labels, measure.rows, measure.method, tolerance=_COVERED, key=keys[2]
     )
-
-
-class TrimPaths(NamedTuple):
-    """How a network's steps can be trimmed.
-
-    Attributes:
-        exact: paths that leave the result as it is, the fastest first.
-        lean: a second forward pass for few samples is worth the memory of the residuals that it saves: those of a batch
-            outweigh the parameters.
-    """
-
-    exact: tuple[str, ...]
-    lean: bool
-
-
-@functools.lru_cache(maxsize=16)
-def trim_paths(recipe: Recipe) -> TrimPaths:
-    """Tried out on four made-up images where the network has no batch statistics and draws nothing: the logits of some
-    of them, and the residuals of their backward pass, must be the same with and without the others."""
-    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
-    if not samples_are_independent(recipe.apply, _variable_shapes(recipe), model_shape):
-        return TrimPaths(("plain",), False)
-    keys = jax.random.split(jax.random.key(0), 3)
-    order = jnp.array([2, 0, 3])
-
-    def passes(keys: Array) -> tuple:
-        """(logits, pullback) of four images, the same of some of them, and the parameters."""
-        variables = recipe.init_variables(keys[0], model_shape)
-        noise = jax.random.normal(keys[1], (1000,))
-        params = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.resize(noise, leaf.shape), variables["params"])
-        images = jax.random.normal(keys[2], (4, *model_shape))
-
-        def logits_of(images: Array) -> Callable:
-            return lambda params: recipe.apply({**variables, "params": params}, images, True, None)[0]
-
-        return jax.vjp(logits_of(images), params), jax.vjp(logits_of(images[order]), params), params
-
-    @jax.jit
-    def agree(keys: Array) -> tuple[Array, Array]:
-        (logits, pullback), (some, like), _ = passes(keys)
-        alone = _close(logits[order], some)
-        try:
-            cut = take_samples(pullback, like, order, len(logits))
-        except ValueError:
-            return alone, jnp.array(False)
-        pairs = zip(jax.tree.leaves(cut), jax.tree.leaves(like), strict=True)
-        return alone, jnp.stack([_close(a, b) for a, b in pairs]).all()
-
-    alone, residuals = agree(keys)
-    if not alone:
-        return TrimPaths(("plain",), False)
-    (_, pullback), (_, like), params = jax.eval_shape(passes, keys)
-    pairs = zip(jax.tree.leaves(pullback), jax.tree.leaves(like), strict=False)
-    of_batch = sum(whole.size for whole, part in pairs if whole.shape != part.shape) * recipe.batch_size / 4
-    lean = of_batch > sum(leaf.size for leaf in jax.tree.leaves(params))
-    return TrimPaths(("reuse", "gather", "plain") if residuals else ("gather", "plain"), lean)
-
-
-def _close(a: Array, b: Array) -> Array:
-    """Equal to rounding."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return jnp.abs(a - b).max(initial=0) <= 1e-3 * jnp.abs(b).max(initial=0)
 
 
 def _variable_shapes(recipe: Recipe) -> Any:

@@ -1,8 +1,12 @@
-"""What a run leaves on the host: one entry a test point, and which slots were trained when."""
+"""What a run leaves on the host: one entry a test point, which slots were trained in which round, raw spectra."""
+
+from typing import Any
 
 import numpy as np
 
+from hardjax.engine.plan import Dispatch, RunPlan, learning_rate
 from hardjax.engine.rounds import RoundInfo
+from hardjax.fisher.observe import Spectra
 
 FIELDS = (
     "epoch",
@@ -55,36 +59,53 @@ class History:
         }
 
 
-class TrainLog:
-    """What the rounds report, on the host.
+class Record:
+    """What the dispatches of a run report, in their order.
+
+    Args:
+        plan: of the run.
+        num_slots: entries of the loss table.
 
     Attributes:
-        done: back-propagations so far.
-        replays: which slots were trained when.
-        drops: (n,) times each sample was dropped by trimming.
+        history: of test points.
+        spectra: measured so far.
     """
 
-    def __init__(self, num_slots: int, num_samples: int, by_round: bool) -> None:
-        self.done = 0
-        self.replays = ReplayLog(num_slots, by_round)
-        self.drops = np.zeros(num_samples, np.int64)
+    def __init__(self, plan: RunPlan, num_slots: int) -> None:
+        self.history = History()
+        self.spectra = Spectra(plan.measure_every or 1)
+        self._plan = plan
+        self._num_slots = num_slots
+        # Of a run over samples, rounds times n counts would outgrow everything else.
+        self._rounds: list[np.ndarray] | None = [] if plan.selection.unit == "batch" else None
         self._recent: dict[str, list[np.ndarray]] = {"train_loss": [], "kept_loss": [], "dropped_loss": []}
         self._share = 1.0
 
-    def add(self, info: RoundInfo, share: float) -> None:
-        """Rounds of one dispatch, NumPy leaves (rounds, ...), trained on this share of each batch."""
-        self.done += info.loss.size
-        self.replays.add(info.slots)
-        self._share = share
+    def trained(self, dispatch: Dispatch, info: RoundInfo) -> None:
+        """A segment or rounds; NumPy leaves."""
+        self._share = dispatch.share
         self._recent["train_loss"].append(info.loss.ravel())
-        if info.trim is None:
-            self._recent["kept_loss"].append(info.loss.ravel())
+        self._recent["kept_loss"].append((info.loss if info.kept_loss is None else info.kept_loss).ravel())
+        if info.dropped_loss is not None:
+            self._recent["dropped_loss"].append(info.dropped_loss.ravel())
+        if self._rounds is None:
             return
-        self._recent["kept_loss"].append(info.trim.kept_loss.ravel())
-        self._recent["dropped_loss"].append(info.trim.dropped_loss.ravel())
-        self.drops += info.trim.dropped.sum(0)
+        goes_on = dispatch.before.cursor > 0
+        for row in info.slots.reshape(dispatch.spec.rounds, -1):
+            counts = np.bincount(row, minlength=self._num_slots)
+            if goes_on:
+                counts += self._rounds.pop()
+            # Nearly all counts are 0 or 1, but a strategy may train one batch as often as it likes in a round.
+            self._rounds.append(counts.astype(np.min_scalar_type(counts.max(initial=0))))
 
-    def take(self) -> dict[str, float]:
+    def looked(self, dispatch: Dispatch, seen: tuple[Any, np.ndarray]) -> None:
+        """A measurement."""
+        (values, mean_entry), slot = seen
+        step = dispatch.before.backprops
+        rate = learning_rate(self._plan, step)
+        self.spectra.add(step, float(self._plan.epoch(step)), rate, values, mean_entry, int(slot))
+
+    def take_means(self) -> dict[str, float]:
         """Means since the last call."""
         means = {
             name: float(np.concatenate(rows).mean()) if rows else float("nan") for name, rows in self._recent.items()
@@ -92,28 +113,7 @@ class TrainLog:
         self._recent = {name: [] for name in self._recent}
         return means | {"keep_fraction": self._share}
 
-
-class ReplayLog:
-    """How often each slot was trained, and in which round where slots are batches."""
-
-    def __init__(self, num_slots: int, by_round: bool) -> None:
-        self._counts = np.zeros(num_slots, np.int64)
-        self._rounds: list[np.ndarray] | None = [] if by_round else None
-
-    def add(self, slots: np.ndarray) -> None:
-        """slots: (rounds, ...) as a dispatch reports them."""
-        for row in slots.reshape(len(slots), -1):
-            counts = np.bincount(row, minlength=len(self._counts))
-            self._counts += counts
-            if self._rounds is not None:
-                self._rounds.append(counts.astype(np.uint8))
-
     @property
-    def counts(self) -> np.ndarray:
-        """(slots,) times trained."""
-        return self._counts.copy()
-
-    @property
-    def by_round(self) -> np.ndarray | None:
+    def replays(self) -> np.ndarray | None:
         """(rounds, slots) times trained in each round; None where slots are samples."""
         return None if self._rounds is None else np.stack(self._rounds)

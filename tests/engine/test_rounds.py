@@ -1,17 +1,23 @@
 """The engine against slow, obvious forms of itself."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 from reference import simulate_rounds
 
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
-from hardjax.engine.plan import dispatches
+from hardjax.choose.trimming import Trimming
+from hardjax.engine.plan import dispatches, step_inputs
+from hardjax.engine.plan import programs as planned
+from hardjax.engine.programs import lowerable
 from hardjax.engine.rounds import RoundSpec, make_rounds
-from hardjax.engine.step import make_partition
+from hardjax.engine.state import StepInputs, make_partition
 from hardjax.training import checkpoint
 from hardjax.training.setting import prepare
 
@@ -23,23 +29,26 @@ def config(selection=None, **changes) -> hj.TrainConfig:
 
 def drive(setting, state=None, calls=None):
     """Every dispatch of a run: (final state, [(slots, losses) of each round])."""
-    cfg, recipe = setting.config, setting.recipe
+    programs, plan, train = setting.programs, setting.plan, setting.splits["train"]
     state = setting.init_state() if state is None else state
     rounds = []
-    if calls is None:
-        calls = dispatches(recipe.num_batches, cfg.selection.round_steps(recipe.num_batches), cfg.epochs)
-    for call in calls:
-        chosen = cfg.selection.first_round() if call.first else cfg.selection
-        state, info = setting.programs.rounds(
-            RoundSpec(chosen, call.steps, call.max_rounds),
-            True,
-            state,
-            setting.splits["train"],
-            setting.hyper,
-            call.rounds,
-        )
-        rounds += [(info.slots[i].tolist(), info.loss[i].tolist()) for i in range(call.rounds)]
+    for call in dispatches(plan) if calls is None else calls:
+        if call.kind == "plan":
+            state = programs.plan(call.spec, True, state)
+        elif call.kind == "look":
+            programs.look(setting.observer, setting.sizes.unit, state, train)
+        else:
+            run = programs.rounds if call.kind == "rounds" else programs.segment
+            state, info = run(call.spec, True, state, train, setting.hyper, step_inputs(plan, call))
+            slots, losses = (np.asarray(x).reshape(call.spec.rounds, -1).tolist() for x in (info.slots, info.loss))
+            if call.before.cursor:
+                slots[0], losses[0] = rounds[-1][0] + slots[0], rounds.pop()[1] + losses[0]
+            rounds += zip(slots, losses, strict=True)
     return state, rounds
+
+
+def bounded(setting, bound):
+    return dataclasses.replace(setting, plan=dataclasses.replace(setting.plan, bound=bound))
 
 
 @pytest.mark.parametrize("delta", [1.0, 0.8, 0.5, 0.35, 0.2, 0.01])
@@ -53,9 +62,9 @@ def test_rounds_equal_algorithm_2_driven_by_the_same_losses(tiny, delta):
         assert visited[step] == batch
         return losses[step]
 
-    expected = simulate_rounds(recorded, setting.recipe.num_batches, delta, 5)
+    expected = simulate_rounds(recorded, setting.sizes.num_batches, delta, 5)
     assert [slots for slots, _ in rounds] == expected
-    assert len(visited) == 5 * setting.recipe.num_batches == int(state.step)
+    assert len(visited) == 5 * setting.sizes.num_batches == int(state.step)
     assert len(rounds) == int(state.round)
     # The table holds each batch's last loss.
     assert state.table.tolist() == [losses[len(visited) - 1 - visited[::-1].index(slot)] for slot in range(9)]
@@ -65,15 +74,16 @@ def test_the_loss_in_the_table_is_that_of_the_very_forward_pass_that_trained(tin
     setting = prepare(config(HardBatches(0.5)), tiny)
     before = setting.init_state()
     partition, variables = np.asarray(before.partition), jax.tree.map(np.asarray, before.variables)
+    first = next(dispatches(setting.plan))
     _, info = setting.programs.rounds(
-        RoundSpec(AllBatches(fixed=True), 9), False, before, setting.splits["train"], setting.hyper, 1
+        first.spec, False, before, setting.splits["train"], setting.hyper, step_inputs(setting.plan, first)
     )
     images = np.asarray(tiny.train.images)[partition[0]] / 255
     logits = setting.recipe.apply(variables, ((images - tiny.mean) / tiny.std).astype(np.float32), True)[0]
     logits = np.asarray(logits, np.float64)
     labels = np.asarray(tiny.train.labels)[partition[0]]
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(8), labels]
-    assert info.loss[0, 0] == pytest.approx(losses.mean(), rel=1e-5)
+    assert info.loss[0] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_partition_covers_every_sample_and_wraps_to_fill_the_last_batch():
@@ -113,7 +123,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(tiny, tmp_path, sel
     cfg = config(selection, optimizer="adam", learning_rate=0.01, augmentation="standard")
     setting = prepare(cfg, tiny)
     whole, rounds = drive(setting)
-    calls = list(dispatches(9, selection.round_steps(9), 4))
+    calls = list(dispatches(setting.plan))
     half, head = drive(setting, calls=calls[:2])
     checkpoint.save(tmp_path, half)
     restored = checkpoint.restore(tmp_path, like=setting.init_state())
@@ -123,40 +133,102 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(tiny, tmp_path, sel
     chex.assert_trees_all_equal(whole.opt_state, resumed.opt_state)
 
 
+CUT = [AllBatches(), HardBatches(0.35), HardSamples(0.35)]
+
+
+@pytest.mark.parametrize("bound", [1, 4])
+@pytest.mark.parametrize("selection", CUT, ids=str)
+def test_a_run_cut_anywhere_equals_an_uncut_one(tiny, selection, bound):
+    cfg = config(selection, augmentation="standard", schedule="cosine", trimming=Trimming(0.5, 0.5), epochs=2)
+    setting = prepare(cfg, tiny, zoo.Tiny(3))
+    whole, rounds = drive(bounded(setting, 1000))
+    cut, rounds_cut = drive(bounded(setting, bound))
+    assert rounds == rounds_cut
+    chex.assert_trees_all_equal(_arrays(whole), _arrays(cut))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound", [1, 3, 4])
+def test_a_residual_network_cut_anywhere_equals_an_uncut_one(tiny, bound):
+    cfg = config(HardBatches(0.35), model="resnet8", model_options={}, batch_size=7, epochs=2)
+    setting = prepare(cfg, tiny)
+    chex.assert_trees_all_equal(*(_arrays(drive(bounded(setting, b))[0]) for b in (1000, bound)))
+
+
+def _arrays(state):
+    return {**state.__dict__, "key": jax.random.key_data(state.key), "slots": None}
+
+
 def test_short_rounds_in_one_dispatch_equal_one_dispatch_each(tiny):
     setting = prepare(config(HardBatches(0.2), epochs=6), tiny)
-    together, rounds = drive(setting, calls=dispatches(9, 2, 6, steps_per_dispatch=64))
-    singly, rounds_singly = drive(setting, calls=dispatches(9, 2, 6, steps_per_dispatch=1))
+    assert max(call.spec.rounds for call in dispatches(setting.plan)) == 4
+    together, rounds = drive(setting)
+    singly, rounds_singly = drive(bounded(setting, 2))
     assert rounds == rounds_singly
     chex.assert_trees_all_equal(together.params, singly.params)
 
 
+@pytest.mark.parametrize("selection", CUT, ids=str)
+def test_visits_are_counted_sample_by_sample(tiny, selection):
+    """By hand from the slots, the fillers of last batches among them."""
+    cfg = config(selection, trimming=Trimming(0.5, 0.5), epochs=3)
+    setting = prepare(cfg, tiny)
+    state, rounds = drive(bounded(setting, 4))
+    flat = np.concatenate([np.ravel(slots) for slots, _ in rounds]).astype(int)
+    np.testing.assert_array_equal(state.visits, np.bincount(flat, minlength=len(state.table)))
+    assert int(state.seen.sum()) == 27 * 8 and int((state.seen - state.drops).sum()) == 27 * 4
+    if selection.unit == "sample":
+        np.testing.assert_array_equal(state.seen, state.visits)
+    elif not selection.redraws:
+        expected = np.zeros(70, int)
+        np.add.at(expected, np.asarray(state.partition), np.asarray(state.visits)[:, None])
+        np.testing.assert_array_equal(state.seen, expected)
+    assert (np.asarray(state.drops) <= np.asarray(state.seen)).all()
+
+
 @pytest.mark.parametrize("selection, steps", [(AllBatches(), 9), (HardBatches(0.3), 3), (HardSamples(0.3), 3)], ids=str)
-def test_no_callbacks_in_a_round(tiny, selection, steps):
+def test_no_callbacks_and_no_loop_of_unknown_length_in_a_round(tiny, selection, steps):
     setting = prepare(config(selection, augmentation="standard"), tiny)
     rounds = make_rounds(setting.recipe, RoundSpec(selection, steps, 2))
-    args = (setting.init_state(), setting.splits["train"], setting.hyper, jnp.int32(2))
-    assert not _callbacks(jax.make_jaxpr(rounds)(*args).jaxpr)
+    inputs = StepInputs(jnp.ones(2 * steps), jnp.full(2 * steps, 8))
+    args = (setting.init_state(), setting.splits["train"], setting.hyper, inputs)
+    found = _primitives(jax.make_jaxpr(rounds)(*args).jaxpr)
+    assert not [name for name in found if "callback" in name or "print" in name or name in ("while", "cond")]
 
     def noisy(*args):
         def body(i, carry):
             jax.debug.print("{}", i)
             return carry
 
-        return jax.lax.fori_loop(0, 3, body, rounds(*args))
+        return jax.lax.fori_loop(0, args[0].step, body, rounds(*args))
 
-    assert _callbacks(jax.make_jaxpr(noisy)(*args).jaxpr)  # negative control: inside a loop
+    # Negative control: inside a loop.
+    assert {"while"} < set(_primitives(jax.make_jaxpr(noisy)(*args).jaxpr)) - set(found)
 
 
-def _callbacks(jaxpr) -> list[str]:
+def test_every_program_of_a_run_can_be_lowered(tiny):
+    cfg = config(HardBatches(0.35), trimming=Trimming(), measure=hj.fisher.FisherMeasure(every=4), epochs=3)
+    programs = lowerable(cfg, tiny, bound=4)
+    setting = prepare(cfg, tiny, performance=hj.Performance(steps_per_dispatch=4))
+    of_training = {name for name in programs if name.split()[0] in ("rounds", "plan", "segment")}
+    assert len(of_training) == len(planned(setting.plan))
+    assert {"init", "look", "evaluate", "predict"} == programs.keys() - of_training
+    fn, args = programs["look"]
+    assert jax.jit(fn).lower(*args).out_info[0][0].shape == (8,)
+    fn, args = next(programs[name] for name in programs if name.startswith("segment"))
+    state, info = jax.eval_shape(fn, *args)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.params, args[0].params)
+    assert info.loss.shape == args[-1].keep.shape
+
+
+def _primitives(jaxpr) -> list[str]:
     found = []
     for equation in jaxpr.eqns:
-        if "callback" in equation.primitive.name or "print" in equation.primitive.name:
-            found.append(equation.primitive.name)
+        found.append(equation.primitive.name)
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found += _callbacks(inner)
+                found += _primitives(inner)
     return found

@@ -1,0 +1,156 @@
+"""From a configuration to what the engine runs: the recipe of the traces, and the plan of the run.
+
+`config` is a `TrainConfig`, of which only the fields are read.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+
+from hardjax import models
+from hardjax._validate import Refusal
+from hardjax.choose import trimming
+from hardjax.choose.selection import AllBatches
+from hardjax.data import Dataset, Split
+from hardjax.data.augment import resolve
+from hardjax.engine.optimizers import Hyper
+from hardjax.engine.plan import RunPlan, Stage
+from hardjax.engine.state import Recipe, Sizes, TrainData
+from hardjax.engine.trials import trim_paths
+from hardjax.models.apply import init_variables, make_apply
+
+
+@dataclass(frozen=True, eq=False)
+class Functions:
+    """A network as two pure functions; equal to itself alone, so that no other network's programs are found for it.
+
+    Attributes:
+        init: (key, image shape) -> {"params", "batch_stats"}.
+        apply: (variables, images, train, key) -> (logits, new batch_stats).
+        name: for titles.
+    """
+
+    init: Callable
+    apply: Callable
+    name: str
+
+
+def functions_of(model: Any) -> Functions:
+    """The functions of a network of one's own; made once for all runs that are to share programs.
+
+    Never found again by equality: `Net(k=1) == Net(k=True)`, and a module does not know that a helper which it calls
+    was redefined since.
+    """
+    if isinstance(model, Functions):
+        return model
+    return Functions(functools.partial(init_variables, model), make_apply(model), type(model).__name__)
+
+
+def zoo_functions(name: str, num_classes: int, options: Mapping[str, Any]) -> Functions:
+    """The functions of a network of the zoo, the same ones for the same name and options, types included.
+
+    Raises:
+        ValueError: unknown name or option (the closest one is offered), or a value out of range.
+    """
+    for given in ("name", "num_classes"):
+        if given in options:
+            raise Refusal(f"Expected model_options without {given}={options[given]!r}, which is not theirs.")
+    return _zoo_functions(name, num_classes, json.dumps(dict(options), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _zoo_functions(name: str, num_classes: int, options: str) -> Functions:
+    return functions_of(models.create(name, num_classes=num_classes, **json.loads(options)))
+
+
+def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
+    """What shapes the traces of a run.
+
+    Raises:
+        ValueError: more samples in a batch than there are, or an augmentation that does not fit.
+    """
+    num_samples = len(dataset.train.labels)
+    if config.batch_size > num_samples:
+        raise Refusal(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
+    return Recipe(
+        init_variables=functions.init,
+        apply=functions.apply,
+        optimizer=config.optimizer,
+        augmentation=resolve(config.augmentation, dataset),
+        precision=config.precision,
+        num_samples=num_samples,
+        image_shape=tuple(dataset.train.images.shape[1:]),
+    )
+
+
+def make_run_plan(
+    config: Any, recipe: Recipe, *, bound: int = 64, trim_path: str = "auto", trim_programs: int = 5
+) -> RunPlan:
+    """The plan of a run; tries the network out where batches are trimmed.
+
+    Raises:
+        ValueError: more steps than are counted, a round of no steps, or a trim path that would change the result.
+    """
+    size, selection = config.batch_size, config.selection
+    num_batches = -(-recipe.num_samples // size)
+    if config.epochs * num_batches >= 2**31:
+        raise Refusal(f"Expected epochs={config.epochs} of {num_batches} batches to be fewer than 2^31 steps in all.")
+    round_steps = selection.round_steps(num_batches)
+    if isinstance(round_steps, bool) or not isinstance(round_steps, int) or round_steps < 1:
+        raise Refusal(f"Expected round_steps({num_batches}) of {selection!r} to be at least 1, got {round_steps!r}.")
+    trims = None
+    if config.trimming is not None:
+        paths = trim_paths(recipe)
+        trims = trimming.make_plan(
+            config.trimming,
+            config.epochs,
+            size,
+            paths.exact,
+            trim_path,
+            trim_programs,
+            lean=paths.lean(size),
+            isolated=paths.isolated,
+        )
+    stage = Stage(
+        sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
+        epochs=Fraction(config.epochs),
+        steps=config.epochs * num_batches,
+        round_steps=round_steps,
+        learning_rate=config.peak_learning_rate,
+        trims=trims,
+    )
+    return RunPlan(
+        stages=(stage,),
+        selection=selection,
+        schedule=config.schedule,
+        trimming=config.trimming,
+        measure_every=config.measure.every if config.measure else None,
+        measure_spread=not (isinstance(selection, AllBatches) and selection.redraws),
+        test_every=config.test_every,
+        bound=bound,
+    )
+
+
+def make_hyper(config: Any) -> Hyper:
+    """The traced numbers of a run that stay while it goes on."""
+    return Hyper(jnp.float32(config.weight_decay), jnp.float32(config.momentum))
+
+
+def table_slots(recipe: Recipe, sizes: Sizes) -> int:
+    """Entries of the loss table: one a batch, or one a sample."""
+    return sizes.num_batches if sizes.unit == "batch" else recipe.num_samples
+
+
+def splits_on_device(dataset: Dataset) -> dict[str, TrainData]:
+    """Split name -> its arrays with the statistics of the training split."""
+    splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+    return {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
+
+
+def _on_device(split: Split, dataset: Dataset) -> TrainData:
+    return TrainData(*(jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std)))

@@ -1,0 +1,168 @@
+"""What the engine's functions pass to each other: the recipe of a trace, the state of a run, batches and their data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hardjax.data.augment import Augmentation, output_shape
+from hardjax.engine.optimizers import Hyper, make_optimizer
+
+# Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
+PARTITION, PLAN, AUGMENT, DROPOUT, TRIM = range(5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shapes the traces of a run beside the sizes of its arrays; equal recipes share compiled programs.
+
+    Attributes:
+        init_variables: (key, image shape) -> {"params", "batch_stats"}.
+        apply: (variables, images, train, key) -> (logits, new batch_stats).
+        optimizer: name for `make_optimizer`.
+        augmentation: as in `TrainConfig`, resolved.
+        precision: of matrix products and convolutions.
+        num_samples: n of the training split.
+        image_shape: (H, W, C) as stored.
+    """
+
+    init_variables: Callable
+    apply: Callable
+    optimizer: str
+    augmentation: Augmentation
+    precision: str
+    num_samples: int
+    image_shape: tuple[int, int, int]
+
+
+class TrainData(NamedTuple):
+    """A split on the device with the statistics of the training split; see `data.Split`."""
+
+    images: Array
+    labels: Array
+    mean: Array
+    std: Array
+
+
+class Batch(NamedTuple):
+    """images (B, H, W, C) float32 as the model takes them, labels (B,) int32."""
+
+    images: Array
+    labels: Array
+
+
+class StepInputs(NamedTuple):
+    """Numbers that change with time, one a step, computed on the host from integers (`plan.step_inputs`).
+
+    Attributes:
+        learning_rate: (steps,) float32 of the batch's mean loss.
+        keep: (steps,) int32 samples of the batch that are trained; read under trimming alone.
+    """
+
+    learning_rate: Array
+    keep: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Every array that decides the future of a run, or is counted in it; shapes and dtypes never change.
+
+    A state may stand in the middle of a round: `slots` and `cursor` say what of it is left.
+
+    Attributes:
+        params, batch_stats: the model's variables.
+        opt_state: optax state.
+        table: (slots,) nats, the loss of each slot as last seen in training; slots are N batches or n samples.
+        partition: (N, B) int32 sample indices.
+        slots: (rows,) or, where slots are samples, (rows, B) int32: the round under way, padded at the end.
+        cursor: () int32, steps done of the round under way.
+        key: base key of the run, never advanced.
+        step: () int32, back-propagations done.
+        round: () int32, rounds begun.
+        visits: (slots,) int32, times each slot was trained.
+        seen: (n,) int32, times each sample was in a batch that was trained.
+        drops: (n,) int32, times trimming then left it out.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    table: Array
+    partition: Array
+    slots: Array
+    cursor: Array
+    key: Array
+    step: Array
+    round: Array
+    visits: Array
+    seen: Array
+    drops: Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes of a stage: they follow from the batch size, not from the recipe.
+
+    Attributes:
+        batch_size: B.
+        num_batches: N = ceil(n / B).
+        slot_rows: steps of the longest round.
+        unit: "batch" or "sample", see `choose.selection`.
+    """
+
+    batch_size: int
+    num_batches: int
+    slot_rows: int
+    unit: str
+
+
+def make_partition(key: Array, num_samples: int, batch_size: int) -> Array:
+    """(N, B) int32: a permutation of all samples cut into batches, the last filled by wrapping round to its start."""
+    num_batches = -(-num_samples // batch_size)
+    order = jax.random.permutation(key, num_samples).astype(jnp.int32)
+    return order[jnp.arange(num_batches * batch_size) % num_samples].reshape(num_batches, batch_size)
+
+
+def make_init(recipe: Recipe, sizes: Sizes) -> Callable[[Array, Hyper, Array], TrainState]:
+    """`init(seed, hyper, table) -> TrainState`, pure; `table` is the strategy's empty one, the seed is traced."""
+    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+    row = () if sizes.unit == "batch" else (sizes.batch_size,)
+
+    def init(seed: Array, hyper: Hyper, table: Array) -> TrainState:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        variables = recipe.init_variables(init_key, model_shape)
+        return TrainState(
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=make_optimizer(recipe.optimizer, hyper, jnp.float32(0)).init(variables["params"]),
+            table=table,
+            partition=make_partition(draw(key, PARTITION, 0), recipe.num_samples, sizes.batch_size),
+            slots=jnp.zeros((sizes.slot_rows, *row), jnp.int32),
+            cursor=jnp.zeros((), jnp.int32),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            round=jnp.zeros((), jnp.int32),
+            visits=jnp.zeros(table.shape[:1], jnp.int32),
+            seen=jnp.zeros(recipe.num_samples, jnp.int32),
+            drops=jnp.zeros(recipe.num_samples, jnp.int32),
+        )
+
+    return init
+
+
+def draw(key: Array, purpose: int, counter: Array | int) -> Array:
+    """The key of one draw, by its purpose and counter."""
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), counter)
+
+
+def replace(state: TrainState, **changes: Any) -> TrainState:
+    """The state with these fields changed."""
+    return TrainState(**{**state.__dict__, **changes})
