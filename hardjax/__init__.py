@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hardjax._version import __version__
 
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
-    from hardjax import data, fisher, models
+    from hardjax import data, fisher, models, testing
     from hardjax.choose import selection, trimming
     from hardjax.config import Performance, TrainConfig
     from hardjax.data.augment import Augmentation
@@ -28,6 +28,7 @@ _HOMES = {
     "results": ("hardjax.training.files", None),
     "run": ("hardjax.training.loop", "run"),
     "selection": ("hardjax.choose.selection", None),
+    "testing": ("hardjax.testing", None),
     "trimming": ("hardjax.choose.trimming", None),
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "results",
     "run",
     "selection",
+    "testing",
     "trimming",
 ]
 

@@ -1,5 +1,6 @@
-"""Test-wide settings: compiled programs are kept between runs."""
+"""Test-wide settings: compiled programs are kept between runs, and between the workers of one."""
 
+import collections
 import os
 from pathlib import Path
 
@@ -9,9 +10,24 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax
 import numpy as np
 import pytest
+import tiers
 
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+# JAX_COMPILATION_CACHE_DIR names another folder: an empty one shows what a newcomer waits for.
+if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+# Below that a program is compiled as fast as it is read.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `tiers` names."""
+    met = collections.Counter()
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        met[name] += 1
+        if met[name] > tiers.CASES_KEPT.get(name, met[name]):
+            item.add_marker(pytest.mark.ci)
 
 
 @pytest.fixture

@@ -33,10 +33,12 @@ class ReducedAlexNet(Network):
         super().__post_init__()
 
     def logits(self, x: Array, layers: Layers) -> Array:
+        # P4 prints the layers and no padding: 2 at 5x5 and 1 at 3x3 keep the sides, pools of 3x3 at stride 2 have none.
         convolutions = [(16, 5, True), (48, 3, True), (96, 3, False), (64, 3, False), (64, 3, True)]
         for index, (features, kernel, pool) in enumerate(convolutions, 1):
             x = layers.conv(x, features, kernel, name=f"conv{index}")
             x = nn.relu(layers.normalise(x, f"bn{index}"))
+            # Pooled after the ReLU, as in the original; the order makes no difference to the values.
             x = max_pool(x) if pool else x
         x = flatten(x)
         for index in (1, 2):

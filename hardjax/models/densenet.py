@@ -33,6 +33,7 @@ class PreActivation(nn.Module):
         for features, kernel, number in self.convolutions:
             y = nn.relu(self.layers.normalise(y, self.normalisation + number))
             y = self.layers.conv(y, features, kernel, name=f"conv{number}")
+        # Every layer copies all channels before it: quadratic in depth, and in memory the largest part of DenseNet-110.
         return mean_pool(y) if self.pool else jnp.concatenate([x, y], -1)
 
 
@@ -65,7 +66,7 @@ class DenseNet(Network):
                 name = f"features.denseblock{stage}.denselayer{index}"
                 x = PreActivation(layers, convolutions, "norm", name=name)(x)
             if stage < len(self.stages):
-                convolution = [(x.shape[-1] // 2, 1, "")]
+                convolution = [(x.shape[-1] // 2, 1, "")]  # compression 0.5, the "C" of DenseNet-BC
                 x = PreActivation(layers, convolution, "norm", pool=True, name=f"features.transition{stage}")(x)
         x = nn.relu(layers.normalise(x, "features.norm5"))
         return layers.classify(x, self.num_classes, self.last_layer)
@@ -91,6 +92,7 @@ class SmallDenseNet(Network):
 
     def logits(self, x: Array, layers: Layers) -> Array:
         x = layers.conv(x, self.initial, name="conv0")
+        # Numbered through, transitions included, as the reference names its layers.
         plan = []
         for growth in self.growth:
             plan += ([(None, 1)] if plan else []) + [(growth, 3)] * self.block_layers

@@ -109,6 +109,7 @@ class EfficientNet(Network):
         for stage, (kind, kernel, stride, expansion, features, excited, repeats) in enumerate(self.stages):
             for index in range(repeats):
                 channels = x.shape[-1]
+                # A quarter of the channels that enter the block, not of those inside it.
                 squeezed = channels // 4 if excited else 0
                 block = Block(kind, kernel, stride if index == 0 else 1, features, channels * expansion, squeezed)
                 rate, name = self.drop_path * done / total, f"blocks.{stage}.{index}"
@@ -138,11 +139,13 @@ class MobileNetV3(Network):
                 rate, name = self.drop_path * done / total, f"blocks.{stage}.{index}"
                 x = InvertedResidual(layers, block, activation, nn.relu, nn.hard_sigmoid, rate, name=name)(x)
                 done += 1
+        # Pooled before the last convolution, which has a bias and no normalisation: V3's "efficient last stage".
         x = x.mean((1, 2), keepdims=True)
         x = nn.hard_swish(layers.conv(x, 1024, 1, bias=True, name="conv_head"))
         return layers.classify(x, self.num_classes, self.last_layer)
 
 
+# Widths 1.4 and depths 1.8 of B0, rounded to multiples of 8 and upwards, as published code does; P1's 17.56M fits them.
 EFFICIENTNET_B4 = (
     ("depthwise", 3, 1, 1, 24, True, 2),
     ("inverted", 3, 2, 6, 32, True, 4),
@@ -162,6 +165,7 @@ EFFICIENTNETV2_S = (
     ("inverted", 3, 2, 6, 256, True, 15),
 )
 
+# Written out: the expanded and squeezed channels follow no single factor (72, 88, 96 of 16, 24, 24).
 _MOBILENET_SMALL = (
     [Block("depthwise", 3, 2, 16, squeezed=8)],
     [Block("inverted", 3, 2, 24, 72), Block("inverted", 3, 1, 24, 88)],

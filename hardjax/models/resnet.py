@@ -44,12 +44,14 @@ class Residual(nn.Module):
         return nn.relu(y) if self.relu else y
 
     def _shortcut(self, x: Array, features: int) -> Array:
+        # A bottleneck's stride stands in its second convolution (timm, torchvision), not in the first as printed.
         stride = max(stride for _, _, stride in self.convolutions)
         if stride == 1 and features == x.shape[-1]:
             return x
         if self.shortcut == "project":
             x = self.layers.conv(x, features, 1, stride, name="downsample.0")
             return self.layers.normalise(x, "downsample.1")
+        # P3's published code takes means, which keep something of every pixel, where He et al. take every second one.
         if stride == 2:
             x = mean_pool(x) if self.shortcut == "pool" else x[:, ::2, ::2]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
@@ -134,10 +136,12 @@ class CBRCBResNet(Network):
     paper_init = FISHER_STUDY
 
     def logits(self, x: Array, layers: Layers) -> Array:
+        # Pooled shortcuts round an odd side down, strided convolutions round it up: the sum would have two shapes.
         if any(side % 4 for side in x.shape[1:3]):
             size = "x".join(map(str, x.shape[1:3]))
             raise Refusal(f"Expected images of {size} to have sides that are multiples of 4 for {type(self).__name__}.")
         x = layers.normalise(layers.conv(x, 16, name="conv0"), "bn0")
+        # No ReLU after the sums, only one before the last pool: P3's published code.
         x = _three_stages(self, x, layers, "pool", relu=False)
         return layers.classify(nn.relu(layers.normalise(x, "bn_last")), self.num_classes, self.last_layer)
 

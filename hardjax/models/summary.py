@@ -35,11 +35,13 @@ def size_of(module: nn.Module, image_shape: tuple[int, int, int]) -> Size:
         y = call(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, nn.Conv | nn.Dense):
             kernel = context.module.variables["params"]["kernel"].shape
+            # The kernel holds the channels of one group alone, so that grouped convolutions come out right.
             multiply_adds += math.prod(y.shape[1:-1]) * math.prod(kernel)
         elif context.method_name == "__call__" and isinstance(context.module, BatchNorm | nn.BatchNorm):
             normalised += math.prod(y.shape[1:])
         return y
 
+    # Counted while shapes are traced, from layers as they are called: a layer that is called twice counts twice.
     with nn.intercept_methods(count):
         shapes = jax.eval_shape(lambda key: init_variables(module, key, image_shape)["params"], jax.random.key(0))
     return Size(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)), multiply_adds, normalised)

@@ -46,6 +46,7 @@ def from_torch(
     given = {key: _array(key, value) for key, value in state_dict.items()}
     shape = _image_shape(given, ZOO[name].image_shape)
     expected = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.key(0))
+    # Shapes alone, traced: a network of 20 million parameters is never drawn only to be replaced.
     # Compiled, what the head does not need is never computed.
     draw_head = jax.jit(lambda key: init_variables(module, key, shape)["params"][module.last_layer])
     head = None if new_head is None else draw_head(new_head)
@@ -61,11 +62,13 @@ def from_torch(
             missing.append(source)
             return None
         value = given[source]
+        # (out, in, h, w) to (h, w, in, out), which fits depthwise kernels as well: (C, 1, h, w) to (h, w, 1, C).
         turn = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim) if kind == "kernel" else None
         value = value if turn is None else value.transpose(turn)
         if value.shape != leaf.shape:
             wrong.append(f"{source} {given[source].shape} instead of {_torch_shape(leaf.shape, kind)}")
             return None
+        # A transposed view would be copied by every transfer to the device.
         return np.ascontiguousarray(value)
 
     variables = jax.tree_util.tree_map_with_path(read, expected)

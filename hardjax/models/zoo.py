@@ -41,6 +41,7 @@ class Entry:
     published: str = ""
 
 
+# "Cropped to the image size 128" in P1 is read as a bilinear resize to 128x128: its operation counts fit that size.
 _P1 = {"papers": "P1", "image_shape": (128, 128, 3)}
 _MNIST = (28, 28, 1)
 
@@ -50,6 +51,7 @@ ZOO = {
     "resnet8": Entry(HeResNet, {"blocks": 1}, "P4"),
     "resnet20": Entry(HeResNet, {"blocks": 3}, "P4"),
     "resnet32": Entry(HeResNet, {"blocks": 5}, "P4"),
+    # P3 gives round parameter counts for MNIST that no network of its form meets; these are the nearest.
     "cbrcb_resnet8": Entry(CBRCBResNet, {"blocks": 1}, "P3", _MNIST, published="~70,000"),
     "cbrcb_resnet110": Entry(CBRCBResNet, {"blocks": 18}, "P3", published="1.73M"),
     "densenet8": Entry(
@@ -63,6 +65,8 @@ ZOO = {
         published="1.77M",
     ),
     "resnet18": Entry(ResNet, {"stages": (2, 2, 2, 2), "bottleneck": False}, **_P1, published="11.18M, 1.19G"),
+    # P2 says only "ResNet-34" and "DenseNet-121". Its errors fit ImageNet stems on 32x32 images, which leave maps of
+    # one pixel; that the weights are drawn as torchvision does is an assumption.
     "resnet34": Entry(TorchvisionResNet, {"stages": (3, 4, 6, 3), "bottleneck": False}, "P2"),
     "resnet50": Entry(
         ResNet, {"stages": (3, 4, 6, 3), "bottleneck": True}, "P1 P4", (128, 128, 3), published="23.52M, 2.69G"
@@ -112,6 +116,7 @@ def create(name: str, num_classes: int = 10, **model_options: Any) -> Network:
     known = options(name)
     for option in model_options:
         _validate.one_of(known, **{f"option of {name}": option})
+    # JSON has lists, and modules must be hashable: compiled programs are found again by them.
     plain = {option: tuple(value) if isinstance(value, list) else value for option, value in model_options.items()}
     if "init" in plain:  # the name of a method of Flax's modules
         plain["init_scheme"] = plain.pop("init")

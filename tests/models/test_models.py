@@ -21,6 +21,10 @@ from hardjax.models.zoo import ZOO, TorchvisionResNet
 # the last maps are one pixel, and batch norm divides by the deviation of 8 values.
 BFLOAT16 = {"resnet34": 0.2, "densenet121": 0.2}
 
+# In the fast tier one network of each kind of layer: dense, residual, densely connected.
+TIERS = dict.fromkeys(zoo.LARGE, pytest.mark.slow)
+TIERS |= dict.fromkeys(("alexnet_reduced", "cbrcb_resnet8", "densenet8", "inverted"), pytest.mark.ci)
+
 
 def _images(batch, channels):
     return jnp.asarray(goldens.images(batch, channels, 32))
@@ -44,8 +48,7 @@ def _train(module, variables, images):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in zoo.LARGE else name for name in ZOO]
-    + list(zoo.SMALL_VERSIONS),
+    [pytest.param(name, marks=TIERS[name]) if name in TIERS else name for name in [*ZOO, *zoo.SMALL_VERSIONS]],
 )
 def test_contract(name):
     make, images = zoo.maker(name), _images(8, zoo.channels(name))

@@ -34,6 +34,8 @@ SMALL = [
     "mlp",
     "mlp_bn",
 ]
+# One of each family in the fast tier; the others differ from it in depth or in an option.
+FIRST = {"mlp_bn", "resnet8_he", "cbrcb_resnet8", "densenet8", "alexnet_reduced"}
 
 
 def _read(golden):
@@ -71,9 +73,9 @@ def _run(module, variables, images, train):
 
 @pytest.mark.parametrize(
     "golden, some",
-    [(golden, ["eval_b2_32"]) for golden in LARGE]
+    [pytest.param(golden, ["eval_b2_32"], marks=pytest.mark.ci) for golden in LARGE]
     + [pytest.param(golden, None, marks=pytest.mark.slow) for golden in LARGE]
-    + [(golden, None) for golden in SMALL],
+    + [pytest.param(golden, None, marks=() if golden in FIRST else pytest.mark.ci) for golden in SMALL],
 )
 def test_logits_in_float32_are_those_of_the_reference(golden, some):
     module, variables, channels, cases = _read(golden)
@@ -87,7 +89,11 @@ def test_logits_in_float32_are_those_of_the_reference(golden, some):
         np.testing.assert_allclose(logits, case["logits"], rtol=0, atol=case["suggested_atol_f32"], err_msg=name)
 
 
-@pytest.mark.parametrize("golden", [pytest.param(golden, marks=pytest.mark.slow) for golden in LARGE] + SMALL)
+@pytest.mark.parametrize(
+    "golden",
+    [pytest.param(golden, marks=pytest.mark.slow) for golden in LARGE]
+    + [pytest.param(golden, marks=() if golden in FIRST else pytest.mark.ci) for golden in SMALL],
+)
 def test_everything_in_float64_is_that_of_the_reference(golden):
     module, variables, channels, cases = _read(golden)
     with jax.enable_x64(True):

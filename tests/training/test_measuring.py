@@ -295,7 +295,7 @@ def test_a_network_that_no_rule_covers_is_refused_before_anything_is_written(tin
             x = layer(images.reshape(len(images), -1)[:, :3])
             return x @ layer.variables["params"]["kernel"]
 
-    with pytest.raises(ValueError, match="rows are not those of the gradient of Tied, by .* at Dense_0/kernel"):
+    with pytest.raises(ValueError, match=r"rows are not those of the gradient of Tied, by .* at Dense_0/kernel"):
         hj.run(config(), dataset=tiny, model=Tied(), progress=False)
     by_definition = config(measure=FisherMeasure(every=4, method="vmap"))
     assert len(hj.run(by_definition, dataset=tiny, model=Scaled(), progress=False).measurements["c"]) > 0

@@ -1,0 +1,179 @@
+"""Checks for people's own pieces: what a run takes for granted of a strategy, each as a named assertion.
+
+`assert_selection_is_sound(MyStrategy(0.3))` in a test suite says which promise is broken before a run of hours does.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hardjax import _validate
+from hardjax.choose import selection as selections
+from hardjax.choose.selection import Selection
+
+
+def assert_selection_is_sound(strategy: Selection, *, num_slots: int = 12, batch_size: int = 4, seed: int = 0) -> None:
+    """Try every promise that a run relies on; the first that is broken is named with what was found.
+
+    The strategy is frozen, hashable, equal to its copies and plain JSON; `round_steps` lies in 1..N; the first round
+    trains every slot; plans are (size,) int32 in range, the same for the same table and key, with and without jit;
+    `update` changes the entries of its slots alone, keeps shape and dtype, and never stores a loss that is not finite.
+
+    Args:
+        strategy: see `hardjax.selection.Selection`.
+        num_slots: size of the loss table: mini-batches (`unit = "batch"`) or samples (`unit = "sample"`). At least 3.
+        batch_size: samples a mini-batch; read where slots are samples.
+        seed: of the losses and keys that are tried.
+
+    Raises:
+        AssertionError: a broken promise, in one line that begins with the name of the check.
+        ValueError: sizes out of range.
+    """
+    _validate.at_least(3, num_slots=num_slots)
+    _validate.at_least(1, batch_size=batch_size)
+    for check in (_check_frozen, _check_words, _check_json):
+        check(strategy)
+    of_samples = strategy.unit == "sample"
+    num_batches = -(-num_slots // batch_size) if of_samples else num_slots
+    _check_round_steps(strategy, num_batches)
+    table = _check_init(strategy, num_slots)
+    keys = list(jax.random.split(jax.random.key(seed), 3))
+    each = batch_size if of_samples else 1
+    _check_first_round(strategy, table, keys[0], num_batches * each)
+    # As a run does: a batch's loss comes alone, those of samples a batch at a time.
+    some = jnp.arange(min(each, num_slots - 1), dtype=jnp.int32) if of_samples else jnp.int32(1)
+    everything = jnp.arange(num_slots, dtype=jnp.int32)
+    # Hardest last, hardest first, and no order at all: an index that is off by one leaves the range in one of them.
+    orders = (jnp.arange(1.0, num_slots + 1), jnp.arange(num_slots, 0.0, -1), jax.random.gamma(keys[0], 2, [num_slots]))
+    tables = [_check_update(strategy, table, everything, losses) for losses in orders]
+    _check_update(strategy, tables[-1], some, jnp.full(some.shape, 9.0, jnp.float32))
+    _check_not_finite(strategy, tables[-1], some)
+    full = strategy.round_steps(num_batches) * each
+    for size in sorted({each, full}):  # the last round of a run is cut short
+        for values in (table, *tables):
+            _check_plan(strategy, values, keys, size)
+
+
+def _check_frozen(strategy: Any) -> None:
+    """Programs are keyed by the strategy: one that changes afterwards would be trained by a program of its old self."""
+    try:
+        hash(strategy)
+    except TypeError as error:
+        raise AssertionError(f"hashable: {type(strategy).__name__} cannot be hashed ({error}).") from None
+    twin = copy.deepcopy(strategy)
+    _say(twin == strategy and hash(twin) == hash(strategy), "equal", f"a copy of {strategy!r} differs from it.")
+    # Subclasses of a frozen dataclass take new attributes, which is harmless; its fields stay as they are.
+    fields = dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
+    name = fields[0].name if fields else "_probe"
+    try:
+        setattr(twin, name, getattr(twin, name, None))
+    except (AttributeError, TypeError):
+        return
+    _say(dataclasses.is_dataclass(strategy) and not fields, "frozen", f"{name!r} of {strategy!r} can be set.")
+
+
+def _check_words(strategy: Any) -> None:
+    unit, redraws = getattr(strategy, "unit", None), getattr(strategy, "redraws", None)
+    _say(unit in ("batch", "sample"), "unit", f"expected 'batch' or 'sample', got {unit!r}.")
+    _say(isinstance(redraws, bool), "redraws", f"expected True or False, got {redraws!r}.")
+    missing = [name for name in ("first_round", "round_steps", "init", "plan", "update") if not hasattr(strategy, name)]
+    _say(not missing, "methods", f"{type(strategy).__name__} has no {', '.join(missing)}.")
+
+
+def _check_json(strategy: Any) -> None:
+    """A run writes its configuration down."""
+    try:
+        json.dumps(selections.to_dict(strategy))
+    except TypeError as error:
+        raise AssertionError(f"json: the settings of {strategy!r} are no plain JSON ({error}).") from None
+
+
+def _check_round_steps(strategy: Any, num_batches: int) -> None:
+    for count in sorted({1, 2, 7, num_batches}):
+        steps = strategy.round_steps(count)
+        whole = isinstance(steps, int) and not isinstance(steps, bool)
+        _say(whole and 1 <= steps <= count, "round_steps", f"expected 1..{count} of {count} batches, got {steps!r}.")
+
+
+def _check_init(strategy: Any, num_slots: int) -> Array:
+    table = strategy.init(num_slots)
+    found = f"got {getattr(table, 'shape', type(table).__name__)}."
+    _say(isinstance(table, Array) and table.shape[:1] == (num_slots,), "init", f"expected ({num_slots},), {found}")
+    return table
+
+
+def _check_first_round(strategy: Any, table: Array, key: Array, size: int) -> None:
+    """Round 0 fills the table: a slot that it leaves out would be planned by a loss that nobody measured."""
+    first = strategy.first_round()
+    _say(first.unit == strategy.unit, "first_round", f"its unit is {first.unit!r}, the strategy's {strategy.unit!r}.")
+    slots = _plan("first_round", first.plan, table, key, size)
+    missing = sorted(set(range(len(table))) - set(slots.tolist()))
+    _say(not missing, "first_round", f"{len(missing)} slots are never trained, {missing[:3]} among them.")
+
+
+def _check_plan(strategy: Any, table: Array, keys: list[Array], size: int) -> None:
+    compiled = jax.jit(strategy.plan, static_argnums=2)
+    twin = copy.deepcopy(strategy)
+    before = [_plan("plan", strategy.plan, table, key, size) for key in keys]
+    for key, slots in zip(keys, before, strict=True):
+        _same("plan_pure", "two calls with one table and key", slots, strategy.plan(table, key, size))
+        _same("plan_jit", "with and without jit", slots, _traced("plan_jit", compiled, table, key, size))
+        _same("plan_equal", "planned by an equal object", slots, twin.plan(table, key, size))
+
+
+def _plan(name: str, plan: Callable, table: Array, key: Array, size: int) -> np.ndarray:
+    slots = plan(table, key, size)
+    shape, dtype = getattr(slots, "shape", None), getattr(slots, "dtype", type(slots).__name__)
+    _say(shape == (size,) and dtype == jnp.int32, name, f"expected ({size},) int32, got {shape} {dtype}.")
+    found = np.asarray(slots)
+    # JAX clips an index that is too large without a word: another batch than the one planned would be trained.
+    inside = (found >= 0) & (found < len(table))
+    _say(inside.all(), name, f"expected slots in 0..{len(table) - 1}, got {found[~inside][:3].tolist()}.")
+    return found
+
+
+def _check_update(strategy: Any, table: Array, slots: Array, losses: Array) -> Array:
+    kept = np.array(table)
+    new = strategy.update(table, slots, losses)
+    same = isinstance(new, Array) and new.shape == table.shape and new.dtype == table.dtype
+    _say(same, "update", f"expected {table.shape} {table.dtype}, got {getattr(new, 'shape', type(new).__name__)}.")
+    others = np.setdiff1d(np.arange(len(table)), np.asarray(slots))
+    _same("update_others", "entries of other slots", kept[others], new[others])
+    _same("update_pure", "two calls with the same arguments", new, strategy.update(table, slots, losses))
+    compiled = _traced("update_jit", jax.jit(strategy.update), table, slots, losses)
+    _same("update_jit", "with and without jit", new, compiled, exact=False)
+    return new
+
+
+def _check_not_finite(strategy: Any, table: Array, slots: Array) -> None:
+    """`lax.top_k` orders NaN by its sign bit: one stored loss of that kind would be replayed for ever, or never."""
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        new = strategy.update(table, slots, jnp.full(slots.shape, bad, jnp.float32))
+        _say(bool(jnp.isfinite(new).all()), "update_finite", f"a loss of {bad} was stored.")
+
+
+def _traced(name: str, fn: Callable, *args: Any) -> Array:
+    try:
+        return fn(*args)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        first = str(error).splitlines()[0]
+        raise AssertionError(f"{name}: it cannot be traced by jax.jit ({first})") from None
+
+
+def _same(name: str, what: str, left: Any, right: Any, exact: bool = True) -> None:
+    left, right = np.asarray(left), np.asarray(right)
+    # Compiled, floating-point sums of a strategy's own may be reordered; slots may not.
+    equal = np.array_equal(left, right, equal_nan=True) if exact else np.allclose(left, right, rtol=1e-5, atol=1e-6)
+    _say(equal, name, f"{what} differ: {left.ravel()[:4].tolist()}, {right.ravel()[:4].tolist()}.")
+
+
+def _say(holds: bool, name: str, found: str) -> None:
+    if not holds:
+        raise AssertionError(f"{name}: {found}")

@@ -1,0 +1,29 @@
+"""Which tests wait for the second tier (`scripts/test.sh --ci`), and how many of their cases stay in the first.
+
+Measured one by one with an empty compilation cache: these functions took half of the suite's time, nearly all of it in
+compiling a program for each case. The cases that stay are the first ones; a test with a mark of its own needs no line
+here, and what fits in neither tier is marked `slow` where it stands.
+"""
+
+CASES_KEPT = {
+    # training: each case compiles a run of its own
+    "test_measuring_leaves_the_training_as_it_was": 3,
+    "test_every_two_axes_work_together": 1,
+    "test_a_measurement_is_the_gram_of_the_very_batch_that_is_trained": 1,
+    "test_positions_and_what_each_stands_for": 2,
+    "test_rates_decay_momentum_and_seed_compile_nothing": 0,
+    "test_optax_losses_are_the_losses_measured": 0,
+    "test_a_network_that_no_rule_covers_is_refused_before_anything_is_written": 0,
+    "test_evaluation_is_exact_whatever_its_batch": 2,
+    "test_the_final_state_is_measured_at_the_rate_of_its_last_step": 0,
+    "test_the_final_state_in_float64": 0,
+    "test_spectra_that_are_not_finite": 1,
+    # engine and choose: trimmed steps by every path
+    "test_history_under_trimming": 1,
+    "test_both_paths_train_alike": 0,
+    # fisher and cli: whole networks, traced or compiled
+    "test_by_layers_equals_the_definition": 1,
+    "test_models_lists_sizes_beside_the_published_ones": 0,
+    "test_measures_in_a_comparison_stand_in_its_table": 0,
+    "test_hard_samples_draw_the_hardest_too": 0,
+}
