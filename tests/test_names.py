@@ -7,9 +7,9 @@ import re
 import jax
 import numpy as np
 import pytest
-from hardjax.cli import main
 
 import hardjax as hj
+from hardjax.cli import main
 
 
 def _takes(fn, *positional, **keywords):
