@@ -12,11 +12,16 @@ _CHUNK = 500
 def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tuple[np.ndarray, ...]:
     """The `count` training samples trained most often, ties by their loss under the final model.
 
+    Where every epoch draws its batches anew, all samples are visited alike but for those that happen to fill up a last
+    batch; there the samples that trimming kept most often, of their visits, are taken instead.
+
     Returns:
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(result.state)
-    candidates = np.flatnonzero(replays >= np.sort(replays)[-min(count, len(replays))])
+    visits = np.asarray(result.state.seen) if result.config.selection.redraws else 1
+    rank = replays / visits
+    candidates = np.flatnonzero(rank >= np.sort(rank)[-min(count, len(rank))])
     train = setting.splits["train"]
     labels = np.asarray(train.labels[candidates])
     logits = np.concatenate(
@@ -29,7 +34,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
     )
     top = logits.max(-1)
     losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
-    order = np.lexsort((-losses, -replays[candidates]))[:count]
+    order = np.lexsort((-losses, -rank[candidates]))[:count]
     chosen = candidates[order]
     return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]
 

@@ -74,7 +74,7 @@ def _trained_and_tested(module):
         Keywords(),
         Reduced(),
     ],
-    ids=lambda module: f"{type(module).__name__}-{id(module) % 1000}",
+    ids=lambda module: type(module).__name__,
 )
 def test_training_mode_is_found_by_name_or_by_trying(module):
     before, after, trained, tested = _trained_and_tested(module)
