@@ -99,7 +99,7 @@ def _check_round_steps(strategy: Any, num_batches: int) -> None:
     for count in sorted({1, 2, 7, num_batches}):
         steps = strategy.round_steps(count)
         whole = isinstance(steps, int) and not isinstance(steps, bool)
-        _say(whole and 1 <= steps <= count, "round_steps", f"expected 1..{count} of {count} batches, got {steps!r}.")
+        _say(whole and steps >= 1, "round_steps", f"expected at least 1 of {count} batches, got {steps!r}.")
 
 
 def _check_init(strategy: Any, num_slots: int) -> Array:
