@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax.training import files as results
     from hardjax.training.loop import RunResult, run
 
-# A name is imported when it is first asked for: jax, flax and optax take most of a second, and `hardjax --help` or a
-# script that only reads results need none of them. A module without a name behind it is handed out itself.
+# Imported together when one of them is first asked for: jax, flax and optax take most of a second, which
+# `hardjax --help` does not need. A module without a name behind it is handed out itself.
 _HOMES = {
     "Augmentation": ("hardjax.data.augment", "Augmentation"),
     "Performance": ("hardjax.config", "Performance"),
@@ -53,9 +53,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    found = importlib.import_module(module)
-    globals()[name] = found if attribute is None else getattr(found, attribute)
+    for public, (module, attribute) in _HOMES.items():
+        found = importlib.import_module(module)
+        globals()[public] = found if attribute is None else getattr(found, attribute)
     return globals()[name]
 
 

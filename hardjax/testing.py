@@ -22,7 +22,7 @@ from hardjax.choose.selection import Selection
 def assert_selection_is_sound(strategy: Selection, *, num_slots: int = 12, batch_size: int = 4, seed: int = 0) -> None:
     """Try every promise that a run relies on; the first that is broken is named with what was found.
 
-    The strategy is frozen, hashable, equal to its copies and plain JSON; `round_steps` lies in 1..N; the first round
+    The strategy is frozen, hashable, equal to its copies and plain JSON; `round_steps` is at least 1; the first round
     trains every slot; plans are (size,) int32 in range, the same for the same table and key, with and without jit;
     `update` changes the entries of its slots alone, keeps shape and dtype, and never stores a loss that is not finite.
 

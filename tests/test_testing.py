@@ -185,7 +185,7 @@ class PythonUpdate(HardBatches):
         (OtherUnit(0.4), "unit: expected 'batch' or 'sample', got 'epoch'"),
         (Undecided(0.4), "redraws: expected True or False, got None"),
         (OfArray(np.float32(0.4)), "json: the settings of"),
-        (NoSteps(0.1), "round_steps: expected 1..1 of 1 batches, got 0"),
+        (NoSteps(0.1), "round_steps: expected at least 1 of 1 batches, got 0"),
         (ShortTable(0.4), r"init: expected \(12,\), got \(11,\)"),
         (HalfFirst(0.4), "first_round: 6 slots are never trained"),
         (Floats(0.4), r"plan: expected \(1,\) int32, got \(1,\) float32"),
