@@ -12,21 +12,21 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax.data.augment import Augmentation
     from hardjax.engine.rates import Schedule
     from hardjax.training import files as results
-    from hardjax.training.loop import RunResult, run
+    from hardjax.training.run import RunResult, run
 
 # Imported together when one of them is first asked for: jax, flax and optax take most of a second, which
 # `hardjax --help` does not need. A module without a name behind it is handed out itself.
 _HOMES = {
     "Augmentation": ("hardjax.data.augment", "Augmentation"),
     "Performance": ("hardjax.config", "Performance"),
-    "RunResult": ("hardjax.training.loop", "RunResult"),
+    "RunResult": ("hardjax.training.run", "RunResult"),
     "Schedule": ("hardjax.engine.rates", "Schedule"),
     "TrainConfig": ("hardjax.config", "TrainConfig"),
     "data": ("hardjax.data", None),
     "fisher": ("hardjax.fisher", None),
     "models": ("hardjax.models", None),
     "results": ("hardjax.training.files", None),
-    "run": ("hardjax.training.loop", "run"),
+    "run": ("hardjax.training.run", "run"),
     "selection": ("hardjax.choose.selection", None),
     "testing": ("hardjax.testing", None),
     "trimming": ("hardjax.choose.trimming", None),

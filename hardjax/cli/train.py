@@ -20,12 +20,12 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
     options = parse(with_axes(Train), "train", arguments)
     prepare.use_compilation_cache()
-    from hardjax.training import files, loop
+    from hardjax.training import files, run
 
     config = options.config()
     files.check_folder(options.output, options.overwrite)
     setting = prepare.setting(options, config)
-    result = loop.train(setting, options.output, options.overwrite, progress=not options.quiet)
+    result = run.train(setting, options.output, options.overwrite, progress=not options.quiet)
     folder = local_folder(output=options.output)
     _draw(setting, result, folder)
     summary = result.summary

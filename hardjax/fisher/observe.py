@@ -1,8 +1,7 @@
-"""Spectra measured inside the training loop, on the very batches being trained, and their record on the host."""
+"""Spectra measured while training, on the very batches being trained: what to measure, and what follows from it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from jax import Array
 
 from hardjax import _settings, _validate
 from hardjax._axis import Axis
-from hardjax._validate import Refusal
 from hardjax.fisher.gram import METHODS, ROWS, make_gram
 from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
 
@@ -69,72 +67,6 @@ class SpectrumObserver:
         return observe
 
 
-class Spectra:
-    """Measurements so far, raw.
-
-    Args:
-        every: steps that each stands for.
-
-    Attributes:
-        all_finite: every spectrum so far is.
-    """
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._rows: list[tuple[int, float, float, np.ndarray, float, int]] = []
-        self.all_finite = True
-
-    def add(
-        self, step: int, epoch: float, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int
-    ) -> None:
-        """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
-        self._rows.append((step, epoch, learning_rate, np.asarray(values), float(mean_entry), slot))
-        self.all_finite &= bool(np.isfinite(values).all())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Columns of the record.
-
-        Returns:
-            step (M,): back-propagations done before each measurement; epoch (M,): the same in epochs; stands_for (M,):
-            steps; learning_rate, batch_size, mean_entry (M,); slot (M,): row of the partition that was measured, -1
-            where batches are dealt from samples; eigenvalues (M, B) ascending, NaN where a batch was smaller.
-        """
-        steps, epochs, rates, spectra, entries, slots = zip(*self._rows, strict=True) if self._rows else ((),) * 6
-        sizes = np.array([len(values) for values in spectra], np.int64)
-        dtype = np.result_type(np.float32, *(values.dtype for values in spectra[:1]))
-        table = np.full((len(sizes), sizes.max(initial=0)), np.nan, dtype)
-        for row, values in zip(table, spectra, strict=True):
-            row[: len(values)] = values
-        return {
-            "step": np.array(steps, np.int64),
-            "epoch": np.array(epochs, np.float64),
-            "stands_for": np.full(len(sizes), self._every, np.int64),
-            "learning_rate": np.array(rates, np.float64),
-            "batch_size": sizes,
-            "eigenvalues": table,
-            "mean_entry": np.array(entries, np.float64),
-            "slot": np.array(slots, np.int64),
-        }
-
-    def derived(self, tolerance: float) -> dict[str, np.ndarray]:
-        """See `derive`."""
-        return derive(self.arrays(), tolerance)
-
-    def latest(self, tolerance: float) -> dict[str, float]:
-        """c, l, C_K, L_K of the last measurement; empty without one."""
-        if not self._rows:
-            return {}
-        path = _trajectory(self.arrays(), tolerance)
-        return dict(zip(("c", "l", "C_K", "L_K"), (float(values[-1]) for values in path), strict=True))
-
-    def save(self, folder: Path) -> None:
-        """Write the raw record to spectra.npz, whole or not at all, so that it can be read while the run goes on."""
-        scratch = folder / "spectra.npz.part"
-        with scratch.open("wb") as file:
-            np.savez(file, **self.arrays())
-        scratch.replace(folder / "spectra.npz")
-
-
 def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
     """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue, covariance and signal, (M,) each.
 
@@ -142,10 +74,10 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     one likes to take together.
 
     Args:
-        arrays: as `Spectra.arrays` gives them, or as loaded from a run's spectra.npz.
+        arrays: the columns of a run's spectra.npz (`training.spectra.Spectra.arrays`).
         tolerance: what counts as non-zero; it can be chosen afterwards.
     """
-    path = _trajectory(arrays, tolerance)
+    path = trajectory_of(arrays, tolerance)
     sizes = arrays["batch_size"]
     fields = ("effective_rank", "trace", "largest", "covariance", "signal")
     rest = {name: np.full(len(sizes), np.nan) for name in fields}
@@ -165,22 +97,10 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     }
 
 
-def _trajectory(arrays: dict[str, np.ndarray], tolerance: float) -> Trajectory:
+def trajectory_of(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> Trajectory:
+    """C_K and L_K of a record; see `derive`."""
     columns = (arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "stands_for"))
     return trajectory(*columns, tolerance=tolerance)
-
-
-def load(folder: Path) -> dict[str, np.ndarray]:
-    """The raw record in a run's folder, as `Spectra.arrays` gives it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = folder / "spectra.npz"
-    if not path.is_file():
-        raise Refusal(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
-    with np.load(path) as file:
-        return dict(file)
 
 
 def _columns(measure: FisherMeasure, history: Mapping[str, Any]) -> dict[str, float]:

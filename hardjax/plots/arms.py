@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from hardjax.plots.canvas import figure, floored, say
 from hardjax.study.compare import Comparison
 from hardjax.study.statistics import interval
-from hardjax.training.loop import RunResult
+from hardjax.training.run import RunResult
 
 _STYLES = {"hard-batches": "-", "random-batches": "--", "all-batches": "-", "fixed-batches": ":"}
 _LOSS = "loss of the whole training split (nats)"

@@ -11,7 +11,7 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.study import evidence
 from hardjax.study.arms import Arm
-from hardjax.training.loop import RunResult, run
+from hardjax.training.run import RunResult, run
 
 
 @dataclass(frozen=True)

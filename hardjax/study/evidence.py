@@ -8,7 +8,7 @@ import numpy as np
 from hardjax.study import convergence, statistics
 from hardjax.study.arms import Arm, references
 from hardjax.study.statistics import Interval
-from hardjax.training.loop import RunResult
+from hardjax.training.run import RunResult
 
 Readings = dict[str, np.ndarray]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hardjax.engine.state import TrainState
-from hardjax.training.loop import RunResult
+from hardjax.training.run import RunResult
 from hardjax.training.setting import Setting
 
 _CHUNK = 500

@@ -15,8 +15,8 @@ from hardjax.data.augment import preprocess
 from hardjax.engine.plan import learning_rate
 from hardjax.engine.state import TrainState
 from hardjax.fisher.measures import TOLERANCE
-from hardjax.fisher.observe import FisherMeasure, derive, load
-from hardjax.training import checkpoint, files
+from hardjax.fisher.observe import FisherMeasure, derive
+from hardjax.training import checkpoint, files, spectra
 from hardjax.training.probe import check_observer
 from hardjax.training.setting import Setting, prepare
 
@@ -88,7 +88,7 @@ def measure_run(
     folder = folder.parent if folder.name == "checkpoint" else folder
     config = TrainConfig.from_dict(plain)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-    recorded = derive(load(folder), tolerance) if config.measure else {}
+    recorded = derive(spectra.load(folder), tolerance) if config.measure else {}
     final = {}
     if batches:
         setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))

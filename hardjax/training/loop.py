@@ -1,118 +1,25 @@
-"""`run`: a configuration in, history and final state out; the one place where the engine meets clock, files, screen."""
+"""The training loop: dispatches handed to the device one after the other, their reports read, decisions made."""
 
 import dataclasses
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from hardjax._validate import OutOfMemory
-from hardjax.config import Performance, TrainConfig
-from hardjax.data import Dataset
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
 from hardjax.fisher.gram import memory_advice
-from hardjax.training import checkpoint, files
-from hardjax.training.progress import ProgressBar, Silent
-from hardjax.training.record import History, Record
-from hardjax.training.setting import DISPATCH_SECONDS, Setting, prepare
+from hardjax.training import files, spectra
+from hardjax.training.record import Record
+from hardjax.training.setting import DISPATCH_SECONDS, Setting
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What `run` returns.
-
-    Attributes:
-        config: as given, with the names of the data and the model that were used.
-        history: field -> (test points,) NumPy array, see `record.History`.
-        state: final `TrainState` on the device.
-        summary: final figures, as in summary.json; accuracies in percent.
-        replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
-        replay_counts: (N,) or (n,) times each slot was trained.
-        drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
-        measurements: field -> (measurements, ...) of the spectra measured, see `fisher.derive`; empty without.
-    """
-
-    config: TrainConfig
-    history: dict[str, np.ndarray]
-    state: TrainState = field(repr=False)
-    summary: dict[str, Any]
-    replays: np.ndarray | None = field(repr=False)
-    replay_counts: np.ndarray = field(repr=False)
-    drop_counts: np.ndarray = field(repr=False)
-    measurements: dict[str, np.ndarray] = field(repr=False)
-
-
-def run(
-    config: TrainConfig,
-    *,
-    dataset: Dataset | None = None,
-    model: Any = None,
-    variables: Any = None,
-    performance: Performance | None = None,
-    output: str | os.PathLike | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> RunResult:
-    """Train as configured: exactly epochs * N back-propagations, tested once per N by default.
-
-    Args:
-        config: everything that decides the result.
-        dataset: one's own data; None loads `config.dataset`.
-        model: one's own Linen module (`module(images, train) -> logits`); None creates `config.model`.
-        variables: {"params", "batch_stats"} to start from, such as `hj.models.from_torch` gives; None draws them.
-        performance: speed and memory only.
-        output, overwrite, progress: as in `train`.
-
-    Ctrl-C ends the run after the dispatch under way, with what was reached; pressed twice it raises.
-
-    Raises:
-        ValueError: data, model and configuration do not fit, in one line.
-    """
-    return train(prepare(config, dataset, model, performance, variables), output, overwrite, progress)
-
-
-def train(
-    setting: Setting, output: str | os.PathLike | None = None, overwrite: bool = False, progress: bool = True
-) -> RunResult:
-    """`run` of what `setting.prepare` made.
-
-    Args:
-        output: folder for config.json, history.jsonl, summary.json and the checkpoint; None writes nothing.
-        overwrite: let `output` hold another run already.
-        progress: a progress bar on standard error.
-
-    Raises:
-        ValueError: the folder holds another run, or cannot be written.
-    """
-    plain = setting.config.to_dict()
-    folder = None if output is None else files.claim_folder(output, overwrite)
-    if folder is not None:
-        files.write_json(folder / "config.json", plain)
-    bar = ProgressBar(setting.config.epochs, steps=setting.plan.steps) if progress else Silent()
-    with bar, _interruptible() as interrupted:
-        result = _train(setting, bar, interrupted, folder)
-    if folder is not None:
-        files.write_json(folder / "summary.json", result.summary)
-        files.save_arrays(
-            folder / "replays.npz",
-            counts=result.replay_counts,
-            drops=result.drop_counts,
-            **({} if result.replays is None else {"by_round": result.replays}),
-        )
-        checkpoint.save(folder, result.state)
-    return result
-
-
-class _Run:
+class Loop:
     """One run under way: what is on the device, what is on the host, and how long it took.
 
     Between decision points one dispatch is in flight while the report of the one before is read. At them everything is
@@ -129,9 +36,8 @@ class _Run:
         self.position = Position()
         self.record = Record(setting.plan, self.state.table.shape[0])
         self._in_flight: tuple[Dispatch, Any] | None = None
-        self._window: tuple[float, float, int] | None = (
-            None  # clock, compile seconds and back-propagations at its start
-        )
+        # Clock, compile seconds and back-propagations when the device was last set going.
+        self._window: tuple[float, float, int] | None = None
 
     def go(self, interrupted: threading.Event) -> str:
         """Train to the end; returns why it ended."""
@@ -217,7 +123,7 @@ class _Run:
         if self.folder is not None:
             files.append_line(self.folder / "history.jsonl", entry)
             if measure is not None:
-                self.record.spectra.save(self.folder)
+                files.save_arrays(self.folder / spectra.FILE, **self.record.spectra.arrays())
 
     def _spectrum_ends_it(self) -> bool:
         measure = self.setting.config.measure
@@ -236,23 +142,6 @@ class _Run:
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
-def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:
-    run = _Run(setting, bar, folder)
-    end = run.go(interrupted)
-    record, measure = run.record, setting.config.measure
-    summary = _summarise(setting, record.history, run.seconds, setting.programs.compile_seconds - run.compiled_before)
-    return RunResult(
-        config=setting.config,
-        history=record.history.arrays(),
-        state=run.state,
-        summary=summary | {"interrupted": interrupted.is_set(), "end": end},
-        replays=record.replays,
-        replay_counts=np.asarray(run.state.visits),
-        drop_counts=np.asarray(run.state.drops),
-        measurements=record.spectra.derived(measure.tolerance) if measure else {},
-    )
-
-
 def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, float]:
     entry = {
         "epoch": float(plan.epoch(done)),
@@ -269,38 +158,3 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -
         top1 = 100 * int(measured.correct) / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
     return entry
-
-
-def _summarise(setting: Setting, history: History, seconds: float, compile_seconds: float) -> dict[str, Any]:
-    last = history.entries[-1]
-    return {
-        "dataset": setting.dataset.name,
-        "backprops": last["backprops"],
-        "num_batches": setting.sizes.num_batches,
-        "seconds_per_step": seconds / last["backprops"],
-        "train_seconds": seconds,
-        "compile_seconds": compile_seconds,
-        **{f"final_{name}": last[name] for name in ("test_top1", "test_loss", "full_train_top1", "full_train_loss")},
-        "diverged": not bool(np.isfinite(last["test_loss"])),
-        **files.environment(),
-    }
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that it never hits between a donated state and its successor."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

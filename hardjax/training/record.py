@@ -6,7 +6,7 @@ import numpy as np
 
 from hardjax.engine.plan import Dispatch, RunPlan, learning_rate
 from hardjax.engine.rounds import RoundInfo
-from hardjax.fisher.observe import Spectra
+from hardjax.training.spectra import Spectra
 
 FIELDS = (
     "epoch",

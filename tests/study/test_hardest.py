@@ -7,7 +7,7 @@ import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
 from hardjax.choose.trimming import Trimming
 from hardjax.study.hardest import hardest_samples, sample_counts
-from hardjax.training.loop import train
+from hardjax.training.run import train
 from hardjax.training.setting import prepare
 
 

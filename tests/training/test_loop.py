@@ -23,8 +23,7 @@ from hardjax.engine.programs import Programs, programs_for
 from hardjax.engine.recipe import functions_of, zoo_functions
 from hardjax.study.arms import make_arms
 from hardjax.study.compare import compare
-from hardjax.training import checkpoint, progress
-from hardjax.training import loop as runner
+from hardjax.training import checkpoint, loop, progress, run
 from hardjax.training.setting import prepare
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
@@ -253,14 +252,14 @@ def test_rounding_settings_stay_within_rounding(tiny, everything, change):
 
 def test_a_slow_network_gets_shorter_dispatches(tiny, monkeypatch):
     """The first dispatch is timed; one that would take far longer than a second is not made again."""
-    monkeypatch.setattr(runner, "DISPATCH_SECONDS", 1e-9)
-    bounds, original = [], runner.next_dispatch
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 1e-9)
+    bounds, original = [], loop.next_dispatch
 
     def noting(plan, *rest):
         bounds.append(plan.bound)
         return original(plan, *rest)
 
-    monkeypatch.setattr(runner, "next_dispatch", noting)
+    monkeypatch.setattr(loop, "next_dispatch", noting)
     result = train(tiny, epochs=2, test_every="epoch", selection=HardBatches(0.9))
     assert bounds[0] > 9 and bounds[-1] == 1
     assert result.summary["backprops"] == 18
@@ -408,7 +407,7 @@ def test_ctrl_c_ends_cleanly_with_what_was_reached(tiny, tmp_path, monkeypatch):
             if epoch >= 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(runner, "Silent", Impatient)
+    monkeypatch.setattr(run, "Silent", Impatient)
     before = signal.getsignal(signal.SIGINT)
     settings = hj.TrainConfig(**SMALL, epochs=50)
     result = hj.run(settings, dataset=tiny, output=tmp_path, progress=False)
@@ -424,7 +423,7 @@ def test_ctrl_c_in_the_last_dispatch_is_not_forgotten(tiny, monkeypatch):
         def tested(self, entry):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(runner, "Silent", Impatient)
+    monkeypatch.setattr(run, "Silent", Impatient)
     summary = train(tiny, epochs=1).summary
     assert summary["interrupted"] and summary["end"] == "budget spent"
 

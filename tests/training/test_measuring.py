@@ -18,10 +18,11 @@ from hardjax.engine.programs import Programs, lowerable, programs_for
 from hardjax.engine.state import AUGMENT, DROPOUT, Batch, StepInputs, draw
 from hardjax.engine.step import make_step
 from hardjax.fisher import FisherMeasure
-from hardjax.fisher.observe import Spectra, derive, load
+from hardjax.fisher.observe import derive
 from hardjax.study.measure import measure_run
-from hardjax.training import checkpoint
+from hardjax.training import checkpoint, files
 from hardjax.training.setting import prepare
+from hardjax.training.spectra import load
 
 NORMED = dict(model="mlp", model_options={"widths": [8], "norm": "batch"})
 
@@ -164,26 +165,29 @@ def test_history_and_derived_measures(tiny, tmp_path):
 
 
 def test_the_record_is_readable_while_the_run_goes_on(tiny, tmp_path, monkeypatch):
-    sizes, original = [], Spectra.save
+    sizes, original = [], files.append_line
 
-    def saving(self, folder):
-        original(self, folder)
-        sizes.append(len(load(folder)["step"]))
+    def noting(path, entry):
+        original(path, entry)
+        sizes.append(len(load(tmp_path)["step"]) if (tmp_path / "spectra.npz").exists() else 0)
 
-    monkeypatch.setattr(Spectra, "save", saving)
+    monkeypatch.setattr(files, "append_line", noting)
     hj.run(config(), dataset=tiny, output=tmp_path, progress=False)
-    assert sizes == [3, 5, 7, 9]
+    assert [*sizes[1:], len(load(tmp_path)["step"])] == [3, 5, 7, 9]
 
-    # Cut short while it is written, it is still what it was.
+
+def test_a_record_cut_short_while_it_is_written_is_still_what_it_was(tiny, tmp_path, monkeypatch):
+    hj.run(config(epochs=1), dataset=tiny, output=tmp_path, progress=False)
+    before = load(tmp_path)
+
     def cut_short(file, **arrays):
         file.write(b"PK")
         raise OSError("no space left")
 
-    before = load(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", cut_short)
-        with pytest.raises(OSError, match="no space left"):
-            Spectra(9).save(tmp_path)
+        patch.setattr(np, "savez_compressed", cut_short)
+        with pytest.raises(ValueError, match="no space left"):
+            files.save_arrays(tmp_path / "spectra.npz", step=np.zeros(2))
     np.testing.assert_array_equal(load(tmp_path)["eigenvalues"], before["eigenvalues"])
 
 
