@@ -178,6 +178,11 @@ def _candidates(module: nn.Module) -> tuple[list[Manner], list[Manner]]:
     return usual, unusual
 
 
+def _shape(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Of an array as JAX would take it: NumPy's float64 is float32 outside 64-bit mode, of which jax 0.12 warns."""
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True))
+
+
 def _trial(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
     """(the manner with streams, axes and draws filled in, whether training and evaluation were seen to differ).
 
@@ -200,10 +205,10 @@ def _look(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tup
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Two images: batch norm in training refuses, or makes nothing of, a single value.
     batch = images.shape[0] if variables is not None else 2
-    images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    images = _shape(images, (batch, *images.shape[1:]))
     if variables is None:
         variables = _made(module, manner, key, images)
-    variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    variables = jax.tree.map(lambda leaf: _shape(leaf, leaf.shape), variables)
     dropouts = []
 
     def watch(next_fun: Any, args: tuple, kwargs: dict, context: Any) -> Any:
