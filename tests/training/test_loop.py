@@ -191,7 +191,7 @@ def test_a_strategy_may_train_one_batch_as_often_as_it_likes(tiny):
     assert result.replays.sum() == 35 * 9 == result.replay_counts.sum()
 
 
-EXACT = [{"steps_per_dispatch": 1}, {"steps_per_dispatch": 4}, {"steps_per_dispatch": 100}, {"donate": False}]
+EXACT = [{"steps_per_dispatch": 4}, {"steps_per_dispatch": 1}, {"steps_per_dispatch": 100}, {"donate": False}]
 ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}]
 TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds"}
 
