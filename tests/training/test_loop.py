@@ -27,6 +27,8 @@ from hardjax.training import checkpoint, loop, progress, run
 from hardjax.training.setting import prepare
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
+# Where programs or dispatches are counted: on a busy machine a slow step would shorten them.
+COUNTED = hj.Performance(steps_per_dispatch=64)
 
 
 def train(dataset, performance=None, **changes):
@@ -74,10 +76,12 @@ def test_rates_decay_momentum_and_seed_compile_nothing(tiny):
     programs_for.cache_clear()
     settings = dict(selection=HardBatches(0.3), epochs=3, weight_decay=0.1, augmentation="standard")
     setting = prepare(hj.TrainConfig(**{**SMALL, **settings}), tiny)
-    train(tiny, **settings)
+    train(tiny, COUNTED, **settings)
     traces = dict(setting.programs.traces)
     assert traces["rounds"] <= 4 and traces["init"] == 1
-    result = train(tiny, **{**settings, "weight_decay": 0.0, "learning_rate": 0.02, "momentum": 0.5, "seed": 5})
+    result = train(
+        tiny, COUNTED, **{**settings, "weight_decay": 0.0, "learning_rate": 0.02, "momentum": 0.5, "seed": 5}
+    )
     assert setting.programs.traces == traces
     assert result.summary["compile_seconds"] == 0
     train(tiny, **{**settings, "optimizer": "adam"})
@@ -106,12 +110,12 @@ def test_a_network_is_traced_once_a_program(tiny, delta):
 
     count(lambda: prepare(settings, tiny, functions))  # how the network is called is found out
     checks = count(lambda: prepare(settings, tiny, functions))
-    planned = len(programs(prepare(settings, tiny, functions).plan))
+    planned = len(programs(prepare(settings, tiny, functions, COUNTED).plan))
     # A program traces the step once more for the shapes of what it reports, where a round is one step.
-    first = count(lambda: hj.run(settings, dataset=tiny, model=functions, progress=False))
+    first = count(lambda: hj.run(settings, dataset=tiny, model=functions, performance=COUNTED, progress=False))
     assert planned <= first - checks <= 2 * planned
     # The same functions again: no program is traced.
-    assert count(lambda: hj.run(settings, dataset=tiny, model=functions, progress=False)) == checks
+    assert count(lambda: hj.run(settings, dataset=tiny, model=functions, performance=COUNTED, progress=False)) == checks
 
 
 # N = 9 and two-step rounds: round 0, then five or four rounds to each test point, four of them in one dispatch, and one
@@ -125,7 +129,7 @@ def test_dispatches_are_counted(tiny, monkeypatch, delta, test_every, calls):
         return original(self, *args)
 
     monkeypatch.setattr(Programs, "rounds", counting)
-    result = train(tiny, selection=HardBatches(delta), epochs=6, test_every=test_every)
+    result = train(tiny, COUNTED, selection=HardBatches(delta), epochs=6, test_every=test_every)
     assert len(counted) == calls
     assert result.summary["backprops"] == 54
 
@@ -347,11 +351,11 @@ def test_every_two_axes_work_together(tiny, row):
         learning_rate=0.01,
         evaluate_train=False,
     )
-    result = hj.run(settings, dataset=tiny, model=model, progress=False)
+    result = hj.run(settings, dataset=tiny, model=model, performance=COUNTED, progress=False)
     assert result.summary["backprops"] == 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
     traces = prepare(settings, tiny, model).programs.traces
-    planned = programs(prepare(settings, tiny, model).plan)
+    planned = programs(prepare(settings, tiny, model, COUNTED).plan)
     assert sum(traces.get(kind, 0) for kind in ("plan", "segment", "rounds")) == len(planned)
     assert bool(result.measurements) == (settings.measure is not None)
     assert hj.TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
