@@ -65,6 +65,15 @@ def not_negative(**named: float) -> None:
             raise Refusal(f"Expected {name}={value!r} to be a finite number of at least 0.")
 
 
+def in_float32(**named: float) -> None:
+    """Each value is one that float32 can hold: beyond 3.4e38 it would be infinite, below 1.2e-38 nothing at all."""
+    for name, value in named.items():
+        # XLA flushes what is below the least normal number to zero: a rate of 1e-40 would train nothing and say so
+        # nowhere.
+        if value and not 1.1754944e-38 <= abs(value) <= 3.4028234e38:
+            raise Refusal(f"Expected {name}={value!r} to be 0 or of a size from 1.2e-38 to 3.4e38 (float32).")
+
+
 def boolean(**named: bool) -> None:
     """Each value is True or False."""
     for name, value in named.items():

@@ -18,9 +18,10 @@ class FisherMeasure:
     """What to measure in training; it observes and never changes the training.
 
     Attributes:
-        every: steps that each measurement stands for (P3: 50). Where every epoch draws its batches anew, the steps 0,
-            every, 2 * every ... of the run are measured, as published; under replay or with fixed batches one step of
-            each such interval, at a place that changes from interval to interval and not with the seed.
+        every: steps that each measurement stands for (P3: 50), the last one for those that are left. Where every epoch
+            draws its batches anew, the steps 0, every, 2 * every ... of the run are measured, as published; under
+            replay or with fixed batches one step of each such interval, at a place that changes from interval to
+            interval and not with the seed.
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
         method: "layers" or "vmap", see `fisher.gram`.
         tolerance: an eigenvalue is non-zero above this share of the largest; the raw ones are recorded as well.

@@ -50,7 +50,8 @@ class Loop:
             elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
-            if interrupted.is_set() and self.position.backprops and self.position.backprops < self.plan.steps:
+            # Not after a plan or a look that follows a test point: there would be nothing new to test.
+            if interrupted.is_set() and dispatch.trained and self.position.backprops < self.plan.steps:
                 if not dispatch.test:
                     self._decide()
                 facts = Facts("interrupted")

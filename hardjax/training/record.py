@@ -73,7 +73,7 @@ class Record:
 
     def __init__(self, plan: RunPlan, num_slots: int) -> None:
         self.history = History()
-        self.spectra = Spectra(plan.measure_every or 1)
+        self.spectra = Spectra()
         self._plan = plan
         self._num_slots = num_slots
         # Of a run over samples, rounds times n counts would outgrow everything else.
@@ -102,8 +102,8 @@ class Record:
         """A measurement."""
         (values, mean_entry), slot = seen
         step = dispatch.before.backprops
-        rate = learning_rate(self._plan, step)
-        self.spectra.add(step, float(self._plan.epoch(step)), rate, values, mean_entry, int(slot))
+        rate, stands_for = learning_rate(self._plan, step), self._plan.stands_for(dispatch.before.measured)
+        self.spectra.add(step, float(self._plan.epoch(step)), stands_for, rate, values, mean_entry, int(slot))
 
     def take_means(self) -> dict[str, float]:
         """Means since the last call."""

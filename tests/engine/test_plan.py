@@ -66,9 +66,9 @@ def simulate(num_batches, delta, epochs, test_every, end, every, spread, batch_s
             tests.append(len(steps))
     measured = []
     for interval in range(0 if every is None else total):
-        place = int(every * (interval * (math.sqrt(5) - 1) / 2 % 1)) if spread else 0
-        if interval * every + place < total:
-            measured.append(interval * every + place)
+        length = min(every, total - interval * every)
+        if length > 0:
+            measured.append(interval * every + (int(length * (interval * (math.sqrt(5) - 1) / 2 % 1)) if spread else 0))
     return {"steps": steps, "tests": tests, "measured": measured}
 
 
@@ -175,6 +175,14 @@ def test_every_rank_of_a_short_round_is_measured_alike():
     assert plan.measured_step(0) == 0 and (steps // 50 == np.arange(1, 399)).all()
     published = dataclasses.replace(plan, measure_spread=False)
     assert [published.measured_step(index) for index in range(3)] == [0, 50, 100]
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_every_step_of_a_run_is_stood_for_once(spread):
+    for every in (1, 2, 7, 13, 20, 21, 50, 1000):
+        plan = plan_of(10, 0.5, 2, every=every, measure_spread=spread)
+        taken = [call.before.measured for call in dispatches(plan) if call.kind == "look"]
+        assert sum(plan.stands_for(index) for index in taken) == plan.steps
 
 
 @pytest.mark.parametrize("bound", [1, 3, 64])
