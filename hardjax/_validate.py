@@ -23,6 +23,11 @@ class OutOfMemory(Refusal, MemoryError):
     """The device ran out of memory; the line says what to set."""
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the runtime says so; XLA on a CPU calls some of them INTERNAL."""
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+
+
 def in_half_open_unit(**named: float) -> None:
     """Each value lies in (0, 1]."""
     for name, value in named.items():

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from hardjax import _validate
-from hardjax._validate import OutOfMemory, Refusal
+from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.fisher import by_layers, capture, check, definition
 from hardjax.models.apply import is_ours
 from hardjax.models.modes import plain
@@ -174,7 +174,7 @@ def gram(
     try:
         found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         layered = method == "layers" and rows != "coupled"
         largest = _largest(plan(model, variables, images, key=key)) if layered else ""

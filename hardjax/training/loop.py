@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from hardjax._validate import OutOfMemory
+from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
 from hardjax.fisher.gram import memory_advice
@@ -136,7 +136,7 @@ class Loop:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not ran_out_of_memory(error):
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
             advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)

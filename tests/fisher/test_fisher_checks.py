@@ -217,7 +217,8 @@ def test_inside_jit_a_network_must_have_been_checked(monkeypatch):
     monkeypatch.setattr(check, "_CHECKED", collections.OrderedDict())
     variables = Two().init(jax.random.key(1), IMAGES)
     line = "Call hardjax.fisher.coverage(model, variables, images, labels, rows='contribution', method='layers') before"
-    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args)):
+    closed = lambda variables, *_: fisher.gram(Two(), variables, IMAGES, LABELS)  # noqa: E731
+    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args), closed):
         with pytest.raises(Refusal, match=re.escape(line)):
             jax.jit(fn)(variables, IMAGES, LABELS)
     alone = fisher.gram(Two(), variables, IMAGES[:4], LABELS[:4])  # another batch size: the same network

@@ -17,6 +17,7 @@ import pytest
 import zoo
 
 import hardjax as hj
+from hardjax._validate import OutOfMemory
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.data import Dataset
 from hardjax.engine.plan import programs
@@ -507,3 +508,9 @@ def test_a_run_interrupted_right_after_a_test_point_trains_before_it_tests_again
         assert one.go(interrupted) == "interrupted"
         entries = one.record.history.entries
         assert [entry["backprops"] for entry in entries] == [9, 12] and np.isfinite(entries[-1]["train_loss"])
+
+
+def test_a_network_that_no_memory_holds_is_refused(tiny):
+    """144 TB are more than a process can address."""
+    with pytest.raises(OutOfMemory, match="Out of memory in training mlp on batches of 8: take a"):
+        train(tiny, model_options={"widths": [10**12]})
