@@ -15,6 +15,7 @@ from hardjax.data.dataset import Dataset
 # None is "as fits the data set": an eighth of the height, and flips where they keep the label.
 PRESETS = {"none": {"pad": 0, "flip": False}, "standard": {"pad": None, "flip": None}}
 PLACES = ("center", "random")
+_MOST_SIDE = 2**14  # an image of one channel is then 1 GiB; far beyond it sizes no longer fit the compiler's integers
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Augmentation:
         normalize: subtract the training split's mean and divide by its deviation, per channel.
 
     Raises:
-        ValueError: a size below its least, an unknown place, a random place without a frame.
+        ValueError: a size below its least or above 2^14, an unknown place, a random place without a frame.
     """
 
     pad: int | None = 0
@@ -46,6 +47,8 @@ class Augmentation:
         for name, least in (("pad", 0), ("frame", 1), ("resize", 1)):
             if getattr(self, name) is not None:
                 _validate.at_least(least, **{name: getattr(self, name)})
+                if getattr(self, name) > _MOST_SIDE:
+                    raise Refusal(f"Expected {name}={getattr(self, name)} to be at most 2^14 pixels.")
         if self.place == "random" and self.frame is None:
             raise Refusal("Expected a frame (its side in pixels) with place='random', got frame=None.")
 
@@ -74,12 +77,17 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
     """An augmentation, or the one that a name stands for, with all that depends on the data set filled in.
 
     Raises:
-        ValueError: unknown name, or a frame that does not hold the images.
+        ValueError: unknown name, a frame that does not hold the images, or a pad as wide as they are.
     """
     shape = dataset.train.images.shape[1:]
     if isinstance(augmentation, str):
         augmentation = named(augmentation, shape, dataset.flip)
     augmentation = _fitted(augmentation, shape, dataset.flip)
+    if augmentation.pad >= min(shape[:2]):
+        raise Refusal(
+            f"Expected pad={augmentation.pad} to be less than the side of images of {shape[0]}x{shape[1]}: a crop could"
+            " miss the image."
+        )
     output_shape(augmentation, shape)
     return augmentation
 

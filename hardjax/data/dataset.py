@@ -109,9 +109,10 @@ class Dataset:
             A data set with round(share * n) validation samples, each class in proportion to within one sample.
 
         Raises:
-            ValueError: share outside [0, 1), a split would be left empty, or one was split off before.
+            ValueError: share outside [0, 1), a seed below 0, a split would be left empty, or one was split off before.
         """
         _validate.in_unit(validation=share)
+        _validate.at_least(0, seed=seed)
         if share == 0:
             return self
         if self.validation is not None:

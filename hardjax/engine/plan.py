@@ -99,7 +99,8 @@ class RunPlan:
 
     def measured_step(self, index: int) -> int | None:
         """The step before which measurement `index` is taken: interval j of `every` steps has one, and it stands for
-        exactly `every` steps.
+        exactly `every` steps (of the last interval, which the end of the run may cut short, as well: it is P3's
+        division by the sampling ratio). None where nothing is measured.
 
         Where every epoch draws its batches anew it is the interval's first step (as published). Under replay the first
         batch of a round is always the hardest, and with fixed batches an interval of N steps would meet one batch for

@@ -41,7 +41,9 @@ def make_step(
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses, (batch_stats, losses, logits.argmax(-1) == batch.labels)
+        # NaN is the largest of logits: the first one would be the class predicted.
+        correct = (logits.argmax(-1) == batch.labels) & ~jnp.isnan(losses)
+        return losses, (batch_stats, losses, correct)
 
     gradients = _GRADIENTS["whole" if trim is None else trim.path]
 

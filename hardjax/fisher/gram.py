@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from hardjax import _validate
-from hardjax._validate import OutOfMemory, Refusal
+from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.fisher import by_layers, capture, check, definition
 from hardjax.models.apply import is_ours
 from hardjax.models.modes import plain
@@ -173,7 +174,7 @@ def gram(
     try:
         found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         layered = method == "layers" and rows != "coupled"
         largest = _largest(plan(model, variables, images, key=key)) if layered else ""
@@ -253,6 +254,8 @@ def coverage(
     _validate.one_of(METHODS, method=method)
     if tolerance is not None:
         _validate.positive(tolerance=tolerance)
+    if _is_traced(variables, images, labels, key):
+        raise Refusal("Expected coverage to be called on arrays outside of jit: it computes and compares.")
     variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     _check_labels(model, variables, images, labels, key)
@@ -398,7 +401,8 @@ def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, label
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
     if isinstance(labels, jax.core.Tracer):
         return
-    low, high = int(labels.min()), int(labels.max())
+    known = np.asarray(labels)  # NumPy: inside somebody's jit the least of known labels would be a tracer
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= logits.shape[1]:
         raise Refusal(f"Expected labels in 0..{logits.shape[1] - 1}, got {low}..{high}.")
 

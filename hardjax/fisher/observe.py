@@ -18,7 +18,8 @@ class FisherMeasure:
     """What to measure in training; it observes and never changes the training.
 
     Attributes:
-        every: steps that each measurement stands for (P3: 50). Where every epoch draws its batches anew, the steps 0,
+        every: steps that each measurement stands for (P3: 50), also the last one, whose interval the end of the run
+            may cut short: L_K counts it whole, as P3's does. Where every epoch draws its batches anew, the steps 0,
             every, 2 * every ... of the run are measured, as published; under replay or with fixed batches one step of
             each such interval, at a place that changes from interval to interval and not with the seed.
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.

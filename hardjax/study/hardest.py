@@ -19,7 +19,8 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(result.state)
-    visits = np.asarray(result.state.seen) if result.config.selection.redraws else 1
+    # A run that was interrupted in its first epoch has not visited all samples.
+    visits = np.maximum(np.asarray(result.state.seen), 1) if result.config.selection.redraws else 1
     rank = replays / visits
     candidates = np.flatnonzero(rank >= np.sort(rank)[-min(count, len(rank))])
     train = setting.splits["train"]

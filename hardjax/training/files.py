@@ -98,11 +98,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     folder = _validate.local_folder(run=folder)
     folder = folder.parent if folder.name == "checkpoint" else folder
     path = folder / "config.json"
-    if not path.is_file():
-        raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
     try:
+        if not path.is_file():
+            raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
         plain = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except Refusal:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise Refusal(f"Expected run={str(folder)!r} to be readable: {error.strerror or error}.") from None
+    except ValueError as error:
         raise Refusal(f"Damaged config.json in {str(folder)!r}: {error}.") from None
     if not isinstance(plain, dict):
         raise Refusal(f"Damaged config.json in {str(folder)!r}: no JSON object.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from hardjax._validate import OutOfMemory
+from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
 from hardjax.fisher.gram import memory_advice
@@ -50,6 +50,7 @@ class Loop:
             elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
+            # Not after a plan or a look that follows a test point: there would be nothing new to test.
             if interrupted.is_set() and dispatch.trained and self.position.backprops < self.plan.steps:
                 if not dispatch.test:
                     self._decide()
@@ -135,7 +136,7 @@ class Loop:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not ran_out_of_memory(error):
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
             advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)

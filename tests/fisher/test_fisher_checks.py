@@ -217,10 +217,13 @@ def test_inside_jit_a_network_must_have_been_checked(monkeypatch):
     monkeypatch.setattr(check, "_CHECKED", collections.OrderedDict())
     variables = Two().init(jax.random.key(1), IMAGES)
     line = "Call hardjax.fisher.coverage(model, variables, images, labels, rows='contribution', method='layers') before"
-    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args)):
+    closed = lambda variables, *_: fisher.gram(Two(), variables, IMAGES, LABELS)  # noqa: E731
+    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args), closed):
         with pytest.raises(Refusal, match=re.escape(line)):
             jax.jit(fn)(variables, IMAGES, LABELS)
     alone = fisher.gram(Two(), variables, IMAGES[:4], LABELS[:4])  # another batch size: the same network
+    with pytest.raises(Refusal, match="coverage to be called on arrays outside of jit"):
+        jax.jit(lambda variables: fisher.coverage(Two(), variables, IMAGES, LABELS))(variables)
     fn = jax.jit(chex.assert_max_traces(fisher.make_gram(Two()), n=1))
     for _ in range(2):
         chex.assert_trees_all_close(fn(variables, IMAGES, LABELS)[:4, :4], alone, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import chex
 import flax.linen as nn
@@ -16,6 +17,7 @@ import pytest
 import zoo
 
 import hardjax as hj
+from hardjax._validate import OutOfMemory
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.data import Dataset
 from hardjax.engine.plan import programs
@@ -278,6 +280,21 @@ class _NanForMarked(nn.Module):
         return jnp.where((images[:, -1, -1, 0] == 1).any(), jnp.nan, logits) if train else logits
 
 
+class AllNan(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(images.reshape(len(images), -1)) * jnp.nan
+
+
+def test_no_class_is_predicted_by_what_is_no_number(tiny):
+    """The largest of three NaNs is the first: a third of the samples would count as right."""
+    settings = dict(model_options={}, batch_size=8, epochs=1)
+    setting = prepare(hj.TrainConfig(**settings), tiny, AllNan())
+    history = run.train(setting, progress=False).history
+    assert history["test_top1"][-1] == history["full_train_top1"][-1] == 0
+    assert np.isnan(history["test_loss"][-1])
+
+
 def test_a_nan_loss_never_enters_the_table():
     images = np.zeros((32, 4, 4, 1), np.float32)
     images[5, -1, -1] = 1.0
@@ -477,3 +494,27 @@ def test_a_run_starts_from_given_variables_and_leaves_them(tiny):
     only = hj.run(settings, dataset=tiny, variables={"params": first.state.params}, progress=False)
     jax.tree.map(np.testing.assert_array_equal, only.state.params, first.state.params)
     assert "['params']['fc2']['kernel'] (3, 8) instead of (8, 3)" in str(error.value)
+
+
+def test_a_run_interrupted_right_after_a_test_point_trains_before_it_tests_again(tiny, monkeypatch):
+    """Ctrl-C while the next round is planned, or while the first measurement of it is taken."""
+    setting = prepare(hj.TrainConfig(**SMALL, epochs=3, measure=hj.fisher.FisherMeasure(every=3)), tiny)
+    for kind in ("plan", "look"):
+        one, interrupted = loop.Loop(setting, progress.Silent(), None), threading.Event()
+        issue = one._issue
+
+        def pressed(dispatch, kind=kind, one=one, issue=issue, interrupted=interrupted):
+            issue(dispatch)
+            if dispatch.kind == kind and one.position.backprops == 9:
+                interrupted.set()
+
+        monkeypatch.setattr(one, "_issue", pressed)
+        assert one.go(interrupted) == "interrupted"
+        entries = one.record.history.entries
+        assert [entry["backprops"] for entry in entries] == [9, 12] and np.isfinite(entries[-1]["train_loss"])
+
+
+def test_a_network_that_no_memory_holds_is_refused(tiny):
+    """144 TB are more than a process can address."""
+    with pytest.raises(OutOfMemory, match="Out of memory in training mlp on batches of 8: take a"):
+        train(tiny, model_options={"widths": [10**12]})
