@@ -45,6 +45,7 @@ def run(arguments: list[str]) -> int:
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
     if recorded:
         shown = {Path(name).name: run for name, run in recorded.items()}
+        # Short names, unless two folders share one: `a/run` and `b/run` would be one curve.
         drawn = show.picture(
             folder / "measures.png", lambda: measures(shown if len(shown) == len(recorded) else recorded)
         )

@@ -120,10 +120,12 @@ class Dataset:
         count = round(share * len(labels))
         if count in (0, len(labels)):
             raise Refusal(f"validation={share} of {len(labels)} samples leaves a split empty.")
+        # NumPy's generator: which samples are held out depends on no device and on no setting of jax.
         order = np.random.default_rng(seed).permutation(len(labels))
         held = np.sort(evenly(labels, count, order))
         kept = np.setdiff1d(np.arange(len(labels)), held)
         train = Split(self.train.images[kept], self.train.labels[kept])
+        # Of what remains: held-out samples have no part in the training, not even in its mean.
         mean, std = pixel_statistics(np.asarray(train.images))
         validation = Split(self.train.images[held], self.train.labels[held])
         return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
@@ -133,6 +135,7 @@ def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> n
     """Indices (count,) spread evenly over the classes, the first ones of `order` in each stretch."""
     order = np.arange(len(labels)) if order is None else order
     by_class = order[np.argsort(labels[order], kind="stable")]
+    # Equal strides through the samples sorted by class: every class gets its share to within one sample.
     return by_class[np.arange(count) * len(labels) // count]
 
 
@@ -143,6 +146,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(images), _CHUNK):
         pixels = images[start : start + _CHUNK].reshape(-1, channels)
         if images.dtype == np.uint8:
+            # Levels are counted, then weighed: 256 terms a channel in float64 instead of one a pixel.
             levels = np.arange(256) / 255
             counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)])
             total, squares = total + counts @ levels, squares + counts @ levels**2

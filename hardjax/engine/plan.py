@@ -93,6 +93,8 @@ class RunPlan:
 
     def epoch(self, backprops: int) -> Fraction:
         """Epochs done, exactly; each stage's steps share its epochs evenly."""
+        # Fractions: the floor of an epoch decides test points and kept shares, and a quotient rounded down just below a
+        # whole number would move them by a round.
         index = self.stage_of(backprops)
         stage, (steps, epochs) = self.stages[index], self.start_of(index)
         return epochs + (backprops - steps) * stage.epochs / stage.steps
@@ -185,6 +187,7 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     index = plan.stage_of(began)
     length = at.round_steps or _round_length(plan, index, began)
     keep, share, trim = _kept(plan, index, began)
+    # A stage trains all its batches first: its partition is new, and so no loss in its table is known.
     first = began == plan.start_of(index)[0]
     selection = plan.selection.first_round() if first else plan.selection
     spec = RoundSpec(selection, length, 1, trim)
@@ -194,12 +197,16 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
         return Dispatch("look", spec, after=dataclasses.replace(at, measured=at.measured + 1), **common)
     free = length - at.cursor if due is None else min(length - at.cursor, due - at.backprops)
     if not at.round_steps:
+        # Neither cut nor looked into: planned and trained in one program, since a round may be two steps (P1 on
+        # STL-10).
         if free == length <= plan.bound:
             rounds = 1 if first else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)
             after = dataclasses.replace(at, backprops=began + rounds * length)
             return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
         return Dispatch("plan", spec, after=dataclasses.replace(at, round_steps=length), **common)
+    # Nothing is measured inside this round: segments of equal length. Otherwise they end where the next measurement is
+    # due, and come from a ladder of few lengths, or every interval would bring new programs.
     if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
         steps = _segment(length, at.cursor, plan.bound)
     else:
@@ -251,6 +258,7 @@ def programs(plan: RunPlan) -> set[tuple[str, RoundSpec, int]]:
 def _round_length(plan: RunPlan, index: int, began: int) -> int:
     """Steps of the round that begins here: N in a stage's first one; what is left of the stage in its last one."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
+    # The budget is exact: the last round of a stage is cut short rather than run over.
     wanted = stage.sizes.num_batches if began == start else stage.round_steps
     return min(wanted, start + stage.steps - began)
 
@@ -260,6 +268,7 @@ def _kept(plan: RunPlan, index: int, began: int) -> tuple[int, float, Any]:
     stage = plan.stages[index]
     if plan.trimming is None or stage.trims is None:
         return stage.sizes.batch_size, 1.0, None
+    # By the epoch in which the round begins: one count for a whole round, which is one trace.
     epoch, epochs = math.floor(plan.epoch(began)), math.ceil(plan.epochs)
     keep = plan.trimming.keep_count(epoch, epochs, stage.sizes.batch_size)
     return keep, plan.trimming.share(epoch, epochs), stage.trims.trim(keep)
@@ -282,6 +291,7 @@ def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: in
         most = 1
     epoch = math.floor(plan.epoch(began))
     untested = next((n for n in range(1, most) if math.floor(plan.epoch(began + n * length)) > epoch), most)
+    # A quotient of logarithms may come out just below a whole number (1000 to the base 10 does): nudged, then cut.
     return _RUNG ** int(math.log(max(1, untested), _RUNG) + 1e-9)
 
 

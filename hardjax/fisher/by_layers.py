@@ -78,6 +78,7 @@ def _zero_gradients(
     made_by = {id(var): equation for equation in jaxpr.eqns for var in equation.outvars}
 
     def is_zero(var: Any) -> bool:
+        # A gradient that nothing contributes to stands in the trace as a zero, or as a zero spread to its shape.
         if isinstance(var, jax.extend.core.Literal):
             return not np.any(var.val)
         equation = made_by.get(id(var))
@@ -113,6 +114,7 @@ def gram(problem: Problem, chunk: int | None) -> Array:
     batch, shared = len(problem.labels), capture.shared_paths(problem.layers)
 
     def emit(layer: Layer, a: Array, d: Array) -> Any:
+        # Calls of one layer add up to one row before rows are multiplied: (r + s)(r + s)' is not rr' + ss'.
         return layer.rule.rows(a, d) if layer.path in shared else sum(layer.rule.grams(a, d, chunk).values())
 
     total = jnp.zeros((batch, batch), problem.dtype)
@@ -160,6 +162,7 @@ def missed(problem: Problem) -> dict[str, Array]:
 def _backward(problem: Problem, sinks: dict[Path | None, Any], emit: capture.Emit) -> dict[Path | None, Any]:
     """What each sink received, NaN if a layer was missed; a layer without a sink of its own uses the sink None."""
     left, wrong = _counted_backward(problem, sinks, emit)
+    # One layer missed spoils the whole result: a sum that lacks a share looks like any other sum.
     any_wrong = jnp.stack([jnp.array(False), *wrong.values()]).any()
     return {
         path: jax.tree.map(lambda value: jnp.where(any_wrong, jnp.nan, value), received)

@@ -99,6 +99,8 @@ def find_layers(forward: Callable[[], Array], params: Any, batch: int, zeros: fr
     Raises:
         ValueError: a parameter that no rule covers, or a layer used in a way that no rule covers.
     """
+    # Shapes and settings alone: a list that Python fills with arrays while tracing leaks tracers under nn.remat and
+    # nn.scan.
     layers: list[Layer] = []
     refused: dict[Path, Refusal] = {}
 
@@ -172,7 +174,10 @@ def shared_statistics(axis_name: str) -> Iterator[None]:
             return next_fun(*args, **kwargs)
         params = module.variables.get("params", {})
         x, *rest = args
+        # Statistics of all samples from one sample's call: only so does each copy of scale and bias meet its own
+        # sample.
         everyone = lax.all_gather(x, axis_name).reshape(-1, *x.shape[1:])
+        # The call below comes back to this interceptor, with the whole axis as its batch.
         busy = True
         try:
             if known:
@@ -211,6 +216,7 @@ def _intercept(
 
     def interceptor(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal inside
+        # The outermost layer alone: what it calls is a part of its own arithmetic.
         if inside or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
         module = context.module
@@ -252,7 +258,9 @@ def _tap(layer: Layer, emit: Emit) -> Callable[[Array, Array, Any, Any], Array]:
 
     def backward(residuals: tuple, cotangent: Array) -> tuple:
         a = layer.prepare(*residuals)
+        # Products of bfloat16 would decide which eigenvalues count as zero.
         dtype = jnp.promote_types(a.dtype, jnp.float32)
+        # The share leaves as a cotangent: autodiff sums it over layers, also through loops and rematerialisation.
         return cotangent, None, None, emit(layer, a.astype(dtype), cotangent.astype(dtype))
 
     tap.defvjp(forward, backward)
@@ -277,6 +285,7 @@ def _describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array
     if not args:
         raise Uncovered(f"layer {name} takes its input by keyword: pass it as the first positional argument.")
     x, *rest = args
+    # A masked mean, say: the rule would form the rows of another layer.
     if any(isinstance(value, jax.Array | np.ndarray) for value in (*rest, *kwargs.values())):
         raise Uncovered(f"layer {name} takes a mask or another array beside its input.")
     if x.ndim < 2 or x.shape[0] != batch or y.shape[0] != batch:

@@ -107,6 +107,7 @@ def _unchecked(model: Any, rows: Rows, method: str, chunk: int | None, by_parame
         # Kept apart from the training step around it, so that compiling the two together leaves the step's own
         # arithmetic as it was.
         variables, images, labels = lax.optimization_barrier((dict(variables), images, labels))
+        # On recent GPUs "default" means TF32, whose 10 bits would decide which eigenvalues count as zero.
         with jax.default_matmul_precision("highest"):
             forward = capture.forward_of(model, variables, images, key)
             if rows == "coupled" or method == "vmap":
@@ -171,6 +172,7 @@ def gram(
         return _unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
     fn = _compiled(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
     try:
+        # Waited for: a device that runs out of memory says so here, where what to set can be said.
         found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -179,6 +181,7 @@ def gram(
         largest = _largest(plan(model, variables, images, key=key)) if layered else ""
         advice = memory_advice(rows, method, chunk, len(images))
         raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
+    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         _explain_nan(model, variables, images, labels, rows, method, key)
     return found

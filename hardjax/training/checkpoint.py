@@ -43,6 +43,7 @@ def save(folder: str | os.PathLike, state: TrainState) -> Path:
         # Beside it, so that moving is renaming; hidden and with a name of its own, so that nobody's copy is in the way.
         with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=folder) as scratch:
             fresh = Path(scratch) / "fresh"
+            # The checkpointer writes in the background; leaving the block waits for it.
             with _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(where / fresh.name, _plain(state))
             (fresh / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": _files(fresh)}))
@@ -71,6 +72,7 @@ def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
         raise Refusal(f"The checkpoint in {str(folder)!r} is damaged: {damage}.")
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
     with _plain_path(path.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+        # Compared by name before anything is read: the refusal is one line, and no array is cast to another dtype.
         held, asked = _kinds(checkpointer.metadata(where / path.name).item_metadata.tree), _kinds(wanted)
         if differ := sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name)):
             first = f"{differ[0]} ({_difference(held.get(differ[0]), asked.get(differ[0]))})"
@@ -161,4 +163,5 @@ def _difference(held: Any, asked: Any) -> str:
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
+    # The key as plain words, which any version of jax wraps again.
     return {**state.__dict__, "key": jax.random.key_data(state.key)}

@@ -20,6 +20,7 @@ from hardjax._validate import Refusal
 from hardjax._version import __version__
 from hardjax.training import checkpoint
 
+# Of all commands: a name that is missing here is neither refused nor cleared away.
 FILES = (
     "config.json",
     "history.jsonl",
@@ -78,6 +79,7 @@ def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     folder = check_folder(folder, overwrite)
     with _refused(folder, "to be a folder to write in"):
         folder.mkdir(parents=True, exist_ok=True)
+        # A folder that exists may be read-only, or its disk full: found out now, not after hours.
         tempfile.TemporaryFile(dir=folder).close()
         write_json(folder / MARKER, _FORMAT)
         for path in (folder / name for name in FILES):

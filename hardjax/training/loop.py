@@ -73,6 +73,7 @@ class Loop:
             call = programs.rounds if dispatch.kind == "rounds" else programs.segment
             inputs = jax.device_put(step_inputs(self.plan, dispatch))
             self.state, report = call(dispatch.spec, donate, self.state, train, hyper, inputs)
+        # Only now is the report before read: reading waits, and the device has its next work by then.
         before, self.position = self._in_flight, dispatch.after
         self._in_flight = (dispatch, report)
         self._take(before)
@@ -105,12 +106,14 @@ class Loop:
         if self.setting.performance.steps_per_dispatch is not None:
             return
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
+        # Never upwards, and down only by much: another bound is another set of programs to compile.
         if affordable < self.plan.bound / 4:
             self.plan = dataclasses.replace(self.plan, bound=max(1, affordable))
 
     def _decide(self) -> None:
         """Drain, stop the clock, test, write."""
         self._read()
+        # Calls return before the device is done: without this, training would be timed as testing.
         jax.block_until_ready(self.state)
         spent = self._spent()
         self._rebound(spent)
@@ -123,6 +126,7 @@ class Loop:
         if self.folder is not None:
             files.append_line(self.folder / "history.jsonl", entry)
             if measure is not None:
+                # Whole at every test point: an .npz cannot be added to. That is quadratic in very long runs.
                 files.save_arrays(self.folder / spectra.FILE, **self.record.spectra.arrays())
 
     def _spectrum_ends_it(self) -> bool:

@@ -93,6 +93,7 @@ class Record:
         goes_on = dispatch.before.cursor > 0
         for row in info.slots.reshape(dispatch.spec.rounds, -1):
             counts = np.bincount(row, minlength=self._num_slots)
+            # A round that was cut is one row, whatever its segments: no `Performance` setting shows in the record.
             if goes_on:
                 counts += self._rounds.pop()
             # Nearly all counts are 0 or 1, but a strategy may train one batch as often as it likes in a round.
