@@ -99,7 +99,7 @@ def trimmed_mean(losses: Array, keep_count: int) -> Array:
 
 @dataclass(frozen=True)
 class Trim:
-    """How a step trims: static, part of its trace; the count kept is traced (`Hyper.keep`) and at most `capacity`.
+    """How a step trims: static, part of its trace; the count kept is traced (`StepInputs.keep`) and at most `capacity`.
 
     Attributes:
         path: "plain", "masked", "gather" or "reuse".
@@ -112,7 +112,7 @@ class Trim:
     keep: str = "hardest"
 
     def choose(self, losses: Array, key: Array) -> Array:
-        """(capacity,) positions in the batch; the first `Hyper.keep` of them are the ones kept."""
+        """(capacity,) positions in the batch; the first `StepInputs.keep` of them are the ones kept."""
         hardest = self.keep == "hardest"
         scores = _nan_is_largest(lax.stop_gradient(losses)) if hardest else jax.random.uniform(key, losses.shape)
         # Sorted, and with a k that is known while tracing: the kept samples are the first ones whatever their count, so

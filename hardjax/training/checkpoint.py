@@ -14,7 +14,7 @@ import jax
 
 from hardjax import _validate
 from hardjax._validate import Refusal
-from hardjax.engine.step import TrainState
+from hardjax.engine.state import TrainState
 
 # Orbax takes over half a second to import, so it is imported where it is used.
 
