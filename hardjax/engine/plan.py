@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardjax.choose.trimming import Trimming, TrimPlan
+from hardjax.engine import lengths
 from hardjax.engine.rates import Schedule, factors
 from hardjax.engine.rounds import RoundSpec
 from hardjax.engine.state import Sizes, StepInputs
 
-# Segments of a round that something is measured in, and numbers of rounds in one call, are powers of this: 4 rather
-# than 2 halves the programs to compile, and costs at most three dispatches (0.1 to 0.5 ms each) more at each size.
-_RUNG = 4
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -208,9 +206,9 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     # Nothing is measured inside this round: segments of equal length. Otherwise they end where the next measurement is
     # due, and come from a ladder of few lengths, or every interval would bring new programs.
     if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
-        steps = _segment(length, at.cursor, plan.bound)
+        steps = lengths.even(length, at.cursor, plan.bound)
     else:
-        steps = _rung(free, plan.bound, plan.measure_every)
+        steps = lengths.rung(free, plan.bound, plan.measure_every)
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:
         after = dataclasses.replace(after, round_steps=0, cursor=0)
@@ -282,7 +280,7 @@ def _tested(plan: RunPlan, began: int, after: Position) -> bool:
 
 
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
-    """Whole rounds in one call: a power of `_RUNG`, none past a test point, a measured step, the bound or the stage."""
+    """Whole rounds in one call: a `lengths.power`, none past a test point, a measured step, the bound or the stage."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
     most = min(plan.bound, start + stage.steps - began) // length
     if due is not None:
@@ -291,23 +289,4 @@ def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: in
         most = 1
     epoch = math.floor(plan.epoch(began))
     untested = next((n for n in range(1, most) if math.floor(plan.epoch(began + n * length)) > epoch), most)
-    # A quotient of logarithms may come out just below a whole number (1000 to the base 10 does): nudged, then cut.
-    return _RUNG ** int(math.log(max(1, untested), _RUNG) + 1e-9)
-
-
-def _segment(length: int, cursor: int, bound: int) -> int:
-    """The next segment of a round that is cut by the bound alone: equal parts where they divide it, else of two sizes
-    one apart, so that a round of any length takes two programs at most."""
-    fewest = -(-length // bound)
-    parts = next((n for n in range(fewest, 2 * fewest) if length % n == 0), fewest)
-    short, longer = divmod(length, parts)
-    edges = np.cumsum([short + 1] * longer + [short] * (parts - longer))
-    return int(edges[np.searchsorted(edges, cursor, side="right")]) - cursor
-
-
-def _rung(free: int, bound: int, every: int) -> int:
-    """The longest of few lengths that fits before the next measured step: the interval, or a power of `_RUNG`."""
-    most = min(free, bound)
-    if every <= most:
-        return every
-    return _RUNG ** int(math.log(most, _RUNG) + 1e-9)
+    return lengths.power(max(1, untested))
