@@ -13,7 +13,7 @@ import jax
 from hardjax._validate import OutOfMemory
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
-from hardjax.fisher.gram import memory_advice
+from hardjax.fisher import memory
 from hardjax.training import files, spectra
 from hardjax.training.record import Record
 from hardjax.training.setting import DISPATCH_SECONDS, Setting
@@ -142,7 +142,7 @@ class Loop:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
-            advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
+            advice = memory.advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
