@@ -22,7 +22,11 @@ class Planner(Protocol):
     """What a round asks of a strategy."""
 
     unit: ClassVar[str]  # "batch": slots are rows of the partition; "sample": slots are samples
-    redraws: bool  # a fresh partition for every round
+
+    @property
+    def redraws(self) -> bool:
+        """A fresh partition for every round."""
+        ...
 
     def plan(self, table: Array, key: Array, size: int) -> Array: ...
     def update(self, table: Array, slots: Array, losses: Array) -> Array: ...

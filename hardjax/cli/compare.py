@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hardjax._validate import Refusal
 from hardjax.cli import prepare, show
@@ -21,11 +21,13 @@ class Compare(Settings):
     summary.json, history.jsonl (a line a run) and comparison.png.
     """
 
-    deltas: told(tuple[float, ...], "shares of the mini-batches; the baseline (1.0) always runs") = _DELTAS
-    controls: told(tuple[str, ...], "random replay of the same share | baseline on the fixed batches") = _CONTROLS
-    methods: told(tuple[str, ...], "instead of deltas: standard | trimmed | random-trimmed") = ()
-    seeds: told(int, "runs of each arm") = 3
-    output: told(str, "folder for what is written") = "runs/compare"
+    deltas: Annotated[tuple[float, ...], told("shares of the mini-batches; the baseline (1.0) always runs")] = _DELTAS
+    controls: Annotated[tuple[str, ...], told("random replay of the same share | baseline on the fixed batches")] = (
+        _CONTROLS
+    )
+    methods: Annotated[tuple[str, ...], told("instead of deltas: standard | trimmed | random-trimmed")] = ()
+    seeds: Annotated[int, told("runs of each arm")] = 3
+    output: Annotated[str, told("folder for what is written")] = "runs/compare"
 
 
 def run(arguments: list[str]) -> int:

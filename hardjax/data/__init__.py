@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def _digits() -> Dataset:
     # Imported here: nothing but the digits needs scikit-learn.
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int32)
     test = np.isin(np.arange(len(labels)), evenly(labels, _DIGITS_TEST))

@@ -82,6 +82,7 @@ class Dataset:
         num_classes = _count_classes(num_classes, class_names, labels["train"])
         for split in images:
             _check_labels(split, labels[split], len(images[split]), num_classes)
+        assert num_classes is not None
         if images["train"].shape[1:] != images["test"].shape[1:]:
             shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
             raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
@@ -169,13 +170,13 @@ def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None,
         num_classes = len(class_names)
     if num_classes is None:
         return _counted_classes(labels) if labels.size and np.issubdtype(labels.dtype, np.integer) else None
-    num_classes = _settings.plain("num_classes", num_classes, int)
-    _validate.at_least(1, num_classes=num_classes)
-    if num_classes > _MOST_CLASSES:
-        raise Refusal(f"Expected num_classes={num_classes} to be at most 2^20.")
-    if class_names is not None and len(class_names) != num_classes:
-        raise Refusal(f"Expected {num_classes} class_names, got {len(class_names)}.")
-    return num_classes
+    count: int = _settings.plain("num_classes", num_classes, int)
+    _validate.at_least(1, num_classes=count)
+    if count > _MOST_CLASSES:
+        raise Refusal(f"Expected num_classes={count} to be at most 2^20.")
+    if class_names is not None and len(class_names) != count:
+        raise Refusal(f"Expected {count} class_names, got {len(class_names)}.")
+    return count
 
 
 def _counted_classes(labels: np.ndarray) -> int:

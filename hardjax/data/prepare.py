@@ -45,6 +45,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: read-only.")
+    assert entry.url is not None
     _check_reachable(name, entry.url)
     _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)

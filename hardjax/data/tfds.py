@@ -48,6 +48,7 @@ def prepared_folder(name: str, data_dir: str | os.PathLike | None = None) -> Pat
         DataNotPrepared: there is none.
     """
     entry = catalog.find(name)
+    assert entry.tfds_name is not None
     folder = data_folder(data_dir)
     # TFDS prepares in a folder with ".incomplete" in its name and renames it at the end: what was cut short stays
     # there.

@@ -208,6 +208,7 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
         steps = lengths.even(length, at.cursor, plan.bound)
     else:
+        assert plan.measure_every is not None
         steps = lengths.rung(free, plan.bound, plan.measure_every)
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:

@@ -35,7 +35,7 @@ class Recipe:
     augmentation: Augmentation
     precision: str
     num_samples: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
 
 
 class TrainData(NamedTuple):

@@ -96,7 +96,7 @@ def grams(problem: Problem, chunk: int | None) -> dict[str, Array]:
     def emit(layer: Layer, a: Array, d: Array) -> dict[str, Array]:
         return layer.rule.rows(a, d) if layer.path in shared else layer.rule.grams(a, d, chunk)
 
-    sinks = {
+    sinks: dict[Path | None, Any] = {
         layer.path: _row_sinks(layer, problem) if layer.path in shared else dict.fromkeys(layer.shapes, square)
         for layer in problem.layers
     }
@@ -126,7 +126,7 @@ def gram(problem: Problem, chunk: int | None) -> Array:
 
 def rows(problem: Problem) -> dict[str, Array]:
     """Parameter path -> (B, *shape)."""
-    sinks = {layer.path: _row_sinks(layer, problem) for layer in problem.layers}
+    sinks: dict[Path | None, Any] = {layer.path: _row_sinks(layer, problem) for layer in problem.layers}
     left = _backward(problem, sinks, lambda layer, a, d: layer.rule.rows(a, d))
     found = {name: value for path, values in left.items() for name, value in _named(path, values).items()}
     zeros = {name: jnp.zeros((len(problem.labels), *shape), problem.dtype) for name, shape in problem.idle.items()}
@@ -141,7 +141,7 @@ def rows_and_grams(problem: Problem) -> tuple[dict[str, Array], dict[str, Array]
     def emit(layer: Layer, a: Array, d: Array) -> tuple[dict, dict]:
         return layer.rule.rows(a, d), {} if layer.path in shared else layer.rule.grams(a, d, None)
 
-    sinks = {
+    sinks: dict[Path | None, Any] = {
         layer.path: (_row_sinks(layer, problem), {} if layer.path in shared else dict.fromkeys(layer.shapes, square))
         for layer in problem.layers
     }

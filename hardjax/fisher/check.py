@@ -32,7 +32,7 @@ def needed(model: Any, rows: str, method: str) -> bool:
     return not (is_ours(model) or rows == "coupled" or (rows == "frozen" and method == "vmap"))
 
 
-def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, *, traced: bool) -> None:
+def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Any, *, traced: bool) -> None:
     """Checks the rows of this network once; inside a trace, where nothing can be computed, they must have been.
 
     Raises:

@@ -98,6 +98,7 @@ def size_of(subject: Subject) -> int:
             reason = reason or error
             continue
         return size
+    assert reason is not None  # there is a size at least
     raise reason
 
 

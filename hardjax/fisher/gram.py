@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import OutOfMemory, Refusal
@@ -234,7 +235,7 @@ def _explain_nan(
 
 def _is_traced(*args: Any) -> bool:
     # A constant is a tracer inside jit even where every argument is an array that the function closes over.
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
+    return any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
 
 
 def _check_settings(rows: str, method: str, chunk: int | None) -> None:
@@ -260,7 +261,7 @@ def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, label
     logits = jax.eval_shape(lambda: capture.forward_of(model, variables, images, key)(variables, images, False))
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:

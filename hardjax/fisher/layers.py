@@ -65,7 +65,7 @@ def describe(base: type, module: nn.Module, args: tuple, kwargs: dict, y: Array,
     params = module.variables.get("params", {})
     if not params:
         return None
-    path = tuple(module.scope.path)
+    path = tuple(module.path)
     name = "/".join(path) or type(module).__name__
     if not args:
         raise Uncovered(f"layer {name} takes its input by keyword: pass it as the first positional argument.")

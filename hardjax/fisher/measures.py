@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import Refusal
@@ -91,7 +92,7 @@ def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
     if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
         raise Refusal(f"Expected a gram of shape (..., B, B), got {gram.shape}.")
     if dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        if isinstance(gram, jax.core.Tracer):
+        if isinstance(gram, Tracer):
             raise Refusal("Expected dtype=float64 outside of compiled code, or jax.enable_x64(True) around it.")
         return _numpy_eigenvalues(np.asarray(gram, np.float64))
     gram = jnp.asarray(gram, dtype)
@@ -102,12 +103,12 @@ def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
 
 
 def measures(
-    eigenvalues: Array,
-    learning_rate: Array | float,
+    eigenvalues: Array | np.ndarray,
+    learning_rate: Array | np.ndarray | float,
     batch_size: Array | float,
     *,
     tolerance: float = TOLERANCE,
-    mean_entry: Array | None = None,
+    mean_entry: Array | np.ndarray | None = None,
 ) -> Measures:
     """P3's c and l of one spectrum, and four more; pure JAX, so that it can run inside a compiled round.
 
@@ -246,7 +247,7 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else float("nan")
 
 
-def _noise(trace: Array, mean_entry: Array | None, batch_size: Array | float) -> tuple[Array, Array]:
+def _noise(trace: Array, mean_entry: Array | np.ndarray | None, batch_size: Array | float) -> tuple[Array, Array]:
     """Unbiased covariance and signal (McCandlish et al., 2018, appendix A.1, with batches of 1 and of B samples)."""
     if mean_entry is None:
         return jnp.full_like(trace, jnp.nan), jnp.full_like(trace, jnp.nan)

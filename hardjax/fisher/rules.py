@@ -150,7 +150,7 @@ class Convolution:
         array = _positions(array)
         return array.reshape(*array.shape[:2], self.groups, -1)
 
-    def _slice(self, padded: Array, offset: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
+    def _slice(self, padded: Array, offset: tuple[int, ...], outputs: Sequence[int]) -> Array:
         start = [o * dilation for o, dilation in zip(offset, self.kernel_dilation, strict=True)]
         limit = [s + (n - 1) * stride + 1 for s, n, stride in zip(start, outputs, self.strides, strict=True)]
         return lax.slice(padded, [0, *start, 0], [len(padded), *limit, padded.shape[-1]], [1, *self.strides, 1])

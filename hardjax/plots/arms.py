@@ -23,7 +23,7 @@ def comparison(result: Comparison) -> Figure:
     random = [i for i in replayed if result.arms[i].name == "random-batches"]
     maps = [chosen[-1] for chosen in (hard, random) if chosen]
     drawn = figure(15, 5 if not maps else 9.2)
-    rows = drawn.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [drawn]
+    rows: Any = drawn.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [drawn]
     loss, accuracy, sooner = rows[0].subplots(1, 3, width_ratios=[1, 1, 0.75])
     loss.set(yscale="log", xlabel="epochs of back-propagations", ylabel=_LOSS)
     # One colour a share, one style a strategy: an arm and its control differ in style alone.

@@ -19,7 +19,8 @@ def measures(runs: Mapping[str, Record]) -> Figure:
     """
     maps = min(len(runs), 3)
     drawn = figure(15, 10.8)
-    top, bottom = drawn.subfigures(2, 1, height_ratios=[2, 1])
+    halves: Any = drawn.subfigures(2, 1, height_ratios=[2, 1])
+    top, bottom = halves
     axes = top.subplots(2, 3)
     scales = {
         "epochs": lambda run: run["epoch"],

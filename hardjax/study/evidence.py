@@ -123,7 +123,7 @@ def _differences(arm: Readings, reference: Readings) -> dict[str, Interval]:
         found[f"{name}_epochs_sooner"] = statistics.paired(first, epoch)
         change = convergence.change_percent(first, epoch)
         # Rounding is judged on the scale of percentages: changes that are all near 0 have no scale of their own.
-        found[f"{name}_change_percent"] = statistics.interval(change, scale=100.0)
+        found[f"{name}_change_percent"] = statistics.interval(np.asarray(change), scale=100.0)
     found["test_top1"] = statistics.paired(arm["test_top1"], reference["test_top1"])
     found["time_ratio"] = statistics.paired_ratio(arm["seconds_per_step"], reference["seconds_per_step"])
     for name in _SPECTRA:

@@ -66,9 +66,10 @@ class Loop:
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
-            unit = self.setting.sizes.unit
+            unit, observer = self.setting.sizes.unit, self.setting.observer
+            assert observer is not None
             with self._explained_memory():
-                report = programs.look(self.setting.observer, unit, self.state, train)
+                report = programs.look(observer, unit, self.state, train)
         else:
             call = programs.rounds if dispatch.kind == "rounds" else programs.segment
             inputs = jax.device_put(step_inputs(self.plan, dispatch))
@@ -98,6 +99,7 @@ class Loop:
 
     def _spent(self) -> float:
         """Seconds of training since the device was last set going, compilation aside."""
+        assert self._window is not None
         started, compiled, _ = self._window
         return time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
 
@@ -105,6 +107,7 @@ class Loop:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
         if self.setting.performance.steps_per_dispatch is not None:
             return
+        assert self._window is not None
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
         # Never upwards, and down only by much: another bound is another set of programs to compile.
         if affordable < self.plan.bound / 4:
@@ -142,6 +145,7 @@ class Loop:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
+            assert measure is not None
             advice = memory.advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
