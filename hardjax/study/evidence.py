@@ -35,6 +35,7 @@ def make_rows(
         left_out: a line for each run that is left out.
     """
     reasons = [[_left_out(run) for run in runs] for runs in results]
+    # A level for each seed: seeds differ in speed, and one level for all would be that of the slowest.
     thresholds = tuple(
         convergence.common_threshold(
             [

@@ -19,6 +19,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(result.state)
+    # Where batches are kept, how often a sample was visited is what the strategy said of it.
     visits = np.asarray(result.state.seen) if result.config.selection.redraws else 1
     rank = replays / visits
     # With all that tie with the last one: their losses decide which are shown, not their places in the data set.

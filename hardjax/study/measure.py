@@ -126,6 +126,7 @@ def _measure_state(
             images = np.asarray(images, np.float64) if float64 else images
             found.append(observe(variables, images, train.labels[indices], state.key))
     values, entries = (np.stack([np.asarray(row[i]) for row in found]) for i in (0, 1))
+    # The final state has no next step: the rate is that of its last one.
     rate = learning_rate(setting.plan, max(0, int(state.step) - 1))
     measured = fisher.measures(values, rate, state.partition.shape[1], tolerance=measure.tolerance, mean_entry=entries)
     fields = {name: np.asarray(value) for name, value in measured._asdict().items()}

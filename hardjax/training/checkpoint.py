@@ -68,6 +68,7 @@ def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
     path = _validate.local_folder(checkpoint=folder).resolve() / "checkpoint"
     if not path.is_dir():
         raise Refusal(f"No checkpoint in {str(folder)!r}; `hardjax train --output` writes one.")
+    # Orbax takes its own files for granted: without _METADATA it ends in an AttributeError.
     if damage := _damage(path):
         raise Refusal(f"The checkpoint in {str(folder)!r} is damaged: {damage}.")
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))

@@ -193,6 +193,7 @@ def _strict(content: Any) -> Any:
         return _strict(content.tolist())
     if isinstance(content, np.generic):
         return _strict(content.item())
+    # NaN is no JSON: Python writes it all the same, and other readers refuse the whole file.
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

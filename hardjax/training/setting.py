@@ -106,6 +106,7 @@ def prepare(
     recipe = make_recipe(config, dataset, functions)
     facts = check_model(recipe, config.batch_size, dataset.num_classes)
     if variables is not None:
+        # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, facts.variables)
     plan = make_run_plan(
