@@ -63,6 +63,8 @@ class SpectrumObserver:
 
         def observe(variables: Any, images: Array, labels: Array, key: Array) -> tuple[Array, Array]:
             products = gram(variables, images, labels, key)
+            # Raw, neither clamped nor cut off: what counts as zero is chosen afterwards. The mean entry, the squared
+            # norm of the mean gradient, cannot be had from the spectrum.
             return eigenvalues(products, products.dtype), products.mean()
 
         return observe
@@ -83,6 +85,7 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     fields = ("effective_rank", "trace", "largest", "covariance", "signal")
     rest = {name: np.full(len(sizes), np.nan) for name in fields}
     for size in np.unique(sizes):
+        # Spectra of smaller batches are padded with NaN, and a measure takes one size.
         those = sizes == size
         values, rates, entries = (arrays[name][those] for name in ("eigenvalues", "learning_rate", "mean_entry"))
         found = measures(values[:, :size], rates, size, tolerance=tolerance, mean_entry=entries)

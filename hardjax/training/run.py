@@ -91,6 +91,7 @@ def train(
         ValueError: the folder holds another run, or cannot be written.
         OutOfMemory: (a ValueError and a MemoryError) of the device.
     """
+    # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
     folder = None if output is None else files.claim_folder(output, overwrite)
     if folder is not None:
@@ -154,6 +155,7 @@ def _summarise(setting: Setting, history: History, seconds: float, compile_secon
 def _interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that it never hits between a donated state and its successor."""
     event = threading.Event()
+    # Python lets the main thread alone set handlers; elsewhere (a server, a notebook's worker) Ctrl-C is not ours.
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

@@ -45,6 +45,7 @@ class Spectra:
         steps, epochs, rates, spectra, entries, slots = zip(*self._rows, strict=True) if self._rows else ((),) * 6
         sizes = np.array([len(values) for values in spectra], np.int64)
         dtype = np.result_type(np.float32, *(values.dtype for values in spectra[:1]))
+        # Padded to a rectangle: an .npz of arrays of several lengths would need pickle to be read.
         table = np.full((len(sizes), sizes.max(initial=0)), np.nan, dtype)
         for row, values in zip(table, spectra, strict=True):
             row[: len(values)] = values

@@ -343,7 +343,7 @@ def test_optax_losses_are_the_losses_measured(tiny):
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, damage):
-    files.save_arrays(tmp_path / "spectra.npz", **Spectra().arrays())
+    files.save_arrays(tmp_path / "spectra.npz", **Spectra(50).arrays())
     assert len(load(tmp_path)["step"]) == 0
     damage(tmp_path / "spectra.npz")
     with pytest.raises(Refusal, match=r"Damaged spectra\.npz in"):
