@@ -23,6 +23,11 @@ class OutOfMemory(Refusal, MemoryError):
     """The device ran out of memory; the line says what to set."""
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the runtime says so; XLA on a CPU calls some of them INTERNAL."""
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+
+
 def in_half_open_unit(**named: float) -> None:
     """Each value lies in (0, 1]."""
     for name, value in named.items():
@@ -63,6 +68,15 @@ def not_negative(**named: float) -> None:
     for name, value in named.items():
         if not (_is_number(value) and value >= 0):
             raise Refusal(f"Expected {name}={value!r} to be a finite number of at least 0.")
+
+
+def in_float32(**named: float) -> None:
+    """Each value is one that float32 can hold: beyond 3.4e38 it would be infinite, below 1.2e-38 nothing at all."""
+    for name, value in named.items():
+        # XLA flushes what is below the least normal number to zero: a rate of 1e-40 would train nothing and say so
+        # nowhere.
+        if value and not 1.1754944e-38 <= abs(value) <= 3.4028234e38:
+            raise Refusal(f"Expected {name}={value!r} to be 0 or of a size from 1.2e-38 to 3.4e38 (float32).")
 
 
 def boolean(**named: bool) -> None:

@@ -108,6 +108,7 @@ class TrainConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if getattr(self, name) is not None:
                 _validate.positive(**{name: getattr(self, name)})
+        _validate.in_float32(learning_rate=self.peak_learning_rate, weight_decay=self.weight_decay)
 
     @property
     def peak_learning_rate(self) -> float:

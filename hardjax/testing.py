@@ -135,7 +135,7 @@ def _plan(name: str, plan: Callable, table: Array, key: Array, size: int) -> np.
     found = np.asarray(slots)
     # JAX clips an index that is too large without a word: another batch than the one planned would be trained.
     inside = (found >= 0) & (found < len(table))
-    _say(inside.all(), name, f"expected slots in 0..{len(table) - 1}, got {found[~inside][:3].tolist()}.")
+    _say(bool(inside.all()), name, f"expected slots in 0..{len(table) - 1}, got {found[~inside][:3].tolist()}.")
     return found
 
 

@@ -82,6 +82,11 @@ def test_base_learning_rate_is_per_sample_of_the_batch():
         (dict(model_options=["norm"]), "to be plain JSON"),
         (dict(learning_rate=0.1, base_learning_rate=0.1), "not both"),
         (dict(learning_rate=float("nan")), "learning_rate=nan"),
+        # As a float32 these are 0, 0, infinite and infinite.
+        (dict(learning_rate=1e-46), "learning_rate=1e-46 to be 0 or of a size from 1.2e-38 to 3.4e38"),
+        (dict(base_learning_rate=1e-41), "learning_rate=1.28e-39"),
+        (dict(learning_rate=1e39), "learning_rate=1e\\+39"),
+        (dict(weight_decay=1e39), "weight_decay=1e\\+39"),
         (dict(optimizer="adamm"), "did you mean 'adam'"),
         (dict(precision="low"), "precision"),
         (dict(validation=1.0), r"validation=1.0 in \[0, 1\)"),

@@ -22,7 +22,11 @@ class Planner(Protocol):
     """What a round asks of a strategy."""
 
     unit: ClassVar[str]  # "batch": slots are rows of the partition; "sample": slots are samples
-    redraws: bool  # a fresh partition for every round
+
+    @property
+    def redraws(self) -> bool:
+        """A fresh partition for every round."""
+        ...
 
     def plan(self, table: Array, key: Array, size: int) -> Array: ...
     def update(self, table: Array, slots: Array, losses: Array) -> Array: ...
@@ -52,6 +56,8 @@ def update_table(table: Array, slots: Array, losses: Array) -> Array:
         slots: any shape, distinct indices into the table.
         losses: same shape, nats.
     """
+    # `lax.top_k` ranks NaN by its sign bit, first or last: a slot whose entry has the sign set would never be replayed
+    # again, and never get another entry.
     losses = lax.stop_gradient(losses).astype(table.dtype)
     return table.at[slots].set(jnp.where(jnp.isfinite(losses), losses, table[slots]))
 
@@ -85,6 +91,7 @@ class AllBatches:
         return empty_table(size)
 
     def plan(self, table: Array, key: Array, size: int) -> Array:
+        # The order of the partition: a fresh one is random by itself, and round 0 of P1 trains the fixed one in order.
         return jnp.arange(size, dtype=jnp.int32)
 
     update = staticmethod(update_table)
@@ -96,6 +103,7 @@ class _ShareOfBatches:
 
     delta: float
     unit: ClassVar[str] = "batch"
+    # P1: a batch keeps its members for the whole run, or its recorded loss would be that of other samples.
     redraws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -171,6 +179,7 @@ class HardSamples(_ShareOfBatches):
 
     def plan(self, table: Array, key: Array, size: int) -> Array:
         distinct = min(size, table.shape[0])
+        # Shuffled after they were picked: dealt in order, the first batch would hold the hardest samples alone.
         hardest = jax.random.permutation(key, lax.top_k(table, distinct)[1])
         return hardest[jnp.arange(size) % distinct].astype(jnp.int32)
 

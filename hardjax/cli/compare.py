@@ -1,8 +1,10 @@
 """`hardjax compare`."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from hardjax._validate import Refusal
 from hardjax.cli import prepare, show
@@ -19,11 +21,13 @@ class Compare(Settings):
     summary.json, history.jsonl (a line a run) and comparison.png.
     """
 
-    deltas: told(tuple[float, ...], "shares of the mini-batches; the baseline (1.0) always runs") = _DELTAS
-    controls: told(tuple[str, ...], "random replay of the same share | baseline on the fixed batches") = _CONTROLS
-    methods: told(tuple[str, ...], "instead of deltas: standard | trimmed | random-trimmed") = ()
-    seeds: told(int, "runs of each arm") = 3
-    output: told(str, "folder for what is written") = "runs/compare"
+    deltas: Annotated[tuple[float, ...], told("shares of the mini-batches; the baseline (1.0) always runs")] = _DELTAS
+    controls: Annotated[tuple[str, ...], told("random replay of the same share | baseline on the fixed batches")] = (
+        _CONTROLS
+    )
+    methods: Annotated[tuple[str, ...], told("instead of deltas: standard | trimmed | random-trimmed")] = ()
+    seeds: Annotated[int, told("runs of each arm")] = 3
+    output: Annotated[str, told("folder for what is written")] = "runs/compare"
 
 
 def run(arguments: list[str]) -> int:
@@ -39,7 +43,7 @@ def compare(options: Any) -> int:
     """`hardjax compare`."""
     prepare.use_compilation_cache()
     from hardjax.choose.trimming import Trimming
-    from hardjax.plots import arms as plots
+    from hardjax.plots import arms as plots  # now: an import that fails at the end would cost the table
     from hardjax.study import tables
     from hardjax.study.arms import make_arms, make_methods
     from hardjax.study.compare import check_comparable, compare
@@ -83,19 +87,25 @@ def compare(options: Any) -> int:
         }
         | files.environment(),
     )
-    table = tables.trimming_table if options.methods else tables.replay_table
-    legend = tables.trimming_legend if options.methods else tables.replay_legend
-    show.table(
-        f"{setting.config.title}, batch {config.batch_size}, {config.epochs} epochs, {result.rows[0]['seeds']} seeds",
-        table(result.rows),
-    )
-    if differences := tables.difference_table(result.rows):
-        show.table("differences, paired by seed", differences)
-    print(legend(result.rows, result.thresholds, result.left_out))
-    picture = plots.trimming if options.methods else plots.comparison
-    drawn = show.picture(folder / "comparison.png", lambda: picture(result))
+    if options.methods:
+        forms = tables.trimming_table, tables.trimming_legend, plots.trimming
+    else:
+        forms = tables.replay_table, tables.replay_legend, plots.comparison
+    drawn = _tell(result, setting.config.title, folder / "comparison.png", *forms)
     print(f"written to {folder}: summary.json, history.jsonl{', comparison.png' if drawn else ''}")
     if result.interrupted:
         shown = f"{len(result.arms)} of {len(arms)} arms with {result.rows[0]['seeds']} of {options.seeds} seeds"
         print(f"interrupted: {shown} are complete and shown", file=sys.stderr)
     return 130 if result.interrupted else 0
+
+
+def _tell(result: Any, title: str, path: Path, table: Callable, legend: Callable, picture: Callable) -> bool:
+    """Print the tables with their legend and draw the picture; whether it could be drawn."""
+    from hardjax.study import tables
+
+    config, seeds = result.config, result.rows[0]["seeds"]
+    show.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
+    if differences := tables.difference_table(result.rows):
+        show.table("differences, paired by seed", differences)
+    print(legend(result.rows, result.thresholds, result.left_out))
+    return show.picture(path, lambda: picture(result))

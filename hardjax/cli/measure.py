@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,11 +17,11 @@ class Measure:
 
     runs: tyro.conf.Positional[tuple[str, ...]]  # folders of `hardjax train`
     batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none (needs no data)
-    rows: optional(str, "STR") = None  # contribution | coupled | frozen (default: what the run measured)
+    rows: Annotated[str | None, optional("STR", "contribution | coupled | frozen (default: that of the run)")] = None
     tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest
     float64: bool = False  # measure the final states in float64
     data_dir: Folder = None  # folder of prepared TFDS data (default: that of the run)
-    gram_chunk: optional(int, "SAMPLES") = None  # bounds the memory
+    gram_chunk: Annotated[int | None, optional("SAMPLES")] = None  # bounds the memory
     output: str = "runs/measure"  # folder for measure.json and measures.png
     overwrite: bool = False  # let the folder hold another result of hardjax already
 
@@ -45,6 +46,7 @@ def run(arguments: list[str]) -> int:
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
     if recorded:
         shown = {Path(name).name: run for name, run in recorded.items()}
+        # Short names, unless two folders share one: `a/run` and `b/run` would be one curve.
         drawn = show.picture(
             folder / "measures.png", lambda: measures(shown if len(shown) == len(recorded) else recorded)
         )

@@ -16,17 +16,18 @@ _Kind = TypeVar("_Kind")
 Flat = Annotated[_Kind, tyro.conf.OmitArgPrefixes]  # a group in the help text, none in the options' names
 
 
-def optional(kind: type, metavar: str, text: str | None = None) -> Any:
-    """A setting that may be left out, with a legible help entry."""
-    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="")]
+def optional(metavar: str, text: str | None = None) -> Any:
+    """Of a setting that may be left out: a legible help entry."""
+    return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="")
 
 
-def told(kind: Any, text: str) -> Any:
-    """A setting with its help: tyro finds no comments behind the fields of classes that `with_axes` makes."""
-    return Annotated[kind, tyro.conf.arg(help=text)]
+def told(text: str) -> Any:
+    """Of a setting, its help: tyro finds no comments behind the fields of classes that `with_axes` makes."""
+    return tyro.conf.arg(help=text)
 
 
-Folder, Number = optional(str, "DIR"), optional(float, "FLOAT")
+Folder = Annotated[str | None, optional("DIR")]
+Number = Annotated[float | None, optional("FLOAT")]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Settings:
     data: Flat[DataOptions] = DataOptions()
     network: Flat[ModelOptions] = ModelOptions()
     training: Flat[TrainingOptions] = TrainingOptions()
-    gram_chunk: optional(int, "SAMPLES", "bounds the memory of a measurement") = None
-    output: told(str, "folder for what is written") = "runs/latest"
-    overwrite: told(bool, "let the folder hold other results of hardjax already") = False
-    quiet: told(bool, "no progress") = False
+    gram_chunk: Annotated[int | None, optional("SAMPLES", "bounds the memory of a measurement")] = None
+    output: Annotated[str, told("folder for what is written")] = "runs/latest"
+    overwrite: Annotated[bool, told("let the folder hold other results of hardjax already")] = False
+    quiet: Annotated[bool, told("no progress")] = False
 
     def config(self) -> TrainConfig:
         """The configuration asked for.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hardjax._validate import local_folder
 from hardjax.cli import prepare, show
@@ -13,7 +13,7 @@ from hardjax.cli.options import Settings, parse, told, with_axes
 class Train(Settings):
     """Train one network and write to a folder: configuration, history, summary, checkpoint, pictures."""
 
-    output: told(str, "folder for what is written") = "runs/train"
+    output: Annotated[str, told("folder for what is written")] = "runs/train"
 
 
 def run(arguments: list[str]) -> int:

@@ -27,6 +27,8 @@ class Entry:
 
 CATALOG = {
     "digits": Entry(None, about="1,797 scanned digits of 8x8 from scikit-learn; nothing to download"),
+    # Digits are not flipped. P3 augments all data alike "as in He et al.", flips included: leaving them out is a
+    # departure.
     "mnist": Entry("mnist", url="https://storage.googleapis.com", about="70,000 handwritten digits of 28x28"),
     "fashion_mnist": Entry(
         "fashion_mnist",
@@ -41,6 +43,7 @@ CATALOG = {
         "cifar100", flip=True, url="https://www.cs.toronto.edu", about="60,000 colour images of 32x32, 100 classes"
     ),
     "svhn_cropped": Entry("svhn_cropped", url="http://ufldl.stanford.edu", about="99,289 house-number digits of 32x32"),
+    # P3 trains on the extra split as well, P2 does not say: each has a name.
     "svhn_cropped_extra": Entry(
         "svhn_cropped",
         train=("train", "extra"),

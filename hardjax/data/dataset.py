@@ -82,6 +82,7 @@ class Dataset:
         num_classes = _count_classes(num_classes, class_names, labels["train"])
         for split in images:
             _check_labels(split, labels[split], len(images[split]), num_classes)
+        assert num_classes is not None
         if images["train"].shape[1:] != images["test"].shape[1:]:
             shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
             raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
@@ -109,9 +110,10 @@ class Dataset:
             A data set with round(share * n) validation samples, each class in proportion to within one sample.
 
         Raises:
-            ValueError: share outside [0, 1), a split would be left empty, or one was split off before.
+            ValueError: share outside [0, 1), a seed below 0, a split would be left empty, or one was split off before.
         """
         _validate.in_unit(validation=share)
+        _validate.at_least(0, seed=seed)
         if share == 0:
             return self
         if self.validation is not None:
@@ -120,10 +122,12 @@ class Dataset:
         count = round(share * len(labels))
         if count in (0, len(labels)):
             raise Refusal(f"validation={share} of {len(labels)} samples leaves a split empty.")
+        # NumPy's generator: which samples are held out depends on no device and on no setting of jax.
         order = np.random.default_rng(seed).permutation(len(labels))
         held = np.sort(evenly(labels, count, order))
         kept = np.setdiff1d(np.arange(len(labels)), held)
         train = Split(self.train.images[kept], self.train.labels[kept])
+        # Of what remains: held-out samples have no part in the training, not even in its mean.
         mean, std = pixel_statistics(np.asarray(train.images))
         validation = Split(self.train.images[held], self.train.labels[held])
         return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
@@ -133,6 +137,7 @@ def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> n
     """Indices (count,) spread evenly over the classes, the first ones of `order` in each stretch."""
     order = np.arange(len(labels)) if order is None else order
     by_class = order[np.argsort(labels[order], kind="stable")]
+    # Equal strides through the samples sorted by class: every class gets its share to within one sample.
     return by_class[np.arange(count) * len(labels) // count]
 
 
@@ -143,6 +148,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(images), _CHUNK):
         pixels = images[start : start + _CHUNK].reshape(-1, channels)
         if images.dtype == np.uint8:
+            # Levels are counted, then weighed: 256 terms a channel in float64 instead of one a pixel.
             levels = np.arange(256) / 255
             counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)])
             total, squares = total + counts @ levels, squares + counts @ levels**2
@@ -165,13 +171,13 @@ def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None,
         num_classes = len(class_names)
     if num_classes is None:
         return _counted_classes(labels) if labels.size and np.issubdtype(labels.dtype, np.integer) else None
-    num_classes = _settings.plain("num_classes", num_classes, int)
-    _validate.at_least(1, num_classes=num_classes)
-    if num_classes > _MOST_CLASSES:
-        raise Refusal(f"Expected num_classes={num_classes} to be at most 2^20.")
-    if class_names is not None and len(class_names) != num_classes:
-        raise Refusal(f"Expected {num_classes} class_names, got {len(class_names)}.")
-    return num_classes
+    count: int = _settings.plain("num_classes", num_classes, int)
+    _validate.at_least(1, num_classes=count)
+    if count > _MOST_CLASSES:
+        raise Refusal(f"Expected num_classes={count} to be at most 2^20.")
+    if class_names is not None and len(class_names) != count:
+        raise Refusal(f"Expected {count} class_names, got {len(class_names)}.")
+    return count
 
 
 def _counted_classes(labels: np.ndarray) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from hardjax._validate import Refusal
 from hardjax.data import catalog, load, tfds
 
+# TFDS without a network retries for 200 s (measured), prints pages and then fails.
 _CONNECT_SECONDS = 3.0
 _FEW_CLASSES = 20
 
@@ -31,6 +32,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         return tfds.prepared_folder(name, data_dir)
     except tfds.DataNotPrepared:
         pass
+    # Looked for, not imported: importing TensorFlow takes seconds.
     if importlib.util.find_spec("tensorflow") is None:
         raise Refusal(
             f"Preparing {name} needs TensorFlow: `pip install tensorflow-cpu` (the extra hardjax[prepare]), "
@@ -43,6 +45,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: read-only.")
+    assert entry.url is not None
     _check_reachable(name, entry.url)
     _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)
@@ -55,6 +58,7 @@ def check(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, Any
         ValueError: unknown name, labels outside the classes.
         DataNotPrepared: no prepared data.
     """
+    # Read anew: a check of the cache would not find what is wrong with the prepared files.
     dataset = load(name, data_dir, progress=True, anew=True)
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
@@ -120,6 +124,7 @@ def _download(tfds_name: str, folder: Path) -> None:
 
     failures = (OSError, util.DownloadError, download_manager.NonMatchingChecksumError, extractor.ExtractError)
     try:
+        # TFDS's own default is TFRecord, which cannot be read without TensorFlow.
         builder = tensorflow_datasets.builder(tfds_name, data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
     except failures as error:

@@ -48,7 +48,10 @@ def prepared_folder(name: str, data_dir: str | os.PathLike | None = None) -> Pat
         DataNotPrepared: there is none.
     """
     entry = catalog.find(name)
+    assert entry.tfds_name is not None
     folder = data_folder(data_dir)
+    # TFDS prepares in a folder with ".incomplete" in its name and renames it at the end: what was cut short stays
+    # there.
     infos = (folder / entry.tfds_name).glob("**/dataset_info.json")
     found = sorted((path.parent for path in infos if ".incomplete" not in path.parent.name), key=_version)
     if not found:
@@ -119,6 +122,7 @@ def _lacking(source: Path, entry: catalog.Entry) -> str:
         shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
     except (OSError, ValueError, KeyError, TypeError):
         return "has an unreadable dataset_info.json"
+    # Reading TFRecord would need TensorFlow.
     if info.get("fileFormat") != "array_record":
         return f"is stored as {info.get('fileFormat')}, which is not read here (array_record is)"
     for part in (*entry.train, entry.test):
@@ -146,6 +150,8 @@ def _decode(name: str, source: Path, advance: Callable[[int, int], None]) -> tup
     with _quiet():
         import tensorflow_datasets as tfds
 
+        # By its folder, not by its name: nothing is looked up in a network, nor retried for minutes where there is
+        # none.
         builder = tfds.builder_from_directory(str(source))
         try:
             return _decode_splits(catalog.find(name), builder, advance)
@@ -182,8 +188,10 @@ def _read_cache(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]] |
     """None where there is no whole cache entry: absent, cut short, or changed since it was written."""
     try:
         about = json.loads((folder / "about.json").read_text())
+        # Mapped: the checksum below and the copy to the device read them, and the host never holds them twice.
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["crc32"]}
         class_names = tuple(about["class_names"])
+        # A file of the right length may hold zeros where the machine went down before they were written.
         whole = all(zlib.crc32(arrays[name]) == crc for name, crc in about["crc32"].items())
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None

@@ -41,5 +41,8 @@ def make_optimizer(name: str, hyper: Hyper, learning_rate: Array) -> optax.Gradi
         # P2 trains with PyTorch's Adam(weight_decay=...): L2 in the gradient, before the moments see it.
         return optax.chain(l2, optax.scale_by_adam(), descend)
     if name == "adamw":
+        # Decay after the moments and before the rate, so that it is multiplied by the rate: PyTorch's AdamW.
         return optax.chain(optax.scale_by_adam(), l2, descend)
+    # The rate multiplies what is accumulated and has no part in it, as in PyTorch: the first step after a decay of the
+    # rate is small already.
     return optax.chain(l2, optax.trace(decay=hyper.momentum, nesterov=name == "nesterov"), descend)

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardjax.choose.trimming import Trimming, TrimPlan
+from hardjax.engine import lengths
 from hardjax.engine.rates import Schedule, factors
 from hardjax.engine.rounds import RoundSpec
 from hardjax.engine.state import Sizes, StepInputs
 
-# Segments of a round that something is measured in, and numbers of rounds in one call, are powers of this: 4 rather
-# than 2 halves the programs to compile, and costs at most three dispatches (0.1 to 0.5 ms each) more at each size.
-_RUNG = 4
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -93,13 +91,16 @@ class RunPlan:
 
     def epoch(self, backprops: int) -> Fraction:
         """Epochs done, exactly; each stage's steps share its epochs evenly."""
+        # Fractions: the floor of an epoch decides test points and kept shares, and a quotient rounded down just below a
+        # whole number would move them by a round.
         index = self.stage_of(backprops)
         stage, (steps, epochs) = self.stages[index], self.start_of(index)
         return epochs + (backprops - steps) * stage.epochs / stage.steps
 
     def measured_step(self, index: int) -> int | None:
         """The step before which measurement `index` is taken: interval j of `every` steps has one, and it stands for
-        exactly `every` steps.
+        exactly `every` steps (of the last interval, which the end of the run may cut short, as well: it is P3's
+        division by the sampling ratio). None where nothing is measured.
 
         Where every epoch draws its batches anew it is the interval's first step (as published). Under replay the first
         batch of a round is always the hardest, and with fixed batches an interval of N steps would meet one batch for
@@ -185,6 +186,7 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     index = plan.stage_of(began)
     length = at.round_steps or _round_length(plan, index, began)
     keep, share, trim = _kept(plan, index, began)
+    # A stage trains all its batches first: its partition is new, and so no loss in its table is known.
     first = began == plan.start_of(index)[0]
     selection = plan.selection.first_round() if first else plan.selection
     spec = RoundSpec(selection, length, 1, trim)
@@ -194,16 +196,21 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
         return Dispatch("look", spec, after=dataclasses.replace(at, measured=at.measured + 1), **common)
     free = length - at.cursor if due is None else min(length - at.cursor, due - at.backprops)
     if not at.round_steps:
+        # Neither cut nor looked into: planned and trained in one program, since a round may be two steps (P1 on
+        # STL-10).
         if free == length <= plan.bound:
             rounds = 1 if first else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)
             after = dataclasses.replace(at, backprops=began + rounds * length)
             return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
         return Dispatch("plan", spec, after=dataclasses.replace(at, round_steps=length), **common)
+    # Nothing is measured inside this round: segments of equal length. Otherwise they end where the next measurement is
+    # due, and come from a ladder of few lengths, or every interval would bring new programs.
     if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
-        steps = _segment(length, at.cursor, plan.bound)
+        steps = lengths.even(length, at.cursor, plan.bound)
     else:
-        steps = _rung(free, plan.bound, plan.measure_every)
+        assert plan.measure_every is not None
+        steps = lengths.rung(free, plan.bound, plan.measure_every)
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:
         after = dataclasses.replace(after, round_steps=0, cursor=0)
@@ -251,6 +258,7 @@ def programs(plan: RunPlan) -> set[tuple[str, RoundSpec, int]]:
 def _round_length(plan: RunPlan, index: int, began: int) -> int:
     """Steps of the round that begins here: N in a stage's first one; what is left of the stage in its last one."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
+    # The budget is exact: the last round of a stage is cut short rather than run over.
     wanted = stage.sizes.num_batches if began == start else stage.round_steps
     return min(wanted, start + stage.steps - began)
 
@@ -260,6 +268,7 @@ def _kept(plan: RunPlan, index: int, began: int) -> tuple[int, float, Any]:
     stage = plan.stages[index]
     if plan.trimming is None or stage.trims is None:
         return stage.sizes.batch_size, 1.0, None
+    # By the epoch in which the round begins: one count for a whole round, which is one trace.
     epoch, epochs = math.floor(plan.epoch(began)), math.ceil(plan.epochs)
     keep = plan.trimming.keep_count(epoch, epochs, stage.sizes.batch_size)
     return keep, plan.trimming.share(epoch, epochs), stage.trims.trim(keep)
@@ -273,7 +282,7 @@ def _tested(plan: RunPlan, began: int, after: Position) -> bool:
 
 
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
-    """Whole rounds in one call: a power of `_RUNG`, none past a test point, a measured step, the bound or the stage."""
+    """Whole rounds in one call: a `lengths.power`, none past a test point, a measured step, the bound or the stage."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
     most = min(plan.bound, start + stage.steps - began) // length
     if due is not None:
@@ -282,22 +291,4 @@ def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: in
         most = 1
     epoch = math.floor(plan.epoch(began))
     untested = next((n for n in range(1, most) if math.floor(plan.epoch(began + n * length)) > epoch), most)
-    return _RUNG ** int(math.log(max(1, untested), _RUNG) + 1e-9)
-
-
-def _segment(length: int, cursor: int, bound: int) -> int:
-    """The next segment of a round that is cut by the bound alone: equal parts where they divide it, else of two sizes
-    one apart, so that a round of any length takes two programs at most."""
-    fewest = -(-length // bound)
-    parts = next((n for n in range(fewest, 2 * fewest) if length % n == 0), fewest)
-    short, longer = divmod(length, parts)
-    edges = np.cumsum([short + 1] * longer + [short] * (parts - longer))
-    return int(edges[np.searchsorted(edges, cursor, side="right")]) - cursor
-
-
-def _rung(free: int, bound: int, every: int) -> int:
-    """The longest of few lengths that fits before the next measured step: the interval, or a power of `_RUNG`."""
-    most = min(free, bound)
-    if every <= most:
-        return every
-    return _RUNG ** int(math.log(most, _RUNG) + 1e-9)
+    return lengths.power(max(1, untested))

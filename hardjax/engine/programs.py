@@ -86,7 +86,11 @@ class Programs:
         signature = (kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         executable = self._executables.get(signature)
         if executable is None:
+            # Ahead of time, not by calling the jitted function: compilation is not timed as training, and jax settings
+            # that live in thread-local contexts would make jit trace once more.
             started = time.perf_counter()
+            # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
+            # without a word.
             jitted = jax.jit(build(), donate_argnums=(0,) if donate else ())
             executable = jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
@@ -95,6 +99,7 @@ class Programs:
         return executable(*args)
 
 
+# Bounded: executables live as long as what holds them.
 @functools.lru_cache(maxsize=16)
 def programs_for(recipe: Recipe) -> Programs:
     """The programs of a recipe; equal recipes get the same object. Recipes of people's own networks are equal within

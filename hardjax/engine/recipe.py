@@ -60,6 +60,8 @@ def zoo_functions(name: str, num_classes: int, options: Mapping[str, Any]) -> Fu
     for given in ("name", "num_classes"):
         if given in options:
             raise Refusal(f"Expected model_options without {given}={options[given]!r}, which is not theirs.")
+    # By their JSON text, which tells 1 from true; as values of a dictionary they are equal, and one's programs would be
+    # taken for the other's.
     return _zoo_functions(name, num_classes, json.dumps(dict(options), sort_keys=True))
 
 
@@ -98,6 +100,7 @@ def make_run_plan(
     """
     size, selection = config.batch_size, config.selection
     num_batches = -(-recipe.num_samples // size)
+    # Steps, visits and drops are int32 on the device.
     if config.epochs * num_batches >= 2**31:
         raise Refusal(f"Expected epochs={config.epochs} of {num_batches} batches to be fewer than 2^31 steps in all.")
     round_steps = selection.round_steps(num_batches)
@@ -116,6 +119,7 @@ def make_run_plan(
             lean=paths.lean(size),
             isolated=paths.isolated,
         )
+    # Room for the longest round, though most are shorter: shapes of a state never change.
     stage = Stage(
         sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
         epochs=Fraction(config.epochs),

@@ -82,6 +82,7 @@ def make_plan(recipe: Recipe, spec: RoundSpec) -> Callable[[TrainState], TrainSt
 
     def plan(state: TrainState) -> TrainState:
         batch_size = state.partition.shape[1]
+        # Drawn by the round's number: a run that goes on from here draws what it would have drawn.
         if selection.redraws:
             key = draw(state.key, PARTITION, state.round)
             state = replace(state, partition=make_partition(key, recipe.num_samples, batch_size))
@@ -109,18 +110,24 @@ def make_segment(
         indices, slots, inputs = row
         batch, key = _load(recipe, state, data, indices)
         state, info = run_step(state, batch, hyper, inputs, key)
+        # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         loss = info.losses.mean()
         table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
         return replace(state, table=table), (loss, info.correct.mean(), *_trim_row(info, inputs.keep))
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
+            # Indices alone: images are gathered inside the step, or a segment would hold all its batches at once.
             slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
             schedule = state.partition[slots] if selection.unit == "batch" else slots
 
             def scan(state: TrainState, rows: tuple) -> tuple:
+                # XLA on CPU runs convolution gradients in a loop's body naively (one kernel gradient 771 ms, outside
+                # 20): that is why the zoo brings convolutions of its own (`models.ops`).
                 return lax.scan(lambda state, row: train_batch(state, data, hyper, row), state, rows)
 
+            # On CPU alone: there the bits of a cut run are promised, and elsewhere the loop's predicate would be read
+            # back.
             alone = spec.steps == 1 and jax.default_backend() == "cpu"
             trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs))
         state, (loss, top1, kept_loss, dropped_loss, kept) = trained
@@ -145,6 +152,7 @@ def make_rounds(
         if spec.rounds == 1:
             return segment(plan(state), data, hyper, inputs)
         rows = jax.tree.map(lambda leaf: leaf.reshape(spec.rounds, spec.steps), inputs)
+        # A static count of rounds: a loop until the budget is spent would be one of unknown length.
         return lax.scan(lambda state, row: segment(plan(state), data, hyper, row), state, rows)
 
     return rounds

@@ -35,7 +35,7 @@ class Recipe:
     augmentation: Augmentation
     precision: str
     num_samples: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
 
 
 class TrainData(NamedTuple):
@@ -128,6 +128,7 @@ def make_partition(key: Array, num_samples: int, batch_size: int) -> Array:
     """(N, B) int32: a permutation of all samples cut into batches, the last filled by wrapping round to its start."""
     num_batches = -(-num_samples // batch_size)
     order = jax.random.permutation(key, num_samples).astype(jnp.int32)
+    # Every batch has B samples: a shorter last one would be another shape, and every program twice.
     return order[jnp.arange(num_batches * batch_size) % num_samples].reshape(num_batches, batch_size)
 
 
@@ -137,11 +138,13 @@ def make_init(recipe: Recipe, sizes: Sizes) -> Callable[[Array, Hyper, Array], T
     row = () if sizes.unit == "batch" else (sizes.batch_size,)
 
     def init(seed: Array, hyper: Hyper, table: Array) -> TrainState:
+        # The seed is traced: another seed compiles nothing.
         init_key, key = jax.random.split(jax.random.key(seed))
         variables = recipe.init_variables(init_key, model_shape)
         return TrainState(
             params=variables["params"],
             batch_stats=variables["batch_stats"],
+            # No state of an optimiser depends on the rate, so any will do.
             opt_state=make_optimizer(recipe.optimizer, hyper, jnp.float32(0)).init(variables["params"]),
             table=table,
             partition=make_partition(draw(key, PARTITION, 0), recipe.num_samples, sizes.batch_size),

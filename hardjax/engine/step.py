@@ -39,9 +39,12 @@ def make_step(
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
+        # bfloat16 keeps 8 bits: losses would tie, and ties decide which batch is replayed.
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses, (batch_stats, losses, logits.argmax(-1) == batch.labels)
+        # NaN is the largest of logits: the first one would be the class predicted.
+        correct = (logits.argmax(-1) == batch.labels) & ~jnp.isnan(losses)
+        return losses, (batch_stats, losses, correct)
 
     gradients = _GRADIENTS["whole" if trim is None else trim.path]
 
@@ -49,6 +52,7 @@ def make_step(
         state: TrainState, batch: Batch, hyper: Hyper, inputs: StepInputs, key: Array
     ) -> tuple[TrainState, StepInfo]:
         losses_of = functools.partial(forward, batch_stats=state.batch_stats, key=key)
+        # From the key of the step: a random choice is the same however the run is cut.
         chosen = draw(key, TRIM, 0)
         grads, (batch_stats, losses, correct), order = gradients(
             losses_of, state.params, batch, trim, inputs.keep, chosen
@@ -83,6 +87,7 @@ def _whole_gradients(losses_of: Callable, params: Any, batch: Batch, trim: None,
 def _plain_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim, keep: Array, key: Array) -> tuple:
     def objective(params: Any) -> tuple[Array, tuple]:
         losses, rest = losses_of(params, batch)
+        # The dropped samples have cotangent zero but are part of the pass: exact for every network, and no faster.
         order = trim.choose(losses, key)
         return mean_of_first(losses[order], keep), (rest, order)
 
@@ -106,6 +111,8 @@ def _masked_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim
 def _gathered_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim, keep: Array, key: Array) -> tuple:
     losses, rest = losses_of(params, batch)
     order = trim.choose(losses, key)
+    # A pass of its own over the kept samples: cotangents of zero in a pass over all save nothing (measured), and the
+    # kept ones alone take 0.2 to 0.4 of a step at a share of 0.2.
     part = jax.tree.map(lambda leaf: leaf[first_or_copies(order, keep)], batch)
     return jax.grad(lambda params: mean_of_first(losses_of(params, part)[0], keep))(params), rest, order
 
@@ -114,6 +121,7 @@ def _reused_gradients(losses_of: Callable, params: Any, batch: Batch, trim: Trim
     losses, pullback, rest = jax.vjp(lambda params: losses_of(params, batch), params, has_aux=True)
     order = trim.choose(losses, key)
     part = jax.tree.map(lambda leaf: leaf[: len(order)], batch)
+    # Read for its structure and shapes alone: the compiler throws this forward pass away.
     _, like, _ = jax.vjp(lambda params: losses_of(params, part), params, has_aux=True)
     pullback = take_samples(pullback, like, first_or_copies(order, keep), len(losses))
     (grads,) = pullback(jnp.where(jnp.arange(len(order)) < keep, 1 / keep, 0).astype(losses.dtype))

@@ -46,8 +46,11 @@ def trim_paths(recipe: Recipe) -> TrimPaths:
         return TrimPaths(("plain",))
     keys = jax.random.split(jax.random.key(0), 4)
     isolated = bool(_isolated(recipe, model_shape)(keys))
+    # Shapes do not show it: a network that subtracts the batch's mean had passed, and one with time on its first axis
+    # was given wrong gradients.
     if not samples_are_independent(recipe.apply, variables, model_shape):
         return TrimPaths(("plain",), isolated)
+    # Neither in order nor side by side: a path that took the first three would be found out.
     order = jnp.array([2, 0, 3])
 
     def passes(keys: Array) -> tuple:

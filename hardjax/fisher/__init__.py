@@ -1,6 +1,6 @@
 """Spectra of per-sample gradients (P3): Gram matrices, and the measures of their eigenvalues."""
 
-from hardjax.fisher.gram import METHODS, ROWS, LayerPlan, coverage, gram, jacobian, make_gram, plan
+from hardjax.fisher.gram import METHODS, ROWS, coverage, gram, jacobian, make_gram
 from hardjax.fisher.measures import (
     Measures,
     NoiseScale,
@@ -11,6 +11,7 @@ from hardjax.fisher.measures import (
     sensitivity,
     trajectory,
 )
+from hardjax.fisher.memory import LayerPlan, plan
 from hardjax.fisher.observe import FisherMeasure
 
 __all__ = [

@@ -78,6 +78,7 @@ def _zero_gradients(
     made_by = {id(var): equation for equation in jaxpr.eqns for var in equation.outvars}
 
     def is_zero(var: Any) -> bool:
+        # A gradient that nothing contributes to stands in the trace as a zero, or as a zero spread to its shape.
         if isinstance(var, jax.extend.core.Literal):
             return not np.any(var.val)
         equation = made_by.get(id(var))
@@ -95,7 +96,7 @@ def grams(problem: Problem, chunk: int | None) -> dict[str, Array]:
     def emit(layer: Layer, a: Array, d: Array) -> dict[str, Array]:
         return layer.rule.rows(a, d) if layer.path in shared else layer.rule.grams(a, d, chunk)
 
-    sinks = {
+    sinks: dict[Path | None, Any] = {
         layer.path: _row_sinks(layer, problem) if layer.path in shared else dict.fromkeys(layer.shapes, square)
         for layer in problem.layers
     }
@@ -113,6 +114,7 @@ def gram(problem: Problem, chunk: int | None) -> Array:
     batch, shared = len(problem.labels), capture.shared_paths(problem.layers)
 
     def emit(layer: Layer, a: Array, d: Array) -> Any:
+        # Calls of one layer add up to one row before rows are multiplied: (r + s)(r + s)' is not rr' + ss'.
         return layer.rule.rows(a, d) if layer.path in shared else sum(layer.rule.grams(a, d, chunk).values())
 
     total = jnp.zeros((batch, batch), problem.dtype)
@@ -124,7 +126,7 @@ def gram(problem: Problem, chunk: int | None) -> Array:
 
 def rows(problem: Problem) -> dict[str, Array]:
     """Parameter path -> (B, *shape)."""
-    sinks = {layer.path: _row_sinks(layer, problem) for layer in problem.layers}
+    sinks: dict[Path | None, Any] = {layer.path: _row_sinks(layer, problem) for layer in problem.layers}
     left = _backward(problem, sinks, lambda layer, a, d: layer.rule.rows(a, d))
     found = {name: value for path, values in left.items() for name, value in _named(path, values).items()}
     zeros = {name: jnp.zeros((len(problem.labels), *shape), problem.dtype) for name, shape in problem.idle.items()}
@@ -139,7 +141,7 @@ def rows_and_grams(problem: Problem) -> tuple[dict[str, Array], dict[str, Array]
     def emit(layer: Layer, a: Array, d: Array) -> tuple[dict, dict]:
         return layer.rule.rows(a, d), {} if layer.path in shared else layer.rule.grams(a, d, None)
 
-    sinks = {
+    sinks: dict[Path | None, Any] = {
         layer.path: (_row_sinks(layer, problem), {} if layer.path in shared else dict.fromkeys(layer.shapes, square))
         for layer in problem.layers
     }
@@ -160,6 +162,7 @@ def missed(problem: Problem) -> dict[str, Array]:
 def _backward(problem: Problem, sinks: dict[Path | None, Any], emit: capture.Emit) -> dict[Path | None, Any]:
     """What each sink received, NaN if a layer was missed; a layer without a sink of its own uses the sink None."""
     left, wrong = _counted_backward(problem, sinks, emit)
+    # One layer missed spoils the whole result: a sum that lacks a share looks like any other sum.
     any_wrong = jnp.stack([jnp.array(False), *wrong.values()]).any()
     return {
         path: jax.tree.map(lambda value: jnp.where(any_wrong, jnp.nan, value), received)

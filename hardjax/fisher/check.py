@@ -23,6 +23,7 @@ from hardjax.fisher.comparison import Comparison, Subject
 from hardjax.models.apply import is_ours
 
 _CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
+# A digest each: a notebook that redefines its network all day forgets the oldest ones.
 _REMEMBERED = 512
 
 
@@ -31,7 +32,7 @@ def needed(model: Any, rows: str, method: str) -> bool:
     return not (is_ours(model) or rows == "coupled" or (rows == "frozen" and method == "vmap"))
 
 
-def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, *, traced: bool) -> None:
+def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Any, *, traced: bool) -> None:
     """Checks the rows of this network once; inside a trace, where nothing can be computed, they must have been.
 
     Raises:
@@ -123,8 +124,11 @@ def identity(subject: Subject) -> str:
 
         weights = jax.ShapeDtypeStruct((size,), jnp.float32)
         text = jax.jit(programs).lower(variables, images, labels, weights, key).as_text()
+    # From the program itself: modules compute in half precision by fields of their own, whatever their parameters are
+    # stored in.
     half = "half" if "bf16" in text or "f16>" in text else "float32"
     names = ",".join(sorted(capture.named_leaves(variables)))
+    # The names, since the program knows its arguments by place; the back end, since networks take other paths on CPU.
     settings = f"{subject.rows} {subject.method} {jax.default_backend()} {names}"
     return f"{half} {hashlib.sha256(f'{settings} {text}'.encode()).hexdigest()}"
 

@@ -98,6 +98,7 @@ def size_of(subject: Subject) -> int:
             reason = reason or error
             continue
         return size
+    assert reason is not None  # there is a size at least
     raise reason
 
 
@@ -150,6 +151,7 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
     coupled = not frozen and not float(coupling(*inputs)) <= TOLERANCE["float32"]
     variables, images, labels, key = inputs
     (rows, products), defined, copied, gap = found_and_defined(*inputs)
+    # Relative, so that black stays black; whole numbers (tokens) cannot be nudged.
     nudge = images * (1 + _NUDGE) if is_float(images) else images
     _, nudged, _, _ = found_and_defined(variables, nudge, labels, key)
     of_products = _product_errors(products, rows)
@@ -169,6 +171,7 @@ def _follow(subject: Subject, inputs: tuple, rows: dict[str, Array]) -> bool:
     """Whether the rows change places as their samples do. Where samples are coupled by who knows what, this and that
     they add up to the gradient is all that can be asked for."""
     variables, images, labels, key = inputs
+    # A turn moves every sample; an exchange of two would leave the others where they were.
     order = np.roll(np.arange(len(images)), 1)
 
     @jax.jit
@@ -250,6 +253,7 @@ def _product_errors(products: Mapping[str, Any], rows: Mapping[str, Any]) -> dic
     whole, errors = _norm(rows) or 1.0, {}
     for name, product in products.items():
         flat = np.asarray(rows[name], np.float64).reshape(len(rows[name]), -1)
+        # In float64 on the host, so that the comparison adds no rounding of its own.
         gap = float(np.abs(product - flat @ flat.T).max())
         errors[name] = gap / (whole * (_norm({name: flat}) or whole))
     return errors

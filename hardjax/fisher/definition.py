@@ -45,6 +45,8 @@ def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Ar
 
 def copied_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> tuple[Any, Array]:
     """(`contribution_rows` as they come, how far the copies' logits are from the model's, relative to the largest)."""
+    # B copies of every parameter: slow by nature. ResNet-20 at batch 32 and 128 takes three times as long as by layers
+    # with our convolutions, and 52 times with XLA's own (2 CPU cores).
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), variables["params"])
 
     def summed(copies: Any) -> tuple[Array, Array]:
@@ -74,6 +76,7 @@ def coupled_rows(
 
     values, pull = jax.vjp(all_losses, variables["params"])
     cotangents = jnp.eye(len(values), dtype=values.dtype)
+    # A chunk at a time: a pullback mapped over all B cotangents holds B batches of every intermediate one.
     return lax.map(lambda cotangent: pull(cotangent)[0], cotangents, batch_size=min(chunk or len(values), len(values)))
 
 

@@ -11,43 +11,23 @@ With batch norm "the gradient of one sample" has three meanings. They differ by 
 Without batch norm (and other coupling between samples) all three are the same.
 """
 
-import dataclasses
-import functools
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array
+from jax.core import Tracer
 
 from hardjax import _validate
-from hardjax._validate import OutOfMemory, Refusal
-from hardjax.fisher import by_layers, capture, check, definition
-from hardjax.models.apply import is_ours
+from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
+from hardjax.fisher import by_layers, capture, check, definition, executables, memory
+from hardjax.fisher.unchecked import Rows, defined_rows, find, make_unchecked
 from hardjax.models.modes import plain
 
-Rows = Literal["contribution", "coupled", "frozen"]
 ROWS = ("contribution", "coupled", "frozen")
 METHODS = ("layers", "vmap")
-
-
-class LayerPlan(NamedTuple):
-    """How one layer's share is formed.
-
-    Attributes:
-        name: path of the layer.
-        form: "rows" (rows, then their products) or "pairs" (products over pairs of positions, no rows).
-        calls: times the layer is called in one forward pass.
-        row_bytes: memory of the rows of all B samples.
-        flops: floating-point operations.
-    """
-
-    name: str
-    form: str
-    calls: int
-    row_bytes: int
-    flops: int
 
 
 def make_gram(
@@ -89,31 +69,13 @@ def make_gram(
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
     """
     _check_settings(rows, method, chunk)
-    checked = _unchecked(model, rows, method, chunk, by_parameter)
+    checked = make_unchecked(model, rows, method, chunk, by_parameter)
 
     def fn(variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None) -> Any:
         variables = plain(variables)
         _check_batch(images, labels)
         check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
         return checked(variables, images, labels, key)
-
-    return fn
-
-
-def _unchecked(model: Any, rows: Rows, method: str, chunk: int | None, by_parameter: bool) -> Callable[..., Any]:
-    """`make_gram` of a network whose rows are known to be right."""
-
-    def fn(variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None) -> Any:
-        # Kept apart from the training step around it, so that compiling the two together leaves the step's own
-        # arithmetic as it was.
-        variables, images, labels = lax.optimization_barrier((dict(variables), images, labels))
-        with jax.default_matmul_precision("highest"):
-            forward = capture.forward_of(model, variables, images, key)
-            if rows == "coupled" or method == "vmap":
-                grams = definition.products(_defined_rows(forward, rows, variables, images, labels, chunk))
-                return grams if by_parameter else sum(grams.values())
-            problem = _find(model, forward, rows, variables, images, labels)
-            return by_layers.grams(problem, chunk) if by_parameter else by_layers.gram(problem, chunk)
 
     return fn
 
@@ -168,30 +130,22 @@ def gram(
     traced = _is_traced(variables, images, labels, key)
     check.ensure(model, rows, method, variables, images, traced=traced)
     if traced:
-        return _unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
-    fn = _compiled(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
+        return make_unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
+    fn = executables.compiled(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
     try:
+        # Waited for: a device that runs out of memory says so here, where what to set can be said.
         found = jax.block_until_ready(fn(variables, images, labels, key))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         layered = method == "layers" and rows != "coupled"
-        largest = _largest(plan(model, variables, images, key=key)) if layered else ""
-        advice = memory_advice(rows, method, chunk, len(images))
-        raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{largest}: {advice}.") from error
+        where = memory.largest(memory.plan(model, variables, images, key=key)) if layered else ""
+        advice = memory.advice(rows, method, chunk, len(images))
+        raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{where}: {advice}.") from error
+    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         _explain_nan(model, variables, images, labels, rows, method, key)
     return found
-
-
-def memory_advice(rows: str, method: str, chunk: int | None, batch: int) -> str:
-    """What to set when the memory is not enough."""
-    smaller = max(1, (chunk or batch) // 4)
-    if method == "vmap" and rows != "coupled":
-        return 'method="vmap" holds all rows at once; take method="layers" or a smaller batch'
-    if chunk == 1:
-        return f"chunk=1 is the least; measure a smaller batch than {batch}"
-    return f"set chunk={smaller} (Performance.gram_chunk, --gram-chunk) or measure a smaller batch"
 
 
 def jacobian(
@@ -217,9 +171,9 @@ def jacobian(
     with jax.default_matmul_precision("highest"):
         forward = capture.forward_of(model, variables, images, key)
         if rows == "coupled" or method == "vmap":
-            tree = _defined_rows(forward, rows, variables, images, labels, None)
+            tree = defined_rows(forward, rows, variables, images, labels, None)
             return capture.named_leaves(tree)
-        return by_layers.rows(_find(model, forward, rows, variables, images, labels))
+        return by_layers.rows(find(model, forward, rows, variables, images, labels))
 
 
 def coverage(
@@ -253,52 +207,12 @@ def coverage(
     _validate.one_of(METHODS, method=method)
     if tolerance is not None:
         _validate.positive(tolerance=tolerance)
+    if _is_traced(variables, images, labels, key):
+        raise Refusal("Expected coverage to be called on arrays outside of jit: it computes and compares.")
     variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     _check_labels(model, variables, images, labels, key)
     return check.run(model, rows, method, variables, images, tolerance)
-
-
-def plan(
-    model: Any, variables: Mapping[str, Any], images: Array, rows: Rows = "contribution", *, key: Array | None = None
-) -> list[LayerPlan]:
-    """How `method="layers"` will form each layer's share, in the order of the forward pass; nothing is computed.
-
-    Raises:
-        ValueError: as in `gram`.
-    """
-    _validate.one_of(("contribution", "frozen"), rows=rows)
-    variables, labels = plain(variables), jnp.zeros(len(images), jnp.int32)
-    problem = _find(model, capture.forward_of(model, variables, images, key), rows, variables, images, labels)
-    calls = Counter(layer.name for layer in problem.layers)
-    plans = {}
-    for layer in problem.layers:
-        cost = layer.rule.cost(layer.input_shape, layer.output_shape)
-        form = cost.form if calls[layer.name] == 1 else "rows"
-        row_bytes = cost.row_size * len(images) * problem.dtype.itemsize
-        plans[layer.name] = LayerPlan(layer.name, form, calls[layer.name], row_bytes, cost.flops)
-    return list(plans.values())
-
-
-def _find(
-    model: Any, forward: definition.Forward, rows: str, variables: Mapping[str, Any], images: Array, labels: Array
-) -> by_layers.Problem:
-    train = rows == "contribution"
-    return by_layers.problem(forward, variables, images, labels, train, all_used=is_ours(model))
-
-
-def _defined_rows(
-    forward: definition.Forward,
-    rows: str,
-    variables: Mapping[str, Any],
-    images: Array,
-    labels: Array,
-    chunk: int | None,
-) -> Any:
-    if rows == "coupled":
-        return definition.coupled_rows(forward, variables, images, labels, chunk)
-    fn = definition.contribution_rows if rows == "contribution" else definition.frozen_rows
-    return fn(forward, variables, images, labels)
 
 
 def _explain_nan(
@@ -309,7 +223,7 @@ def _explain_nan(
     if not jnp.isfinite(definition.losses(forward(variables, images, rows != "frozen"), labels)).all():
         return
     if method == "layers" and rows != "coupled":
-        found = by_layers.missed(_find(model, forward, rows, variables, images, labels))
+        found = by_layers.missed(find(model, forward, rows, variables, images, labels))
         if layers := [name for name, wrong in found.items() if wrong]:
             raise Refusal(
                 f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
@@ -324,53 +238,7 @@ def _explain_nan(
 
 def _is_traced(*args: Any) -> bool:
     # A constant is a tracer inside jit even where every argument is an array that the function closes over.
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
-
-
-class _Zoo(NamedTuple):
-    """A network of the zoo by class and written-out fields: as modules, 1 and True among the fields would be equal."""
-
-    kind: type
-    fields: str
-
-
-@functools.lru_cache(maxsize=32)
-def _of_zoo(name: _Zoo, module: "_Unequalled", settings: tuple) -> Callable[..., Any]:
-    return jax.jit(_unchecked(module.module, *settings))
-
-
-class _Unequalled(NamedTuple):
-    """Carries a module past a cache that must not look at it."""
-
-    module: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unequalled)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=32)
-def _executable(text: str, lowered: "_Unequalled", rest: tuple) -> Callable[..., Any]:
-    """Keyed by the program itself, its constants included, and by what the program's text leaves out."""
-    del text, rest
-    return lowered.module.compile()
-
-
-def _compiled(model: Any, settings: tuple, args: tuple) -> Callable[..., Any]:
-    """An executable of `_unchecked`. People's own modules are traced anew: neither equality nor identity of a module
-    tells whether its code, or what its code refers to, is still the same."""
-    if is_ours(model):
-        module = getattr(model, "module", model)
-        fields = [(field.name, getattr(module, field.name)) for field in dataclasses.fields(module)]
-        written = repr([(name, value) for name, value in fields if name != "parent"])
-        return _of_zoo(_Zoo(type(module), written), _Unequalled(module), settings)
-    args = jax.tree.map(jnp.asarray, args)
-    lowered = jax.jit(_unchecked(model, *settings)).lower(*args)
-    where = tuple(leaf.sharding for leaf in jax.tree.leaves(args))
-    executable = _executable(lowered.as_text(), _Unequalled(lowered), (lowered.in_tree, lowered.out_tree, where))
-    return lambda *args: executable(*jax.tree.map(jnp.asarray, args))
+    return any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(())))
 
 
 def _check_settings(rows: str, method: str, chunk: int | None) -> None:
@@ -396,13 +264,9 @@ def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, label
     logits = jax.eval_shape(lambda: capture.forward_of(model, variables, images, key)(variables, images, False))
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
-    low, high = int(labels.min()), int(labels.max())
+    known = np.asarray(labels)  # NumPy: inside somebody's jit the least of known labels would be a tracer
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= logits.shape[1]:
         raise Refusal(f"Expected labels in 0..{logits.shape[1] - 1}, got {low}..{high}.")
-
-
-def _largest(layers: list[LayerPlan]) -> str:
-    layer = max(layers, key=lambda layer: layer.row_bytes)
-    return f" (largest layer {layer.name}: {layer.row_bytes / 2**20:.0f} MiB of rows)"

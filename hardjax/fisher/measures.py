@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import Refusal
@@ -91,22 +92,23 @@ def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
     if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
         raise Refusal(f"Expected a gram of shape (..., B, B), got {gram.shape}.")
     if dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        if isinstance(gram, jax.core.Tracer):
+        if isinstance(gram, Tracer):
             raise Refusal("Expected dtype=float64 outside of compiled code, or jax.enable_x64(True) around it.")
         return _numpy_eigenvalues(np.asarray(gram, np.float64))
     gram = jnp.asarray(gram, dtype)
+    # What a solver does with NaN is nobody's promise (LAPACK, cuSOLVER): it is given zeros instead.
     finite = jnp.isfinite(gram).all((-2, -1), keepdims=True)
     values = jnp.linalg.eigvalsh(jnp.where(finite, gram, 0))
     return jnp.where(finite[..., 0], values, jnp.nan)
 
 
 def measures(
-    eigenvalues: Array,
-    learning_rate: Array | float,
+    eigenvalues: Array | np.ndarray,
+    learning_rate: Array | np.ndarray | float,
     batch_size: Array | float,
     *,
     tolerance: float = TOLERANCE,
-    mean_entry: Array | None = None,
+    mean_entry: Array | np.ndarray | None = None,
 ) -> Measures:
     """P3's c and l of one spectrum, and four more; pure JAX, so that it can run inside a compiled round.
 
@@ -131,6 +133,7 @@ def measures(
     covariance, signal = _noise(trace, mean_entry, batch_size)
     smallest = jnp.where(values > tolerance * largest[..., None], values, jnp.inf).min(-1)
     shares = values / trace[..., None]
+    # 0 * log(0) is NaN, and counts as its limit 0; the inner choice keeps NaN out of a derivative as well.
     entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.where(shares > 0, shares, 1)), 0), -1)
     known = jnp.isfinite(trace) & (largest > 0)
     return Measures(
@@ -174,6 +177,7 @@ def trajectory(
             f"Expected one learning rate, batch size and step count for each of {count} spectra, got"
             f" {len(learning_rates)}, {len(batch_sizes)} and {np.shape(steps)}."
         )
+    # Negative eigenvalues are rounding around zero; P3's code clamps them too.
     spectra = [
         np.maximum(np.asarray(values, np.float64)[: int(batch)], 0.0)
         for values, batch in zip(eigenvalues, batch_sizes, strict=True)
@@ -182,6 +186,8 @@ def trajectory(
     energy = np.array([np.sqrt(values.sum()) for values in spectra]) * np.asarray(learning_rates, np.float64)
     energy = energy / np.asarray(batch_sizes, np.float64)
     energy = np.where(np.isfinite(energy), energy, np.nan)
+    # Each measurement counts alike, as in P3's code. Its text has "K denotes the epoch number": a mean over epochs is
+    # the same while the batch size is constant, and another one where it changes.
     measured = np.cumsum(np.isfinite(condition))
     running = np.cumsum(np.nan_to_num(condition, nan=0.0)) / np.maximum(measured, 1)
     running = np.where(measured > 0, running, np.nan)
@@ -205,6 +211,7 @@ def noise_scale(covariances: np.ndarray, signals: np.ndarray) -> NoiseScale:
     drowned = int((signals <= 0).sum())
     if not known.any():
         return NoiseScale(float("nan"), 0, 0)
+    # The ratio of the means. Ratios of single batches were infinite in every row of the first experiments.
     signal = float(signals.mean())
     return NoiseScale(float(covariances.mean()) / signal if signal > 0 else float("inf"), drowned, len(signals))
 
@@ -240,7 +247,7 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else float("nan")
 
 
-def _noise(trace: Array, mean_entry: Array | None, batch_size: Array | float) -> tuple[Array, Array]:
+def _noise(trace: Array, mean_entry: Array | np.ndarray | None, batch_size: Array | float) -> tuple[Array, Array]:
     """Unbiased covariance and signal (McCandlish et al., 2018, appendix A.1, with batches of 1 and of B samples)."""
     if mean_entry is None:
         return jnp.full_like(trace, jnp.nan), jnp.full_like(trace, jnp.nan)

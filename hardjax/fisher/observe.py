@@ -18,7 +18,8 @@ class FisherMeasure:
     """What to measure in training; it observes and never changes the training.
 
     Attributes:
-        every: steps that each measurement stands for (P3: 50). Where every epoch draws its batches anew, the steps 0,
+        every: steps that each measurement stands for (P3: 50), also the last one, whose interval the end of the run
+            may cut short: L_K counts it whole, as P3's does. Where every epoch draws its batches anew, the steps 0,
             every, 2 * every ... of the run are measured, as published; under replay or with fixed batches one step of
             each such interval, at a place that changes from interval to interval and not with the seed.
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
@@ -62,6 +63,8 @@ class SpectrumObserver:
 
         def observe(variables: Any, images: Array, labels: Array, key: Array) -> tuple[Array, Array]:
             products = gram(variables, images, labels, key)
+            # Raw, neither clamped nor cut off: what counts as zero is chosen afterwards. The mean entry, the squared
+            # norm of the mean gradient, cannot be had from the spectrum.
             return eigenvalues(products, products.dtype), products.mean()
 
         return observe
@@ -82,6 +85,7 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
     fields = ("effective_rank", "trace", "largest", "covariance", "signal")
     rest = {name: np.full(len(sizes), np.nan) for name in fields}
     for size in np.unique(sizes):
+        # Spectra of smaller batches are padded with NaN, and a measure takes one size.
         those = sizes == size
         values, rates, entries = (arrays[name][those] for name in ("eigenvalues", "learning_rate", "mean_entry"))
         found = measures(values[:, :size], rates, size, tolerance=tolerance, mean_entry=entries)

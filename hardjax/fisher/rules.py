@@ -16,6 +16,7 @@ from jax import Array, lax
 
 # TF32 or bfloat16 products would decide which eigenvalues count as zero.
 _HIGHEST = lax.Precision.HIGHEST
+# 6.3 million entries are 24 MiB in float32.
 # Patches that are cut and used in one go: the fastest of several sizes on a CPU, or enough to fill an accelerator.
 _PATCH_ENTRIES = {"cpu": 3 << 21}
 
@@ -67,6 +68,7 @@ class Linear:
         else:
             kernel = jnp.zeros((len(a), len(a)), a.dtype)
             width = max(1, limit // (len(a) * a.shape[-1]))
+            # Cut by output channel: pieces of a row are disjoint, and so their products add up.
             for channel in range(0, d.shape[-1], width):
                 some = d[:, :, None, channel : channel + width]
                 kernel += outer(_form_rows(_as_it_is, a[:, :, None], some))
@@ -148,7 +150,7 @@ class Convolution:
         array = _positions(array)
         return array.reshape(*array.shape[:2], self.groups, -1)
 
-    def _slice(self, padded: Array, offset: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
+    def _slice(self, padded: Array, offset: tuple[int, ...], outputs: Sequence[int]) -> Array:
         start = [o * dilation for o, dilation in zip(offset, self.kernel_dilation, strict=True)]
         limit = [s + (n - 1) * stride + 1 for s, n, stride in zip(start, outputs, self.strides, strict=True)]
         return lax.slice(padded, [0, *start, 0], [len(padded), *limit, padded.shape[-1]], [1, *self.strides, 1])
@@ -188,6 +190,7 @@ def _form_rows(patches: Callable[[Array], Array], a: Array, d: Array) -> Array:
     a, d = lax.optimization_barrier((a, d))
     batch, shape = len(a), jax.eval_shape(patches, a).shape
     most = max(1, _PATCH_ENTRIES.get(jax.default_backend(), 1 << 25) // math.prod(shape[1:]))
+    # A divisor of the batch: a remainder would be a second shape, and a second program.
     together = next(count for count in range(min(most, batch), 0, -1) if batch % count == 0)
     if together == batch:
         return _block(patches(a), d).reshape(batch, -1)
@@ -212,8 +215,10 @@ def _pairs_gram(a: Array, d: Array, limit: int) -> Array:
         cotangents = jnp.einsum("sgc,jtgc->jgst", d_i, d, precision=_HIGHEST)
         return jnp.sum(inputs * cotangents, (1, 2, 3))
 
+    # The usual last layer: two matrix products of the batch, no loop.
     if positions == 1 and groups == 1:
         return outer(a[:, 0, 0]) * outer(d[:, 0, 0])
+    # Two products of T x T for every pair of samples and group are alive at once.
     samples = max(1, limit // (2 * batch * groups * positions**2))
     return lax.map(one_sample, (a, d), batch_size=min(samples, batch))
 
@@ -257,5 +262,6 @@ def _cost(batch: int, positions: int, offsets: int, columns: int, channels: int,
     row_size = offsets * columns * channels * groups
     rows = 2 * batch * (positions + batch) * row_size
     pairs = 2 * batch**2 * positions**2 * groups * (offsets * columns + channels + 1)
+    # T^2 pairs of positions beat rows where a kernel is large and positions are few: last layers, 1x1 maps.
     form: Form = "pairs" if pairs < rows else "rows"
     return Cost(form, min(rows, pairs), row_size)

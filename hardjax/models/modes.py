@@ -164,6 +164,8 @@ def _candidates(module: nn.Module) -> tuple[list[Manner], list[Manner]]:
     signature = list(inspect.signature(type(module).__call__).parameters.values())[1:]
     given = [p for p in signature[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     may_switch = [p.name for p in given if p.default is p.empty or p.default is None or isinstance(p.default, bool)]
+    # 0 and 1 for False and True: of a usual name there is no doubt what they mean.
+    may_switch += [p.name for p in given if p.name in NAMES and type(p.default) is int]
     fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
     switches = [f for f in fields if isinstance(getattr(module, f), bool) or getattr(module, f) is None]
     known, own = (tuple((n, NAMES[n]) for n in names if n in NAMES) for names in (may_switch, switches))
@@ -176,6 +178,11 @@ def _candidates(module: nn.Module) -> tuple[list[Manner], list[Manner]]:
         unusual += [Manner(((n, value),), ()) for n in may_switch]
         unusual += [Manner((), ((n, value),)) for n in switches if isinstance(getattr(module, n), bool)]
     return usual, unusual
+
+
+def _shape(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Of an array as JAX would take it: NumPy's float64 is float32 outside 64-bit mode, of which jax 0.12 warns."""
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True))
 
 
 def _trial(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
@@ -200,10 +207,10 @@ def _look(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tup
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Two images: batch norm in training refuses, or makes nothing of, a single value.
     batch = images.shape[0] if variables is not None else 2
-    images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    images = _shape(images, (batch, *images.shape[1:]))
     if variables is None:
         variables = _made(module, manner, key, images)
-    variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    variables = jax.tree.map(lambda leaf: _shape(leaf, leaf.shape), variables)
     dropouts = []
 
     def watch(next_fun: Any, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -279,7 +286,10 @@ def _bound(forward: Any, axis: str) -> Any:
 def _expected(manner: Manner) -> str:
     used = [n for n, _ in (*manner.arguments, *manner.fields)]
     tried = f"tried with {', '.join(used)}; " if used else ""
-    return f"{tried}expected an argument or a field such as `train` that switches all its layers."
+    return (
+        f"{tried}expected an argument or a field such as `train` that switches all its layers (around an nn.Sequential:"
+        " a module that hands it on); statistics that shall stay fixed belong in a collection of constants."
+    )
 
 
 def _first_line(error: BaseException) -> str:

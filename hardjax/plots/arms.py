@@ -23,9 +23,10 @@ def comparison(result: Comparison) -> Figure:
     random = [i for i in replayed if result.arms[i].name == "random-batches"]
     maps = [chosen[-1] for chosen in (hard, random) if chosen]
     drawn = figure(15, 5 if not maps else 9.2)
-    rows = drawn.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [drawn]
+    rows: Any = drawn.subfigures(2, 1, height_ratios=[1.15, 1]) if maps else [drawn]
     loss, accuracy, sooner = rows[0].subplots(1, 3, width_ratios=[1, 1, 0.75])
     loss.set(yscale="log", xlabel="epochs of back-propagations", ylabel=_LOSS)
+    # One colour a share, one style a strategy: an arm and its control differ in style alone.
     shares = sorted({arm.delta for arm in result.arms}, reverse=True)
     for axes, field in ((loss, "full_train_loss"), (accuracy, "test_top1")):
         for arm, runs in zip(result.arms, result.results, strict=True):
@@ -86,6 +87,7 @@ def curve(axes: Any, runs: Sequence[RunResult], field: str, label: str, color: s
     logarithmic = axes.get_yscale() == "log"
     curves = [_values(run, field) for run in runs]
     curves = [(epochs, floored(values, axes)) for epochs, values in curves]
+    # Averaged as it is drawn: the mean of losses on a logarithmic axis would follow the worst seed alone.
     curves = [(epochs, np.log(values) if logarithmic else values) for epochs, values in curves]
     grid = np.unique(np.concatenate([epochs for epochs, _ in curves]))
     rows = np.stack([_resampled(grid, *one) for one in curves])
@@ -95,6 +97,7 @@ def curve(axes: Any, runs: Sequence[RunResult], field: str, label: str, color: s
     axes.plot(grid, back(mean), style, color=color, label=label, linewidth=1.4)
     axes.fill_between(grid, back(mean - width), back(mean + width), color=color, alpha=0.1, linewidth=0)
     for run, (epochs, values) in zip(runs, curves, strict=True):
+        # An epoch is a quotient turned into a float: the end of a whole run is met to rounding.
         if len(epochs) and epochs[-1] < run.config.epochs - 1e-6:
             axes.plot(epochs[-1:], back(values[-1:]), "x", color=color, markersize=7)
 

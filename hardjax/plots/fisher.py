@@ -19,7 +19,8 @@ def measures(runs: Mapping[str, Record]) -> Figure:
     """
     maps = min(len(runs), 3)
     drawn = figure(15, 10.8)
-    top, bottom = drawn.subfigures(2, 1, height_ratios=[2, 1])
+    halves: Any = drawn.subfigures(2, 1, height_ratios=[2, 1])
+    top, bottom = halves
     axes = top.subplots(2, 3)
     scales = {
         "epochs": lambda run: run["epoch"],
@@ -47,6 +48,7 @@ def measures(runs: Mapping[str, Record]) -> Figure:
 
 def _summed_rate(run: Record) -> np.ndarray:
     """Learning rates of all steps before each measurement."""
+    # Each measurement stands for its whole interval, so that the sum does not depend on how often was measured.
     spent = run["learning_rate"] * run["stands_for"]
     return np.cumsum(spent) - spent
 
@@ -62,6 +64,7 @@ def _spectrum_map(drawn: Figure, axes: Any, run: Record, name: str) -> None:
     top = np.max(shown[np.isfinite(shown)], initial=-30)
     edges = np.append(run["step"], run["step"][-1] + run["stands_for"][-1])
     ranks = np.arange(len(values) + 1) + 0.5
+    # Eight decades: below about 1e-7 of the largest, eigenvalues of a float32 Gram matrix are rounding.
     mesh = axes.pcolormesh(edges, ranks, np.clip(shown, top - 8, top), cmap="viridis", rasterized=True)
     drawn.colorbar(mesh, ax=axes, label="log10 eigenvalue")
     axes.set(xlabel="iterations", ylabel="rank of the eigenvalue", title=f"spectrum: {name}")

@@ -26,6 +26,7 @@ def hardest(
     for panel in panels:
         panel.axis("off")
     for i, panel in zip(range(len(samples)), panels, strict=False):
+        # Nearest: a digit of 8x8 smoothed would hide which pixels a network sees.
         panel.imshow(_shown(images[i]), cmap="gray_r", interpolation="nearest")
         label, guess = dataset.class_names[labels[i]], dataset.class_names[predictions[i]]
         right = labels[i] == predictions[i]

@@ -52,10 +52,13 @@ def make_arms(deltas: Sequence[float], controls: Sequence[str] = CONTROLS) -> tu
         _validate.in_half_open_unit(delta=delta)
     for control in controls:
         _validate.one_of(CONTROLS, control=control)
+    # The whole of the batches is the baseline, which is there anyway; hard replay of all of them would be the fixed
+    # batches in another order.
     shares = sorted({float(delta) for delta in deltas} - {1.0}, reverse=True)
     arms = [Arm("all-batches", 1.0, {"selection": AllBatches()})]
     random = [Arm("random-batches", delta, {"selection": RandomBatches(delta)}) for delta in shares]
     fixed = Arm("fixed-batches", 1.0, {"selection": AllBatches(fixed=True)})
+    # Against random replay of the same share: does the ranking matter; against the fixed batches: does replay.
     arms += [
         Arm("hard-batches", share, {"selection": HardBatches(share)}, (fixed.label, twin.label))
         for share, twin in zip(shares, random, strict=True)

@@ -79,6 +79,7 @@ def compare(
                 runs.append(result)
             if interrupted:
                 break
+        # A seed that not every arm was trained with is no pair; of the very first one, what there is is shown.
         if len(runs) == len(arms) or (runs and not done):
             done.append(runs)
         if interrupted:

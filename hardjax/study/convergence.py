@@ -28,6 +28,7 @@ def own_level_epoch(epochs: np.ndarray, losses: np.ndarray, tolerance: float = 0
     # fall would be is not defined.
     if len(losses) == 0 or not np.all(np.isfinite(losses)):
         return float("nan")
+    # P1 prints no criterion. The last tenth, because a single last point carries the noise of its batches.
     level = losses[-max(1, len(losses) // 10) :].mean()
     fall = losses[0] - level
     if fall < 0 or (fall == 0 and len(losses) > 1):
@@ -64,6 +65,8 @@ def threshold_epoch(epochs: np.ndarray, losses: np.ndarray, threshold: float) ->
     """
     if not ends_finite(losses):
         return float("nan")
+    # The first time, not for good: a common level is set by the lowest point of the slowest run, which it may leave
+    # again.
     reached = np.flatnonzero(losses <= threshold)
     return float(epochs[reached[0]]) if len(reached) else float("nan")
 

@@ -35,6 +35,7 @@ def make_rows(
         left_out: a line for each run that is left out.
     """
     reasons = [[_left_out(run) for run in runs] for runs in results]
+    # A level for each seed: seeds differ in speed, and one level for all would be that of the slowest.
     thresholds = tuple(
         convergence.common_threshold(
             [
@@ -122,7 +123,8 @@ def _differences(arm: Readings, reference: Readings) -> dict[str, Interval]:
         epoch, first = arm[f"{name}_epoch"], reference[f"{name}_epoch"]
         found[f"{name}_epochs_sooner"] = statistics.paired(first, epoch)
         change = convergence.change_percent(first, epoch)
-        found[f"{name}_change_percent"] = statistics.interval(change, scale=100.0)
+        # Rounding is judged on the scale of percentages: changes that are all near 0 have no scale of their own.
+        found[f"{name}_change_percent"] = statistics.interval(np.asarray(change), scale=100.0)
     found["test_top1"] = statistics.paired(arm["test_top1"], reference["test_top1"])
     found["time_ratio"] = statistics.paired_ratio(arm["seconds_per_step"], reference["seconds_per_step"])
     for name in _SPECTRA:
@@ -159,7 +161,9 @@ def _row(arm: Arm, runs: Sequence[RunResult], readings: Readings, first: dict[st
         "common_threshold_epoch": _mean(readings["common_threshold_epoch"]),
         "common_threshold_runs": int(np.isfinite(readings["common_threshold_epoch"]).sum()),
         **changes,
+        # Equal for all but a run that ended early; the least is what the table can vouch for.
         "backprops": min(int(run.summary["backprops"]) for run in runs),
+        # The median: one run beside a busy neighbour should not speak for the arm.
         "seconds_per_step": float(np.median(readings["seconds_per_step"])),
         "time_ratio": first["time_ratio"].mean if first else 1.0,
         "keep_first": float(keep[0]) if len(keep) else float("nan"),

@@ -19,8 +19,11 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(result.state)
-    visits = np.asarray(result.state.seen) if result.config.selection.redraws else 1
+    # Where batches are kept, how often a sample was visited is what the strategy said of it; where they are drawn anew, a
+    # run that was interrupted in its first epoch has not visited all samples.
+    visits = np.maximum(np.asarray(result.state.seen), 1) if result.config.selection.redraws else 1
     rank = replays / visits
+    # With all that tie with the last one: their losses decide which are shown, not their places in the data set.
     candidates = np.flatnonzero(rank >= np.sort(rank)[-min(count, len(rank))])
     train = setting.splits["train"]
     labels = np.asarray(train.labels[candidates])
@@ -32,6 +35,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
             for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
         ]
     )
+    # In float64: float32 losses of samples that are fitted to the end are all 0, and could not be ordered.
     top = logits.max(-1)
     losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
     order = np.lexsort((-losses, -rank[candidates]))[:count]

@@ -76,11 +76,11 @@ def interval(values: Sequence[float] | np.ndarray, scale: float | None = None) -
     values = values[np.isfinite(values)]
     count = len(values)
     mean = float(values.mean()) if count else float("nan")
-    scale = np.abs(values).max(initial=0.0) if scale is None else scale
-    zero = np.abs(values) <= _ROUNDING * scale
+    size = float(np.abs(values).max(initial=0.0)) if scale is None else scale
+    zero = np.abs(values) <= _ROUNDING * size
     signs = int(((values > 0) & ~zero).sum()), int(((values < 0) & ~zero).sum())
     nothing = float("nan")
-    if count < 2 or np.ptp(values) <= _ROUNDING * scale:
+    if count < 2 or np.ptp(values) <= _ROUNDING * size:
         return Interval(mean, nothing, nothing, count, *signs, nothing)
     error = float(values.std(ddof=1) / np.sqrt(count))
     width = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error

@@ -29,6 +29,7 @@ def trimming_table(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 def difference_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     """A line for each arm and what it is set against; empty where there is one arm."""
+    # A column of its own only where it says something: where no run was left out all pairs are the seeds.
     uneven = any(_pairs(those) != str(row["seeds"]) for row in rows for those in row["differences"].values())
     return _aligned(
         [

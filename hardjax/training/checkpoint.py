@@ -14,7 +14,7 @@ import jax
 
 from hardjax import _validate
 from hardjax._validate import Refusal
-from hardjax.engine.step import TrainState
+from hardjax.engine.state import TrainState
 
 # Orbax takes over half a second to import, so it is imported where it is used.
 
@@ -43,6 +43,7 @@ def save(folder: str | os.PathLike, state: TrainState) -> Path:
         # Beside it, so that moving is renaming; hidden and with a name of its own, so that nobody's copy is in the way.
         with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=folder) as scratch:
             fresh = Path(scratch) / "fresh"
+            # The checkpointer writes in the background; leaving the block waits for it.
             with _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(where / fresh.name, _plain(state))
             (fresh / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": _files(fresh)}))
@@ -67,10 +68,12 @@ def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
     path = _validate.local_folder(checkpoint=folder).resolve() / "checkpoint"
     if not path.is_dir():
         raise Refusal(f"No checkpoint in {str(folder)!r}; `hardjax train --output` writes one.")
+    # Orbax takes its own files for granted: without _METADATA it ends in an AttributeError.
     if damage := _damage(path):
         raise Refusal(f"The checkpoint in {str(folder)!r} is damaged: {damage}.")
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
     with _plain_path(path.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+        # Compared by name before anything is read: the refusal is one line, and no array is cast to another dtype.
         held, asked = _kinds(checkpointer.metadata(where / path.name).item_metadata.tree), _kinds(wanted)
         if differ := sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name)):
             first = f"{differ[0]} ({_difference(held.get(differ[0]), asked.get(differ[0]))})"
@@ -161,4 +164,5 @@ def _difference(held: Any, asked: Any) -> str:
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
+    # The key as plain words, which any version of jax wraps again.
     return {**state.__dict__, "key": jax.random.key_data(state.key)}

@@ -20,6 +20,7 @@ from hardjax._validate import Refusal
 from hardjax._version import __version__
 from hardjax.training import checkpoint
 
+# Of all commands: a name that is missing here is neither refused nor cleared away.
 FILES = (
     "config.json",
     "history.jsonl",
@@ -78,6 +79,7 @@ def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     folder = check_folder(folder, overwrite)
     with _refused(folder, "to be a folder to write in"):
         folder.mkdir(parents=True, exist_ok=True)
+        # A folder that exists may be read-only, or its disk full: found out now, not after hours.
         tempfile.TemporaryFile(dir=folder).close()
         write_json(folder / MARKER, _FORMAT)
         for path in (folder / name for name in FILES):
@@ -98,11 +100,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     folder = _validate.local_folder(run=folder)
     folder = folder.parent if folder.name == "checkpoint" else folder
     path = folder / "config.json"
-    if not path.is_file():
-        raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
     try:
+        if not path.is_file():
+            raise Refusal(f"No run in {str(folder)!r}; `hardjax train --output` writes one.")
         plain = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except Refusal:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise Refusal(f"Expected run={str(folder)!r} to be readable: {error.strerror or error}.") from None
+    except ValueError as error:
         raise Refusal(f"Damaged config.json in {str(folder)!r}: {error}.") from None
     if not isinstance(plain, dict):
         raise Refusal(f"Damaged config.json in {str(folder)!r}: no JSON object.")
@@ -191,6 +197,7 @@ def _strict(content: Any) -> Any:
         return _strict(content.tolist())
     if isinstance(content, np.generic):
         return _strict(content.item())
+    # NaN is no JSON: Python writes it all the same, and other readers refuse the whole file.
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from hardjax._validate import OutOfMemory
+from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
-from hardjax.fisher.gram import memory_advice
+from hardjax.fisher import memory
 from hardjax.training import files, spectra
 from hardjax.training.record import Record
 from hardjax.training.setting import DISPATCH_SECONDS, Setting
@@ -50,7 +50,8 @@ class Loop:
             elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
-            if interrupted.is_set() and self.position.backprops and self.position.backprops < self.plan.steps:
+            # Not after a plan or a look that follows a test point: there would be nothing new to test.
+            if interrupted.is_set() and dispatch.trained and self.position.backprops < self.plan.steps:
                 if not dispatch.test:
                     self._decide()
                 facts = Facts("interrupted")
@@ -66,13 +67,15 @@ class Loop:
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
-            unit = self.setting.sizes.unit
+            unit, observer = self.setting.sizes.unit, self.setting.observer
+            assert observer is not None
             with self._explained_memory():
-                report = programs.look(self.setting.observer, unit, self.state, train)
+                report = programs.look(observer, unit, self.state, train)
         else:
             call = programs.rounds if dispatch.kind == "rounds" else programs.segment
             inputs = jax.device_put(step_inputs(self.plan, dispatch))
             self.state, report = call(dispatch.spec, donate, self.state, train, hyper, inputs)
+        # Only now is the report before read: reading waits, and the device has its next work by then.
         before, self.position = self._in_flight, dispatch.after
         self._in_flight = (dispatch, report)
         self._take(before)
@@ -97,6 +100,7 @@ class Loop:
 
     def _spent(self) -> float:
         """Seconds of training since the device was last set going, compilation aside."""
+        assert self._window is not None
         started, compiled, _ = self._window
         return time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
 
@@ -104,13 +108,16 @@ class Loop:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
         if self.setting.performance.steps_per_dispatch is not None:
             return
+        assert self._window is not None
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
+        # Never upwards, and down only by much: another bound is another set of programs to compile.
         if affordable < self.plan.bound / 4:
             self.plan = dataclasses.replace(self.plan, bound=max(1, affordable))
 
     def _decide(self) -> None:
         """Drain, stop the clock, test, write."""
         self._read()
+        # Calls return before the device is done: without this, training would be timed as testing.
         jax.block_until_ready(self.state)
         spent = self._spent()
         self._rebound(spent)
@@ -123,6 +130,7 @@ class Loop:
         if self.folder is not None:
             files.append_line(self.folder / "history.jsonl", entry)
             if measure is not None:
+                # Whole at every test point: an .npz cannot be added to. That is quadratic in very long runs.
                 files.save_arrays(self.folder / spectra.FILE, **self.record.spectra.arrays())
 
     def _spectrum_ends_it(self) -> bool:
@@ -135,10 +143,11 @@ class Loop:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not ran_out_of_memory(error):
                 raise
             measure, batch = self.setting.config.measure, self.setting.config.batch_size
-            advice = memory_advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
+            assert measure is not None
+            advice = memory.advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 

@@ -31,6 +31,7 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
     def forward(variables: Any, images: Any) -> Any:
         return recipe.apply(variables, images, True, jax.random.key(0))[0]
 
+    # Lowered, not compiled: it takes a trace, where compiling takes half a minute for the largest networks.
     lowered = jax.jit(forward).lower(variables, images)
     logits = lowered.out_info
     if len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < num_classes:
@@ -38,6 +39,7 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
             f"Expected logits of shape ({batch_size}, {num_classes}) from the model for images of"
             f" {images.shape}; it gives {logits.shape}."
         )
+    # Some back ends tell no costs.
     return ModelFacts(variables, float((lowered.cost_analysis() or {}).get("flops", 0.0)))
 
 

@@ -97,6 +97,7 @@ class Lines(Silent):
         now = time.monotonic()
         self._first = self._first or (epoch, now)
         self._state, self._behind = (epoch, loss, top1), True
+        # By the process, not by the run: a comparison's runs may each take less than a line is due in.
         if now - Lines._last >= _SECONDS:
             self._show(now)
 

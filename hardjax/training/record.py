@@ -84,15 +84,16 @@ class Record:
     def trained(self, dispatch: Dispatch, info: RoundInfo) -> None:
         """A segment or rounds; NumPy leaves."""
         self._share = dispatch.share
-        self._recent["train_loss"].append(info.loss.ravel())
-        self._recent["kept_loss"].append((info.loss if info.kept_loss is None else info.kept_loss).ravel())
+        self._recent["train_loss"].append(np.ravel(info.loss))
+        self._recent["kept_loss"].append(np.ravel(info.loss if info.kept_loss is None else info.kept_loss))
         if info.dropped_loss is not None:
-            self._recent["dropped_loss"].append(info.dropped_loss.ravel())
+            self._recent["dropped_loss"].append(np.ravel(info.dropped_loss))
         if self._rounds is None:
             return
         goes_on = dispatch.before.cursor > 0
         for row in info.slots.reshape(dispatch.spec.rounds, -1):
             counts = np.bincount(row, minlength=self._num_slots)
+            # A round that was cut is one row, whatever its segments: no `Performance` setting shows in the record.
             if goes_on:
                 counts += self._rounds.pop()
             # Nearly all counts are 0 or 1, but a strategy may train one batch as often as it likes in a round.

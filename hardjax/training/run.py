@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
@@ -87,14 +89,24 @@ def train(
 
     Raises:
         ValueError: the folder holds another run, or cannot be written.
+        OutOfMemory: (a ValueError and a MemoryError) of the device.
     """
+    # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
     folder = None if output is None else files.claim_folder(output, overwrite)
     if folder is not None:
         files.write_json(folder / "config.json", plain)
     bar = ProgressBar(setting.config.epochs, steps=setting.plan.steps) if progress else Silent()
     with bar, _interruptible() as interrupted:
-        result = _train(setting, bar, interrupted, folder)
+        try:
+            result = _train(setting, bar, interrupted, folder)
+        except jax.errors.JaxRuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"Out of memory in training {setting.config.model} on batches of {setting.config.batch_size}: take a"
+                " smaller batch, network, image size or Performance.eval_batch_size."
+            ) from error
     if folder is not None:
         files.write_json(folder / "summary.json", result.summary)
         files.save_arrays(
@@ -143,6 +155,7 @@ def _summarise(setting: Setting, history: History, seconds: float, compile_secon
 def _interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that it never hits between a donated state and its successor."""
     event = threading.Event()
+    # Python lets the main thread alone set handlers; elsewhere (a server, a notebook's worker) Ctrl-C is not ours.
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

@@ -106,6 +106,7 @@ def prepare(
     recipe = make_recipe(config, dataset, functions)
     facts = check_model(recipe, config.batch_size, dataset.num_classes)
     if variables is not None:
+        # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, facts.variables)
     plan = make_run_plan(
@@ -133,6 +134,7 @@ def prepare(
 def _expected_bound(forward_flops: float) -> int:
     """Steps that a dispatch may hold: a step takes three times the operations of its forward pass."""
     speed = _OPERATIONS_PER_SECOND.get(jax.default_backend(), 1e13)
+    # A backward pass is two of a forward pass's products for each of its own.
     return max(1, int(DISPATCH_SECONDS / max(3 * forward_flops / speed, _LEAST_STEP_SECONDS)))
 
 

@@ -1,5 +1,7 @@
 """The record of spectra measured while training, raw, and where a run's folder keeps it."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ class Spectra:
         steps, epochs, rates, spectra, entries, slots = zip(*self._rows, strict=True) if self._rows else ((),) * 6
         sizes = np.array([len(values) for values in spectra], np.int64)
         dtype = np.result_type(np.float32, *(values.dtype for values in spectra[:1]))
+        # Padded to a rectangle: an .npz of arrays of several lengths would need pickle to be read.
         table = np.full((len(sizes), sizes.max(initial=0)), np.nan, dtype)
         for row, values in zip(table, spectra, strict=True):
             row[: len(values)] = values
@@ -73,10 +76,17 @@ def load(folder: Path) -> dict[str, np.ndarray]:
     """The raw record in a run's folder, as `Spectra.arrays` gives it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be read.
     """
     path = folder / FILE
     if not path.is_file():
         raise Refusal(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
-    with np.load(path) as file:
-        return dict(file)
+    try:
+        # Opened here: of a file that is no archive, NumPy would leave the closing to chance.
+        with path.open("rb") as stream, np.load(stream) as file:
+            found = dict(file)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise Refusal(f"Damaged {FILE} in {str(folder)!r}: {error}.") from None
+    if lacking := sorted(Spectra(1).arrays().keys() - found.keys()):
+        raise Refusal(f"Damaged {FILE} in {str(folder)!r}: it lacks {', '.join(lacking)}.")
+    return found

@@ -114,6 +114,11 @@ def test_a_name_is_resolved_on_the_data_set():
     assert resolve(Augmentation(pad=3), dataset) == Augmentation(pad=3)
     with pytest.raises(ValueError, match="frame=4 to hold images of 5x4"):
         resolve(Augmentation(frame=4), dataset)
+    with pytest.raises(ValueError, match="pad=4 to be less than the side of images of 5x4"):
+        resolve(Augmentation(pad=4), dataset)
+    for name in ("pad", "frame", "resize"):
+        with pytest.raises(ValueError, match=f"{name}=10000000000 to be at most"):
+            Augmentation(**{name: 10**10})
 
 
 def test_named():

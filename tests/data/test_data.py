@@ -172,6 +172,8 @@ def test_validation_shares_that_cannot_be(share, message):
         dataset.with_validation(share)
     with pytest.raises(ValueError, match="already has a validation split of 3 samples"):
         dataset.with_validation(0.25).with_validation(0.25)
+    with pytest.raises(Refusal, match="seed=-1 to be a whole number of at least 0"):
+        dataset.with_validation(0.25, seed=-1)
 
 
 def test_digits():

@@ -1,7 +1,6 @@
 """Rows of people's own networks: right, zero where they are zero, or refused in one line; never wrong in silence."""
 
 import collections
-import importlib
 import re
 
 import chex
@@ -14,9 +13,8 @@ import pytest
 import hardjax as hj
 from hardjax import fisher
 from hardjax._validate import Refusal
-from hardjax.fisher import check
+from hardjax.fisher import check, executables
 
-gram_module = importlib.import_module("hardjax.fisher.gram")
 IMAGES, LABELS = jax.random.normal(jax.random.key(0), (6, 2, 2, 1)), jnp.arange(6) % 3
 
 
@@ -217,10 +215,13 @@ def test_inside_jit_a_network_must_have_been_checked(monkeypatch):
     monkeypatch.setattr(check, "_CHECKED", collections.OrderedDict())
     variables = Two().init(jax.random.key(1), IMAGES)
     line = "Call hardjax.fisher.coverage(model, variables, images, labels, rows='contribution', method='layers') before"
-    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args)):
+    closed = lambda variables, *_: fisher.gram(Two(), variables, IMAGES, LABELS)  # noqa: E731
+    for fn in (fisher.make_gram(Two()), lambda *args: fisher.gram(Two(), *args), closed):
         with pytest.raises(Refusal, match=re.escape(line)):
             jax.jit(fn)(variables, IMAGES, LABELS)
     alone = fisher.gram(Two(), variables, IMAGES[:4], LABELS[:4])  # another batch size: the same network
+    with pytest.raises(Refusal, match="coverage to be called on arrays outside of jit"):
+        jax.jit(lambda variables: fisher.coverage(Two(), variables, IMAGES, LABELS))(variables)
     fn = jax.jit(chex.assert_max_traces(fisher.make_gram(Two()), n=1))
     for _ in range(2):
         chex.assert_trees_all_close(fn(variables, IMAGES, LABELS)[:4, :4], alone, rtol=1e-4, atol=1e-5)
@@ -244,9 +245,9 @@ def test_networks_of_the_zoo_need_no_check_and_are_found_again():
     chex.assert_trees_all_close(
         jax.jit(fisher.make_gram(model))(variables, IMAGES, LABELS), found, rtol=1e-4, atol=1e-6
     )
-    before = gram_module._of_zoo.cache_info()
+    before = executables._of_zoo.cache_info()
     fisher.gram(model, variables, IMAGES, LABELS)
-    after = gram_module._of_zoo.cache_info()
+    after = executables._of_zoo.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
 

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from hardjax import fisher
-from hardjax.fisher import by_layers, rules
+from hardjax.fisher import by_layers, executables, rules
+from hardjax.fisher.unchecked import make_unchecked
 from hardjax.models.apply import init_variables, make_apply
 
 # float64 sums of up to a few thousand terms, in different orders.
@@ -72,7 +73,7 @@ def _setting(model, batch=6, seed=0, dtype=np.float64, classes=3):
 
 def _rules(model, rows="contribution", *, method="layers", chunk=None, by_parameter=False):
     """`make_gram` without the check of a network that no test has seen: these are the tests."""
-    return gram_module._unchecked(model, rows, method, chunk, by_parameter)
+    return make_unchecked(model, rows, method, chunk, by_parameter)
 
 
 def _close(actual, expected, relative=RELATIVE):
@@ -466,7 +467,7 @@ def test_out_of_memory_says_what_to_set(monkeypatch):
     def exhausted(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
-    monkeypatch.setattr(gram_module, "_compiled", lambda *args: exhausted)
+    monkeypatch.setattr(executables, "compiled", lambda *args: exhausted)
     with pytest.raises(MemoryError, match=r"B=6 images \(largest layer Conv_0: 0 MiB of rows\): set chunk=1 "):
         fisher.gram(Plain(), *_setting(Plain(), dtype=np.float32))
     with pytest.raises(MemoryError, match='take method="layers" or a smaller batch'):

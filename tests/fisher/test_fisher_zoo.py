@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from hardjax import fisher, models
-from hardjax.fisher.gram import _unchecked
+from hardjax.fisher.unchecked import make_unchecked
 from hardjax.models.apply import init_variables
 
 
@@ -18,7 +18,7 @@ def _compare(module, side, channels, batch):
         images = goldens.images(batch, channels, side).astype(np.float64)
         labels = np.arange(batch) % 10
         fast, slow = (
-            jax.jit(_unchecked(module, "contribution", method, None, False))(variables, images, labels)
+            jax.jit(make_unchecked(module, "contribution", method, None, False))(variables, images, labels)
             for method in fisher.METHODS
         )
     np.testing.assert_allclose(fast, slow, rtol=1e-9, atol=1e-9 * np.abs(slow).max())

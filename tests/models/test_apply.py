@@ -69,6 +69,7 @@ def _trained_and_tested(module):
     [
         *(_by_argument(name, False) for name in ("train", "training", "is_training", "is_train", "learn")),
         *(_by_argument(name, True) for name in ("deterministic", "use_running_average", "eval", "inference", "asleep")),
+        *(_by_argument(name, 0) for name in ("train", "training")),
         *(_by_field(name, False) for name in ("train", "is_training", "learn")),
         *(_by_field(name, True) for name in ("deterministic", "use_running_average", "asleep")),
         Keywords(),
@@ -138,6 +139,21 @@ class Awake(nn.Module):
         return nn.Dropout(0.5, deterministic=False)(nn.Dense(3)(_flat(x)))
 
 
+class Fixed(nn.Module):
+    """What a refused network with frozen statistics is told to do."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(_flat(x))
+        mean = self.variable("constants", "mean", lambda: jnp.full((3,), 0.5))
+        return x - mean.value
+
+
+def test_statistics_that_stay_fixed_are_constants():
+    before, after, *_ = _trained_and_tested(Fixed())
+    chex.assert_trees_all_equal(before, after)
+
+
 class Counting(nn.Module):
     @nn.compact
     def __call__(self, x, train):
@@ -172,6 +188,10 @@ class Misshapen(nn.Module):
         (FrozenInside(Frozen), "FrozenInside has batch statistics and a training pass leaves them as they were"),
         (FrozenInside(Still), "FrozenInside has dropout and a training pass draws nothing"),
         (Asleep(), "Asleep has dropout and a training pass draws nothing: tried with train; expected an argument"),
+        (
+            nn.Sequential([_flat, nn.Dense(3), nn.BatchNorm(use_running_average=True)]),
+            "(around an nn.Sequential: a module that hands it on); statistics that shall stay fixed belong in a",
+        ),
         (Awake(), "Awake draws random numbers or moves its statistics in evaluation as in training"),
         (Counting(), "Counting changes its collection 'counter' in training"),
         (Mapping(), "Expected logits (2, classes) from Mapping, or a tuple that begins with them, got dict of (2, 3)."),

@@ -23,7 +23,9 @@ BFLOAT16 = {"resnet34": 0.2, "densenet121": 0.2}
 
 # In the fast tier one network of each kind of layer: dense, residual, densely connected.
 TIERS = dict.fromkeys(zoo.LARGE, pytest.mark.slow)
-TIERS |= dict.fromkeys(("alexnet_reduced", "cbrcb_resnet8", "densenet8", "inverted"), pytest.mark.ci)
+TIERS |= dict.fromkeys(
+    ("alexnet_reduced", "cbrcb_resnet8", "densenet", "densenet8", "inverted", "resnet8"), pytest.mark.ci
+)
 
 
 def _images(batch, channels):

@@ -1,5 +1,7 @@
 """Which samples `hardest.png` shows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,18 @@ def test_times_trained_follow_from_the_record_of_slots(tiny, selection):
             for sample in row:
                 visits[sample] += result.replay_counts[slot]
     np.testing.assert_array_equal(sample_counts(result.state), visits)
+
+
+def test_samples_that_were_never_visited_rank_last(tiny):
+    """A run that is interrupted within its first epoch."""
+    trimming = Trimming(1.0, 0.5)
+    setting = prepare(
+        hj.TrainConfig(model="mlp", model_options={"widths": [8]}, batch_size=8, epochs=1, trimming=trimming), tiny
+    )
+    result = train(setting, progress=False)
+    state = dataclasses.replace(result.state, seen=result.state.seen.at[:60].set(0), drops=0 * result.state.drops)
+    samples, times, *_ = hardest_samples(setting, dataclasses.replace(result, state=state), count=12)
+    assert set(range(60, 70)) <= set(samples.tolist()) and times[-2:].tolist() == [0, 0]
 
 
 def test_more_than_there_are(tiny):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import chex
 import flax.linen as nn
@@ -16,6 +17,7 @@ import pytest
 import zoo
 
 import hardjax as hj
+from hardjax._validate import OutOfMemory
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.data import Dataset
 from hardjax.engine.plan import programs
@@ -27,6 +29,8 @@ from hardjax.training import checkpoint, loop, progress, run
 from hardjax.training.setting import prepare
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
+# Where programs or dispatches are counted: on a busy machine a slow step would shorten them.
+COUNTED = hj.Performance(steps_per_dispatch=64)
 
 
 def train(dataset, performance=None, **changes):
@@ -74,10 +78,12 @@ def test_rates_decay_momentum_and_seed_compile_nothing(tiny):
     programs_for.cache_clear()
     settings = dict(selection=HardBatches(0.3), epochs=3, weight_decay=0.1, augmentation="standard")
     setting = prepare(hj.TrainConfig(**{**SMALL, **settings}), tiny)
-    train(tiny, **settings)
+    train(tiny, COUNTED, **settings)
     traces = dict(setting.programs.traces)
     assert traces["rounds"] <= 4 and traces["init"] == 1
-    result = train(tiny, **{**settings, "weight_decay": 0.0, "learning_rate": 0.02, "momentum": 0.5, "seed": 5})
+    result = train(
+        tiny, COUNTED, **{**settings, "weight_decay": 0.0, "learning_rate": 0.02, "momentum": 0.5, "seed": 5}
+    )
     assert setting.programs.traces == traces
     assert result.summary["compile_seconds"] == 0
     train(tiny, **{**settings, "optimizer": "adam"})
@@ -106,12 +112,12 @@ def test_a_network_is_traced_once_a_program(tiny, delta):
 
     count(lambda: prepare(settings, tiny, functions))  # how the network is called is found out
     checks = count(lambda: prepare(settings, tiny, functions))
-    planned = len(programs(prepare(settings, tiny, functions).plan))
+    planned = len(programs(prepare(settings, tiny, functions, COUNTED).plan))
     # A program traces the step once more for the shapes of what it reports, where a round is one step.
-    first = count(lambda: hj.run(settings, dataset=tiny, model=functions, progress=False))
+    first = count(lambda: hj.run(settings, dataset=tiny, model=functions, performance=COUNTED, progress=False))
     assert planned <= first - checks <= 2 * planned
     # The same functions again: no program is traced.
-    assert count(lambda: hj.run(settings, dataset=tiny, model=functions, progress=False)) == checks
+    assert count(lambda: hj.run(settings, dataset=tiny, model=functions, performance=COUNTED, progress=False)) == checks
 
 
 # N = 9 and two-step rounds: round 0, then five or four rounds to each test point, four of them in one dispatch, and one
@@ -125,7 +131,7 @@ def test_dispatches_are_counted(tiny, monkeypatch, delta, test_every, calls):
         return original(self, *args)
 
     monkeypatch.setattr(Programs, "rounds", counting)
-    result = train(tiny, selection=HardBatches(delta), epochs=6, test_every=test_every)
+    result = train(tiny, COUNTED, selection=HardBatches(delta), epochs=6, test_every=test_every)
     assert len(counted) == calls
     assert result.summary["backprops"] == 54
 
@@ -191,7 +197,7 @@ def test_a_strategy_may_train_one_batch_as_often_as_it_likes(tiny):
     assert result.replays.sum() == 35 * 9 == result.replay_counts.sum()
 
 
-EXACT = [{"steps_per_dispatch": 1}, {"steps_per_dispatch": 4}, {"steps_per_dispatch": 100}, {"donate": False}]
+EXACT = [{"steps_per_dispatch": 4}, {"steps_per_dispatch": 1}, {"steps_per_dispatch": 100}, {"donate": False}]
 ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}]
 TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds"}
 
@@ -274,6 +280,21 @@ class _NanForMarked(nn.Module):
         return jnp.where((images[:, -1, -1, 0] == 1).any(), jnp.nan, logits) if train else logits
 
 
+class AllNan(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(images.reshape(len(images), -1)) * jnp.nan
+
+
+def test_no_class_is_predicted_by_what_is_no_number(tiny):
+    """The largest of three NaNs is the first: a third of the samples would count as right."""
+    settings = dict(model_options={}, batch_size=8, epochs=1)
+    setting = prepare(hj.TrainConfig(**settings), tiny, AllNan())
+    history = run.train(setting, progress=False).history
+    assert history["test_top1"][-1] == history["full_train_top1"][-1] == 0
+    assert np.isnan(history["test_loss"][-1])
+
+
 def test_a_nan_loss_never_enters_the_table():
     images = np.zeros((32, 4, 4, 1), np.float32)
     images[5, -1, -1] = 1.0
@@ -347,11 +368,11 @@ def test_every_two_axes_work_together(tiny, row):
         learning_rate=0.01,
         evaluate_train=False,
     )
-    result = hj.run(settings, dataset=tiny, model=model, progress=False)
+    result = hj.run(settings, dataset=tiny, model=model, performance=COUNTED, progress=False)
     assert result.summary["backprops"] == 2 * 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
     traces = prepare(settings, tiny, model).programs.traces
-    planned = programs(prepare(settings, tiny, model).plan)
+    planned = programs(prepare(settings, tiny, model, COUNTED).plan)
     assert sum(traces.get(kind, 0) for kind in ("plan", "segment", "rounds")) == len(planned)
     assert bool(result.measurements) == (settings.measure is not None)
     assert hj.TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
@@ -473,3 +494,27 @@ def test_a_run_starts_from_given_variables_and_leaves_them(tiny):
     only = hj.run(settings, dataset=tiny, variables={"params": first.state.params}, progress=False)
     jax.tree.map(np.testing.assert_array_equal, only.state.params, first.state.params)
     assert "['params']['fc2']['kernel'] (3, 8) instead of (8, 3)" in str(error.value)
+
+
+def test_a_run_interrupted_right_after_a_test_point_trains_before_it_tests_again(tiny, monkeypatch):
+    """Ctrl-C while the next round is planned, or while the first measurement of it is taken."""
+    setting = prepare(hj.TrainConfig(**SMALL, epochs=3, measure=hj.fisher.FisherMeasure(every=3)), tiny)
+    for kind in ("plan", "look"):
+        one, interrupted = loop.Loop(setting, progress.Silent(), None), threading.Event()
+        issue = one._issue
+
+        def pressed(dispatch, kind=kind, one=one, issue=issue, interrupted=interrupted):
+            issue(dispatch)
+            if dispatch.kind == kind and one.position.backprops == 9:
+                interrupted.set()
+
+        monkeypatch.setattr(one, "_issue", pressed)
+        assert one.go(interrupted) == "interrupted"
+        entries = one.record.history.entries
+        assert [entry["backprops"] for entry in entries] == [9, 12] and np.isfinite(entries[-1]["train_loss"])
+
+
+def test_a_network_that_no_memory_holds_is_refused(tiny):
+    """144 TB are more than a process can address."""
+    with pytest.raises(OutOfMemory, match="Out of memory in training mlp on batches of 8: take a"):
+        train(tiny, model_options={"widths": [10**12]})

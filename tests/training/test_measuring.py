@@ -12,6 +12,7 @@ import pytest
 import zoo
 
 import hardjax as hj
+from hardjax._validate import Refusal
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
 from hardjax.data.augment import preprocess
 from hardjax.engine.programs import Programs, lowerable, programs_for
@@ -22,7 +23,7 @@ from hardjax.fisher.observe import derive
 from hardjax.study.measure import measure_run
 from hardjax.training import checkpoint, files
 from hardjax.training.setting import prepare
-from hardjax.training.spectra import load
+from hardjax.training.spectra import Spectra, load
 
 NORMED = dict(model="mlp", model_options={"widths": [8], "norm": "batch"})
 
@@ -113,6 +114,7 @@ def _advance(setting, state, train, indices):
         (AllBatches(fixed=True), 9, [0, 14, 20]),
         (HardBatches(0.2), 4, [0, 6, 8, 15, 17, 20, 26]),
         (HardBatches(0.5), 6, [0, 9, 13, 23, 26]),
+        (HardBatches(0.5), 14, [0, 22]),
     ],
     ids=str,
 )
@@ -330,3 +332,19 @@ def test_optax_losses_are_the_losses_measured(tiny):
 
     norm = sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(jax.grad(mean_loss)(variables["params"])))
     assert float(gram.mean()) == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_text(""),
+        lambda path: np.savez(path, step=[1]),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path, damage):
+    files.save_arrays(tmp_path / "spectra.npz", **Spectra(50).arrays())
+    assert len(load(tmp_path)["step"]) == 0
+    damage(tmp_path / "spectra.npz")
+    with pytest.raises(Refusal, match=r"Damaged spectra\.npz in"):
+        load(tmp_path)
