@@ -19,8 +19,8 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
     """
     replays = sample_counts(result.state)
-    # Where batches are kept, how often a sample was visited is what the strategy said of it; where they are drawn anew, a
-    # run that was interrupted in its first epoch has not visited all samples.
+    # Where batches are kept, how often a sample was visited is what the strategy said of it; where they are drawn anew,
+    # a run that was interrupted in its first epoch has not visited all samples.
     visits = np.maximum(np.asarray(result.state.seen), 1) if result.config.selection.redraws else 1
     rank = replays / visits
     # With all that tie with the last one: their losses decide which are shown, not their places in the data set.
