@@ -22,8 +22,9 @@ import numpy as np
 
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches
-from hardjax.engine.rounds import RoundSpec
-from hardjax.engine.step import Batch, make_step
+from hardjax.engine.plan import dispatches, step_inputs
+from hardjax.engine.state import Batch
+from hardjax.engine.step import make_step
 from hardjax.training.setting import prepare
 
 
@@ -48,30 +49,32 @@ def replay_ratio(config: dict, dataset: hj.data.Dataset, repeats: int) -> dict[s
     return {"all_ms": 1e3 * all_batches, "hard_ms": 1e3 * hard, "ratio": hard / all_batches}
 
 
-def scan_ratio(config: dict, dataset: hj.data.Dataset, repeats: int, steps: int) -> dict[str, float]:
-    """A step inside the compiled round over the same jitted step called from Python, batches ready."""
-    setting = prepare(hj.TrainConfig(**config), dataset)
+def scan_ratio(config: dict, dataset: hj.data.Dataset, repeats: int) -> dict[str, float]:
+    """A step inside the compiled first round over the same jitted step called from Python, batches ready."""
+    setting = prepare(hj.TrainConfig(**config), dataset, performance=hj.Performance(steps_per_dispatch=10_000))
+    dispatch = next(dispatches(setting.plan))
+    inputs = jax.device_put(step_inputs(setting.plan, dispatch))
     step = jax.jit(make_step(setting.recipe), donate_argnums=0)
-    key = jax.random.key(0)
     images = (dataset.train.images[: config["batch_size"]] / 255.0).astype(jnp.float32)
-    batch = Batch(images, dataset.train.labels[: config["batch_size"]])
-    inside, outside = [], []
+    batch = Batch(images, jnp.asarray(dataset.train.labels[: config["batch_size"]]))
+    rows = [jax.tree.map(lambda leaf, row=row: leaf[row], inputs) for row in range(dispatch.trained)]
+    key, inside, outside = jax.random.key(0), [], []
     for repeat in range(repeats + 1):
         state = setting.init_state()
         started = time.perf_counter()
         state, info = setting.programs.rounds(
-            RoundSpec(AllBatches(fixed=True), steps), True, state, setting.splits["train"], setting.hyper, 1
+            dispatch.spec, True, state, setting.splits["train"], setting.hyper, inputs
         )
         jax.block_until_ready(info)
         first = time.perf_counter() - started
         started = time.perf_counter()
-        for _ in range(steps):
-            state, info = step(state, batch, setting.hyper, key)
+        for row in rows:
+            state, info = step(state, batch, setting.hyper, row, key)
         jax.block_until_ready(info)
         second = time.perf_counter() - started
         if repeat:
-            inside.append(first / steps)
-            outside.append(second / steps)
+            inside.append(first / len(rows))
+            outside.append(second / len(rows))
     a, b = statistics.median(inside), statistics.median(outside)
     return {"inside_ms": 1e3 * a, "outside_ms": 1e3 * b, "ratio": a / b}
 
@@ -118,7 +121,7 @@ def main() -> None:
         )
     resnet = dict(model="resnet20", batch_size=128, learning_rate=0.1)
     print("resnet20, hard 0.2 over all:", replay_ratio({**resnet, "epochs": 3}, images, options.repeats))
-    print("resnet20, round over step from Python:", scan_ratio(resnet, images, options.repeats, options.batches))
+    print("resnet20, round over step from Python:", scan_ratio(resnet, images, options.repeats))
 
     mlp = dict(model="mlp", batch_size=128, epochs=200, learning_rate=0.01)
     small = random_images(1280, (28, 28, 1))

@@ -61,14 +61,13 @@ def jax_steps(name: str, batch: int) -> tuple[Callable[[], None], float, float]:
 def torch_steps(name: str, batch: int) -> Callable[[], None] | None:
     """Run STEPS steps of PyTorch's network of that name; None without PyTorch or such a network."""
     try:
-        import timm  # noqa: F401
         import torch
         from torch_networks import create
     except ImportError:
         return None
     module = create(name)
     if module is None:
-        print(f"{name}: no such network in PyTorch here, so no ratio")
+        print(f"{name}: neither in scripts/torch_networks.py nor in timm as installed, so no ratio")
         return None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = module.to(device).train()
@@ -124,12 +123,11 @@ def main() -> None:
     parser.add_argument("--csv", help="also write the rows here")
     options = parser.parse_args()
     try:
-        import timm  # noqa: F401
         import torch
 
         print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     except ImportError:
-        print("PyTorch or timm is not installed: no ratios.")
+        print("PyTorch is not installed: no ratios.")
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
     rows = []
     for name in options.models:

@@ -23,10 +23,11 @@ from jax import lax
 
 import hardjax as hj
 from hardjax.choose.selection import AllBatches
-from hardjax.choose.trimming import Trim, Trimming, make_plan
+from hardjax.choose.trimming import Trim, Trimming
 from hardjax.engine.optimizers import make_optimizer
 from hardjax.engine.rounds import RoundSpec, make_rounds
-from hardjax.training.probe import trim_paths
+from hardjax.engine.state import StepInputs
+from hardjax.engine.trials import trim_paths
 from hardjax.training.setting import Setting, prepare
 
 SHARES = (1.0, 0.8, 0.5, 0.35, 0.2)
@@ -43,7 +44,10 @@ def make_setting(name: str, batch_size: int, steps: int) -> Setting:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (batch_size * steps, *shape), np.uint8), np.arange(batch_size * steps) % 10
     dataset = hj.data.Dataset.from_arrays(images, labels, images[:64], labels[:64], num_classes=10, name="random")
-    config = hj.TrainConfig(model=model, model_options=options, batch_size=batch_size, learning_rate=0.001)
+    # 150 epochs as published: how many counts share a program of `auto` follows from them.
+    config = hj.TrainConfig(
+        model=model, model_options=options, batch_size=batch_size, learning_rate=0.001, epochs=150, trimming=Trimming()
+    )
     return prepare(config, dataset)
 
 
@@ -51,7 +55,7 @@ def make_forward(setting: Setting, steps: int) -> Callable:
     """The scoring passes of a round alone."""
     apply = setting.recipe.apply
 
-    def forward(state, data, hyper, count):
+    def forward(state, data, hyper, inputs):
         def one(total, slot):
             indices = state.partition[slot]
             images = (data.images[indices] / 255.0 - data.mean) / data.std
@@ -64,46 +68,46 @@ def make_forward(setting: Setting, steps: int) -> Callable:
     return forward
 
 
-def make_update(setting: Setting, steps: int) -> Callable:
+def make_update(setting: Setting) -> Callable:
     """The updates of a round alone, from a gradient that is at hand."""
 
-    def update(state, data, hyper, count):
-        def one(carry, _):
+    def update(state, data, hyper, inputs):
+        def one(carry, rate):
             params, opt_state = carry
-            optimizer = make_optimizer(setting.recipe.optimizer, hyper, hyper.learning_rate)
+            optimizer = make_optimizer(setting.recipe.optimizer, hyper, rate)
             updates, opt_state = optimizer.update(jax.tree.map(jnp.cos, params), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        return lax.scan(one, (state.params, state.opt_state), None, length=steps)[0]
+        return lax.scan(one, (state.params, state.opt_state), inputs.learning_rate)[0]
 
     return update
 
 
 def programs(setting: Setting, steps: int) -> dict[str, tuple]:
-    """Form -> (compiled program, samples kept)."""
-    size = setting.recipe.batch_size
-    paths, lean = trim_paths(setting.recipe)
-    wanted = {"untrimmed": (make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps)), size)}
-    wanted["forward"] = (make_forward(setting, steps), size)
-    wanted["update"] = (make_update(setting, steps), size)
-    plan = make_plan(Trimming(), 150, size, paths, lean=lean)
+    """Form -> (compiled program, its arguments)."""
+    size, trims = setting.sizes.batch_size, setting.plan.stages[0].trims
+
+    def trained(trim: Trim | None) -> Callable:
+        return make_rounds(setting.recipe, RoundSpec(AllBatches(fixed=True), steps, trim=trim))
+
+    wanted = {
+        "untrimmed": (trained(None), size),
+        "forward": (make_forward(setting, steps), size),
+        "update": (make_update(setting), size),
+    }
     for share in SHARES:
         keep = max(1, round(share * size))
-        for path in paths:
-            if keep == size and path != "plain":
-                continue
-            trim = Trim(path, size if path == "plain" else keep)
-            rounds = make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps, trim=trim))
-            wanted[f"{path} {share:g}"] = (rounds, keep)
-        if (trim := plan.trim(keep)) is not None:
-            wanted[f"auto {share:g}"] = (
-                make_rounds(setting.recipe, RoundSpec(AllBatches(True), steps, trim=trim)),
-                keep,
-            )
+        for path in trim_paths(setting.recipe).exact:
+            if path == "plain":
+                wanted[f"plain {share:g}"] = (trained(trims.plain), keep)
+            elif keep < size:
+                wanted[f"{path} {share:g}"] = (trained(Trim(path, keep)), keep)
+        if keep < size:
+            wanted[f"auto {share:g}"] = (trained(trims.trim(keep)), keep)
     compiled = {}
     for form, (fn, keep) in wanted.items():
-        hyper = setting.hyper._replace(keep=jnp.int32(keep))
-        args = (setting.init_state(), setting.splits["train"], hyper, jnp.int32(1))
+        inputs = StepInputs(jnp.full(steps, 0.001, jnp.float32), jnp.full(steps, keep, jnp.int32))
+        args = (setting.init_state(), setting.splits["train"], setting.hyper, inputs)
         compiled[form] = (jax.jit(fn).lower(*args).compile(), args)
     return compiled
 

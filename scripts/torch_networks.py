@@ -62,11 +62,13 @@ NETWORKS = {
 
 
 def create(name: str) -> nn.Module | None:
-    """The network of that name here or in timm, in channels-last memory format; None where neither has it."""
+    """The network of that name here or in timm (if installed), in channels-last memory format, or None."""
     if name in NETWORKS:
         return NETWORKS[name]().to(memory_format=torch.channels_last)
-    import timm
-
+    try:
+        import timm
+    except ImportError:
+        return None
     if name not in timm.list_models():
         return None
     return timm.create_model(name, num_classes=10).to(memory_format=torch.channels_last)

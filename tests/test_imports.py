@@ -1,5 +1,6 @@
 """The direction of imports: each wing imports only what stands below it, and a wing that does not is found."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -52,3 +53,23 @@ def test_a_wing_that_no_layer_names_is_found(copied):
     (copied / "hardjax" / "extras" / "__init__.py").write_text('"""Nobody said where this stands."""\n')
     found = _lint(copied)
     assert found.returncode == 1 and "hardjax.extras" in found.stdout, found.stdout + found.stderr
+
+
+def test_no_module_takes_a_public_name_from_the_package():
+    """`from hardjax import data` imports all wings at once, the higher ones too: a module that does it cannot be the
+    first to be imported, and drags everything into what needs little."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name.name}"
+        for path in sorted((ROOT / "hardjax").rglob("*.py"))
+        if path != ROOT / "hardjax" / "__init__.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "hardjax" and not node.level
+        for name in node.names
+        if not name.name.startswith("_")
+    ]
+    assert not found
+
+
+def test_a_module_in_the_middle_is_imported_first():
+    code = "import hardjax.training.setting, sys; assert 'hardjax.training.run' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

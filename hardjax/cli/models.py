@@ -14,7 +14,7 @@ class Models:
 def run(arguments: list[str]) -> int:
     """List them; returns the exit code."""
     parse(Models, "models", arguments)
-    from hardjax import models
+    import hardjax.models as models
 
     rows = [
         row | {"parameters": f"{row['parameters']:,}", "multiply_adds": f"{row['multiply_adds'] / 1e6:,.1f}M"}

@@ -2,7 +2,9 @@
 
 import os
 
-from hardjax import _validate, data, models
+import hardjax.data as data
+import hardjax.models as models
+from hardjax import _validate
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
 from hardjax.data.tfds import cache_folder

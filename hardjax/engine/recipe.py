@@ -12,7 +12,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hardjax import models
 from hardjax._validate import Refusal
 from hardjax.choose import trimming
 from hardjax.choose.selection import AllBatches
@@ -22,6 +21,7 @@ from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import RunPlan, Stage
 from hardjax.engine.state import Recipe, Sizes, TrainData
 from hardjax.engine.trials import trim_paths
+from hardjax.models import zoo
 from hardjax.models.apply import init_variables, make_apply
 
 
@@ -67,7 +67,7 @@ def zoo_functions(name: str, num_classes: int, options: Mapping[str, Any]) -> Fu
 
 @functools.lru_cache(maxsize=64)
 def _zoo_functions(name: str, num_classes: int, options: str) -> Functions:
-    return functions_of(models.create(name, num_classes=num_classes, **json.loads(options)))
+    return functions_of(zoo.create(name, num_classes=num_classes, **json.loads(options)))
 
 
 def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hardjax import _validate, fisher
+import hardjax.fisher as fisher
+from hardjax import _validate
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.data.augment import preprocess

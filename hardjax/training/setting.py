@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hardjax import data
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
-from hardjax.data import Dataset
+from hardjax.data import Dataset, load
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import RunPlan
 from hardjax.engine.programs import Programs, programs_for
@@ -94,7 +93,7 @@ def prepare(
     Raises:
         ValueError: data, model and configuration do not fit.
     """
-    dataset = dataset if dataset is not None else data.load(config.dataset, config.data_dir)
+    dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     performance = performance or Performance()
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:
