@@ -16,7 +16,7 @@ from hardjax.engine.state import TrainState
 from hardjax.fisher import memory
 from hardjax.training import files, spectra
 from hardjax.training.record import Record
-from hardjax.training.setting import DISPATCH_SECONDS, Setting
+from hardjax.training.setting import DISPATCH_SECONDS, LEAST_BOUND, Setting
 
 
 class Loop:
@@ -112,7 +112,7 @@ class Loop:
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
         # Never upwards, and down only by much: another bound is another set of programs to compile.
         if affordable < self.plan.bound / 4:
-            self.plan = dataclasses.replace(self.plan, bound=max(1, affordable))
+            self.plan = dataclasses.replace(self.plan, bound=max(LEAST_BOUND, affordable))
 
     def _decide(self) -> None:
         """Drain, stop the clock, test, write."""

@@ -32,6 +32,8 @@ DISPATCH_SECONDS = 1.0
 # small networks less; a step of the smallest perceptron takes 0.2 ms. An accelerator is bound by its launches first.
 _OPERATIONS_PER_SECOND = {"cpu": 5e10}
 _LEAST_STEP_SECONDS = 5e-4
+# Single steps cost 19 % more than one round of eight, fours 1 % (ResNet-20, batch 32; docs/speed.md).
+LEAST_BOUND = 4
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _expected_bound(forward_flops: float) -> int:
     """Steps that a dispatch may hold: a step takes three times the operations of its forward pass."""
     speed = _OPERATIONS_PER_SECOND.get(jax.default_backend(), 1e13)
     # A backward pass is two of a forward pass's products for each of its own.
-    return max(1, int(DISPATCH_SECONDS / max(3 * forward_flops / speed, _LEAST_STEP_SECONDS)))
+    return max(LEAST_BOUND, int(DISPATCH_SECONDS / max(3 * forward_flops / speed, _LEAST_STEP_SECONDS)))
 
 
 def _observer(config: TrainConfig, performance: Performance, recipe: Recipe) -> SpectrumObserver | None:
