@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 import numbers
 import os
@@ -68,12 +69,13 @@ def read(cls: type[_Kind], given: Any, what: str = "") -> _Kind:
 def field_help(cls: type) -> dict[str, str]:
     """The first sentence on each field under `Attributes:` in the docstring."""
     found: dict[str, str] = {}
-    lines, name = (cls.__doc__ or "").partition("Attributes:\n")[2].splitlines(), ""
+    # Python 3.13 takes the indentation off docstrings; cleaned, they are alike everywhere.
+    lines, name = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].splitlines(), ""
     for line in lines:
         depth, text = len(line) - len(line.lstrip()), line.strip()
-        if not text or depth < 8:
+        if not text or depth < 4:
             break
-        if depth == 8:
+        if depth == 4:
             name, _, text = text.partition(": ")
             found |= dict.fromkeys(name.split(", "), "")
         found |= {part: f"{found[part]} {text}".strip() for part in name.split(", ")}
