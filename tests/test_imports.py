@@ -72,4 +72,6 @@ def test_no_module_takes_a_public_name_from_the_package():
 
 def test_a_module_in_the_middle_is_imported_first():
     code = "import hardjax.training.setting, sys; assert 'hardjax.training.run' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

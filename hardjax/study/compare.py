@@ -9,6 +9,7 @@ from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
+from hardjax.engine.recipe import functions_of
 from hardjax.study import evidence
 from hardjax.study.arms import Arm
 from hardjax.training.run import RunResult, run
@@ -64,6 +65,8 @@ def compare(
         KeyboardInterrupt: interrupted before the first run was complete.
     """
     check_comparable(config, seeds, arms)
+    # Made once: each run would otherwise take the network for another one, and compile its programs anew.
+    model = None if model is None else functions_of(model)
     done: list[list[RunResult]] = []
     interrupted = False
     # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm

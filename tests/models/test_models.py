@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import flax.linen as nn
 import goldens
 import jax
@@ -65,7 +66,7 @@ def test_contract(name):
     evaluated = module.apply(
         {"params": variables["params"], "batch_stats": statistics}, images, mutable=["batch_stats"]
     )
-    _equal(evaluated[1].get("batch_stats", statistics), statistics)
+    chex.assert_trees_all_equal(evaluated[1].get("batch_stats", statistics), statistics)
 
     of_whole = make(norm="batch", norm_batch_size=8)
     assert _traced(of_whole, variables, images) == _traced(module, variables, images)
@@ -96,10 +97,6 @@ def _init(module, image_shape):
 
 def _shapes(module, image_shape):
     return jax.eval_shape(lambda key: init_variables(module, key, image_shape), jax.random.key(0))
-
-
-def _equal(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -338,7 +335,7 @@ def test_from_torch_keeps_dtypes_and_draws_a_new_head():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float16")}
     other = models.from_torch("cbrcb_resnet8", state, 7, new_head=jax.random.key(0))
     assert other["params"]["fc"]["kernel"].shape == (64, 7) and other["params"]["fc"]["kernel"].any()
-    _equal(other["params"]["conv0"], variables["params"]["conv0"])
+    chex.assert_trees_all_equal(other["params"]["conv0"], variables["params"]["conv0"])
 
 
 @pytest.mark.parametrize("golden", ["resnet8_he", "cbrcb_resnet8_1ch", "efficientnet_b4", "mobilenetv3_small_100"])
@@ -346,7 +343,9 @@ def test_from_torch_takes_tensors_in_any_order(golden):
     file = "layers" if golden in ZOO else "more_layers"
     state = goldens.state_dict(goldens.read(file)[golden])
     name = goldens.HERE.get(golden, (golden, {}))[0]
-    _equal(*(models.from_torch(name, dict(sorted(state.items(), reverse=r))) for r in (False, True)))
+    chex.assert_trees_all_equal(
+        *(models.from_torch(name, dict(sorted(state.items(), reverse=r))) for r in (False, True))
+    )
 
 
 def test_from_torch_reads_the_size_of_the_images_from_the_weights():
@@ -360,7 +359,7 @@ def test_from_torch_reads_the_size_of_the_images_from_the_weights():
             for layer, leaves in params.items()
             for kind, leaf in leaves.items()
         }
-        _equal(models.from_torch(name, state)["params"], params)
+        chex.assert_trees_all_equal(models.from_torch(name, state)["params"], params)
 
 
 def test_dense_layers_take_images_channel_by_channel():
@@ -405,7 +404,7 @@ def test_dropout_and_stochastic_depth_draw_in_training_alone(options):
     apply, plain = (jax.jit(make_apply(module), static_argnums=2) for module in (make(**options), make()))
     one, two, again = (apply(variables, images, True, jax.random.key(seed))[0] for seed in (1, 2, 1))
     assert (one != two).any() and (one == again).all()
-    _equal(apply(variables, images, False)[0], plain(variables, images, False)[0])
+    chex.assert_trees_all_equal(apply(variables, images, False)[0], plain(variables, images, False)[0])
 
 
 @pytest.mark.parametrize("name", ["resnet8", "cbrcb_resnet8", "inverted"])

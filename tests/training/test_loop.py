@@ -167,9 +167,25 @@ def test_people_s_own_networks_are_never_found_again_by_equality(tiny, monkeypat
 
 
 def test_networks_of_the_zoo_are_found_by_name_and_typed_options():
-    assert zoo_functions("mlp", 3, {"widths": [8]}) is zoo_functions("mlp", 3, {"widths": [8]})
+    first = zoo_functions("mlp", 3, {"widths": [8]})
+    assert zoo_functions("mlp", 3, {"widths": [8]}) is first
     assert zoo_functions("mlp", 3, {"dropout": 0}) is not zoo_functions("mlp", 3, {"dropout": 0.0})
     assert zoo_functions("mlp", 3, {}) is not zoo_functions("mlp", 4, {})
+
+
+def test_the_runs_of_one_comparison_share_the_programs_of_a_network_of_one_s_own(tiny):
+    compiled = []
+    compare(
+        hj.TrainConfig(**{**SMALL, "model_options": {}}, epochs=1),
+        make_arms((1.0,), ()),
+        seeds=2,
+        dataset=tiny,
+        model=Calling(),
+        performance=COUNTED,
+        progress=False,
+        on_result=lambda arm, result: compiled.append(result.summary["compile_seconds"]),
+    )
+    assert compiled[0] > 0 and compiled[1] == 0
 
 
 @dataclasses.dataclass(frozen=True)
