@@ -131,21 +131,7 @@ def gram(
     check.ensure(model, rows, method, variables, images, traced=traced)
     if traced:
         return make_unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
-    fn = executables.compiled(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
-    try:
-        # Waited for: a device that runs out of memory says so here, where what to set can be said.
-        found = jax.block_until_ready(fn(variables, images, labels, key))
-    except jax.errors.JaxRuntimeError as error:
-        if not ran_out_of_memory(error):
-            raise
-        layered = method == "layers" and rows != "coupled"
-        where = memory.largest(memory.plan(model, variables, images, key=key)) if layered else ""
-        advice = memory.advice(rows, method, chunk, len(images))
-        raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{where}: {advice}.") from error
-    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
-    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
-        _explain_nan(model, variables, images, labels, rows, method, key)
-    return found
+    return _computed(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
 
 
 def jacobian(
@@ -213,6 +199,27 @@ def coverage(
     _check_batch(images, labels)
     _check_labels(model, variables, images, labels, key)
     return check.run(model, rows, method, variables, images, tolerance)
+
+
+def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
+    """What the compiled function gives; what went wrong on the device is said in one line."""
+    rows, method, chunk, _ = settings
+    variables, images, labels, key = inputs
+    fn = executables.compiled(model, settings, inputs)
+    try:
+        # Waited for: a device that runs out of memory says so here, where what to set can be said.
+        found = jax.block_until_ready(fn(*inputs))
+    except jax.errors.JaxRuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        layered = method == "layers" and rows != "coupled"
+        where = memory.largest(memory.plan(model, variables, images, key=key)) if layered else ""
+        advice = memory.advice(rows, method, chunk, len(images))
+        raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{where}: {advice}.") from error
+    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        _explain_nan(model, variables, images, labels, rows, method, key)
+    return found
 
 
 def _explain_nan(
