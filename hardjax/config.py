@@ -1,6 +1,7 @@
 """Settings: `TrainConfig` changes results, `Performance` changes only speed and memory."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,6 +176,10 @@ class Performance:
         trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
             where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.
+        save_every: when a run with an output folder saves itself: a number of test points, a time ("90s", "10min",
+            "2h", which may cut an epoch), "end" (only then); None: at a test point, at most once a minute.
+        checkpoint_gigabytes: disk that a run's checkpoints may take together (the last two, the best by validation, the
+            last that was finite); the oldest go first. None: no limit.
         gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
 
     Raises:
@@ -187,6 +192,8 @@ class Performance:
     trim_path: str = _rounding("auto")
     trim_programs: int = _rounding(5)
     gram_chunk: int | None = _rounding(None)
+    save_every: int | str | None = _exact(None)
+    checkpoint_gigabytes: float | None = _exact(None)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -195,6 +202,17 @@ class Performance:
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
+        if self.checkpoint_gigabytes is not None:
+            _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)
+        if isinstance(self.save_every, str) and self.save_every.isdecimal():
+            object.__setattr__(self, "save_every", int(self.save_every))
+        if isinstance(self.save_every, int):
+            _validate.at_least(1, save_every=self.save_every)
+        elif self.save_every not in (None, "end") and not re.fullmatch(r"\d+(\.\d+)?\s*(s|min|h)", self.save_every):
+            raise Refusal(
+                f"Expected save_every={self.save_every!r} to be a number of test points, a time such as 90s, 10min or"
+                " 2h, or end."
+            )
 
     @classmethod
     def effects(cls) -> dict[str, str]:

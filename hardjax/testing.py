@@ -1,12 +1,16 @@
 """Checks for people's own pieces: what a run takes for granted of a strategy, each as a named assertion.
 
-`assert_selection_is_sound(MyStrategy(0.3))` in a test suite says which promise is broken before a run of hours does.
+`assert_selection_is_sound(MyStrategy(0.3))` in a test suite says which promise is broken before a run of hours does;
+`assert_resumes_everywhere(config, dataset)` cuts a short run everywhere and goes on.
 """
 
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +21,14 @@ from jax import Array
 from hardjax import _validate
 from hardjax.choose import selection as selections
 from hardjax.choose.selection import Selection
+from hardjax.config import Performance, TrainConfig
+from hardjax.data import Dataset
+from hardjax.engine.recipe import functions_of
+from hardjax.training import checkpoint, resume
+from hardjax.training.loop import Loop
+from hardjax.training.progress import Silent
+from hardjax.training.setting import prepare
+from hardjax.training.signals import Asked
 
 
 def assert_selection_is_sound(strategy: Selection, *, num_slots: int = 12, batch_size: int = 4, seed: int = 0) -> None:
@@ -59,6 +71,92 @@ def assert_selection_is_sound(strategy: Selection, *, num_slots: int = 12, batch
     for size in sorted({each, full}):  # the last round of a run is cut short
         for values in (table, *tables):
             _check_plan(strategy, values, keys, size)
+
+
+def assert_resumes_everywhere(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    *,
+    model: Any = None,
+    performance: Performance | None = None,
+) -> int:
+    """Train, saving between all dispatches, also inside rounds; go on from every save; compare the whole rest with the
+    run that nothing interrupted: parameters and everything else that decides the future, history (clock times aside),
+    rounds and spectra, to the bit.
+
+    Args:
+        config, dataset, model: a short run, as for `hardjax.run`: it is trained once for every save.
+        performance: `steps_per_dispatch` says how often it is cut; by default every 3 steps.
+
+    Returns:
+        The number of places at which it was cut; at least 1.
+
+    Raises:
+        AssertionError: a run that went on differs, in one line with the place and what differs.
+        ValueError: what `hardjax.run` refuses.
+    """
+    performance = performance or Performance(steps_per_dispatch=3)
+    model = None if model is None else functions_of(model)  # once: every run would compile programs of its own
+    setting = prepare(config, dataset, model, performance)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, copies = Path(scratch) / "run", Path(scratch) / "copies"
+        folder.mkdir()
+        cut = _Everywhere(folder, copies)
+        saved = _ended(Loop(setting, Silent(), folder, cut))  # type: ignore[arg-type]
+        whole = _ended(Loop(setting, Silent()))
+        _compare("saving alone", whole, saved)
+        places = sorted(copies.iterdir())
+        _say(bool(places), "resume", "the run was over before it could be cut; take a smaller steps_per_dispatch.")
+        for place in places:
+            start = resume.find(place, setting)
+            assert start is not None
+            where = f"cut after {start.position.backprops} back-propagations, {start.position.cursor} into a round"
+            _compare(where, whole, _ended(Loop(setting, Silent(), place, None, start)))
+    return len(places)
+
+
+class _Everywhere:
+    """Saves whenever it is asked, and keeps a copy of the folder as a kill at that moment would leave it."""
+
+    def __init__(self, folder: Path, copies: Path) -> None:
+        self._folder, self._copies, self._count = folder, copies, 0
+
+    def due(self, tested: int | None) -> bool:
+        return True
+
+    def save(self, state: Any, facts: Mapping[str, Any]) -> None:
+        checkpoint.save(self._folder, state, facts)
+        shutil.copytree(self._folder, self._copies / f"{self._count:04}")
+        shutil.rmtree(self._folder / checkpoint.FOLDER)
+        self._count += 1
+
+
+def _ended(loop: Loop) -> dict[str, Any]:
+    """Everything that a run leaves, trained to its end."""
+    end = loop.go(Asked())
+    history = loop.record.history.arrays()
+    clocks = [name for name in history if "seconds" in name]
+    return {
+        "end": end,
+        "history": {name: values for name, values in history.items() if name not in clocks},
+        "replays": loop.record.replays,
+        "spectra": loop.record.spectra.arrays(),
+        "state": checkpoint.on_host(loop.state),
+        "bad steps": (loop.record.bad_steps, loop.record.first_bad, loop.record.never_finite),
+    }
+
+
+def _compare(where: str, whole: Any, found: Any) -> None:
+    expected, got = (jax.tree_util.tree_leaves_with_path(tree) for tree in (whole, found))
+    names = [
+        [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves] for leaves in (expected, got)
+    ]
+    _say(names[0] == names[1], "resume", f"{where}: it reports {sorted(set(names[0]) ^ set(names[1]))[:3]} or not.")
+    for name, (_, left), (_, right) in zip(names[0], expected, got, strict=True):
+        left, right = np.asarray(left), np.asarray(right)
+        # By bytes: NaN equals itself, and 0.0 is not -0.0.
+        same = left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes()
+        _say(same, "resume", f"{where}: {name} differs: {right.ravel()[:3]} instead of {left.ravel()[:3]}.")
 
 
 def _check_frozen(strategy: Any) -> None:

@@ -1,12 +1,13 @@
 """`hardjax compare`."""
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, local_folder
 from hardjax.cli import prepare, show
 from hardjax.cli.options import Settings, parse, told, with_axes
 
@@ -44,10 +45,9 @@ def compare(options: Any) -> int:
     prepare.use_compilation_cache()
     from hardjax.choose.trimming import Trimming
     from hardjax.plots import arms as plots  # now: an import that fails at the end would cost the table
-    from hardjax.study import tables
+    from hardjax.study import rows, tables
     from hardjax.study.arms import make_arms, make_methods
     from hardjax.study.compare import check_comparable, compare
-    from hardjax.training import files
 
     config = options.config()
     if options.methods:
@@ -55,48 +55,36 @@ def compare(options: Any) -> int:
     else:
         arms = make_arms(options.deltas, options.controls)
     check_comparable(config, options.seeds, arms)
-    files.check_folder(options.output, options.overwrite)
+    where = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
+    rows.check(options.output, None, options.overwrite, options.resume)
     setting = prepare.setting(options, config)
-    folder = files.claim_folder(options.output, options.overwrite)
-    plain = setting.config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": options.seeds}
-    files.write_json(folder / "config.json", plain)
+    folder = local_folder(output=options.output)
 
     def log(arm: Any, result: Any) -> None:
-        entry = {"selection": arm.name, "delta": arm.delta, "seed": result.config.seed}
-        files.append_line(folder / "history.jsonl", entry | {"history": result.history, "summary": result.summary})
         print(
             f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
         )
 
     result = compare(
-        setting.config,
+        config,
         arms,
         options.seeds,
         dataset=setting.whole,
         performance=setting.performance,
         progress=not options.quiet,
         on_result=log,
-    )
-    files.write_json(
-        folder / "summary.json",
-        {
-            "rows": result.rows,
-            "thresholds": result.thresholds,
-            "left_out": result.left_out,
-            "interrupted": result.interrupted,
-        }
-        | files.environment(),
+        **where,
     )
     if options.methods:
         forms = tables.trimming_table, tables.trimming_legend, plots.trimming
     else:
         forms = tables.replay_table, tables.replay_legend, plots.comparison
-    drawn = _tell(result, setting.config.title, folder / "comparison.png", *forms)
+    drawn = _tell(result, result.config.title, folder / "comparison.png", *forms)
     print(f"written to {folder}: summary.json, history.jsonl{', comparison.png' if drawn else ''}")
     if result.interrupted:
         shown = f"{len(result.arms)} of {len(arms)} arms with {result.rows[0]['seeds']} of {options.seeds} seeds"
-        print(f"interrupted: {shown} are complete and shown", file=sys.stderr)
-    return 130 if result.interrupted else 0
+        print(f"interrupted: {shown} are complete and shown; --resume goes on from there", file=sys.stderr)
+    return 128 + signal.Signals[result.signal] if result.signal else 0
 
 
 def _tell(result: Any, title: str, path: Path, table: Callable, legend: Callable, picture: Callable) -> bool:

@@ -6,7 +6,10 @@ at once.
 
 import importlib
 import os
+import signal
 import sys
+import warnings
+from typing import Any
 
 from hardjax import _validate
 from hardjax._validate import Refusal
@@ -28,20 +31,29 @@ def main(arguments: list[str] | None = None) -> None:
     Any other exception is a fault of ours and keeps its traceback (exit 1).
     """
     encoding.degrade(sys.stdout, sys.stderr)
+    warnings.showwarning = _show_warning
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except Refusal as refusal:
         print(f"hardjax: {' '.join(str(refusal).split())}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("hardjax: interrupted.", file=sys.stderr)
-        code = 130
+        code = 128 + signal.Signals[getattr(error, "signal", None) or "SIGINT"]
     except BrokenPipeError:
         # The reader has gone (`hardjax data list | head -1`); the interpreter must not try to flush again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """What a run goes on after, as a line of ours; other people's warnings as Python shows them."""
+    if category.__module__.startswith("hardjax."):
+        print(f"hardjax: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *rest[:2]))
 
 
 def _run(arguments: list[str]) -> int:

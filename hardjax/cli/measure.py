@@ -37,11 +37,11 @@ def run(arguments: list[str]) -> int:
     _check(options)
     settings = (options.batches, options.rows, options.tolerance, options.data_dir, options.gram_chunk)
     found = {folder: measure_run(folder, *settings, float64=options.float64) for folder in options.runs}
-    folder = files.claim_folder(options.output, options.overwrite)
-    files.write_json(
-        folder / "measure.json",
-        {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
-    )
+    with files.claim_folder(options.output, options.overwrite) as folder:
+        files.write_json(
+            folder / "measure.json",
+            {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
+        )
     drawn = False
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
     if recorded:

@@ -67,6 +67,13 @@ class Settings:
     training: Flat[TrainingOptions] = TrainingOptions()
     gram_chunk: Annotated[int | None, optional("SAMPLES", "bounds the memory of a measurement")] = None
     output: Annotated[str, told("folder for what is written")] = "runs/latest"
+    save_every: Annotated[
+        str | None, optional("WHEN", "test points (5), a time (90s, 10min, 2h) or end; default: at most once a minute")
+    ] = None
+    checkpoint_gigabytes: Annotated[
+        float | None, optional("GB", "disk that checkpoints may take; default: no limit")
+    ] = None
+    resume: Annotated[bool, told("go on with what the folder holds, as if it had never been interrupted")] = False
     overwrite: Annotated[bool, told("let the folder hold other results of hardjax already")] = False
     quiet: Annotated[bool, told("no progress")] = False
 
@@ -87,7 +94,8 @@ class Settings:
         return TrainConfig(**settings)
 
     def performance(self) -> Performance:
-        return Performance(gram_chunk=self.gram_chunk)
+        names = ("gram_chunk", "save_every", "checkpoint_gigabytes")
+        return Performance(**{name: getattr(self, name) for name in names})
 
 
 def with_axes(command: type[_Kind], leave_out: tuple[str, ...] = ()) -> type[_Kind]:

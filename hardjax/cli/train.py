@@ -1,5 +1,7 @@
 """`hardjax train`."""
 
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,20 +22,23 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
     options = parse(with_axes(Train), "train", arguments)
     prepare.use_compilation_cache()
-    from hardjax.training import files, run
+    from hardjax.training import run
 
-    config = options.config()
-    files.check_folder(options.output, options.overwrite)
+    config, where = options.config(), (options.output, options.overwrite, options.resume)
+    run.check_output(*where)
     setting = prepare.setting(options, config)
-    result = run.train(setting, options.output, options.overwrite, progress=not options.quiet)
-    folder = local_folder(output=options.output)
-    _draw(setting, result, folder)
-    summary = result.summary
+    result = run.train(setting, *where, progress=not options.quiet)
+    folder, summary = local_folder(output=options.output), result.summary
+    if not summary["interrupted"]:
+        _draw(setting, result, folder)
     shown = {name: found for name, found in summary.items() if not isinstance(found, dict)}
     shown |= setting.config.columns(result.history)
     show.table(setting.config.title, [{"what": name, "value": show.value(found)} for name, found in shown.items()])
     print(f"written to {folder}")
-    return 130 if summary["interrupted"] else 0
+    if not summary["interrupted"]:
+        return 0
+    print("hardjax: interrupted and saved; the same command with --resume goes on from there.", file=sys.stderr)
+    return 128 + signal.Signals[summary["signal"]]
 
 
 def _draw(setting: Any, result: Any, folder: Path) -> None:

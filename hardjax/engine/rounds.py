@@ -28,6 +28,7 @@ from hardjax.engine.state import (
     TrainData,
     TrainState,
     draw,
+    hash_samples,
     make_partition,
     replace,
 )
@@ -49,6 +50,7 @@ class RoundInfo(NamedTuple):
     slots: Array
     kept_loss: Array | None = None
     dropped_loss: Array | None = None
+    bad: Array | None = None
 
 
 class Observer(Protocol):
@@ -189,7 +191,11 @@ def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) ->
 
 def _counted(state: TrainState, steps: int, slots: Array, schedule: Array, kept: Array | None) -> TrainState:
     """The state with this segment's visits counted: once a segment, not once a step, where each would be a launch."""
-    counts = {"visits": state.visits.at[slots].add(1), "seen": state.seen.at[schedule].add(1)}
+    counts = {
+        "visits": state.visits.at[slots].add(1),
+        "seen": state.seen.at[schedule].add(1),
+        "samples_hash": hash_samples(state.samples_hash, schedule),
+    }
     if kept is not None:
         counts["drops"] = state.drops.at[schedule].add(1 - kept)
     return replace(state, cursor=state.cursor + steps, **counts)

@@ -13,6 +13,8 @@ from hardjax.engine.optimizers import Hyper, make_optimizer
 
 # Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
 PARTITION, PLAN, AUGMENT, DROPOUT, TRIM = range(5)
+# Odd, with bits all over (golden ratio and primes of xxHash): of `hash_samples`.
+_MIX, _BASES = 0x9E3779B1, (0x85EBCA77, 0xC2B2AE3D)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class TrainState:
         visits: (slots,) int32, times each slot was trained.
         seen: (n,) int32, times each sample was in a batch that was trained.
         drops: (n,) int32, times trimming then left it out.
+        samples_hash: (2,) uint32, of the sample indices in the order in which they were trained, see `hash_samples`.
     """
 
     params: Any
@@ -101,6 +104,7 @@ class TrainState:
     visits: Array
     seen: Array
     drops: Array
+    samples_hash: Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -156,9 +160,33 @@ def make_init(recipe: Recipe, sizes: Sizes) -> Callable[[Array, Hyper, Array], T
             visits=jnp.zeros(table.shape[:1], jnp.int32),
             seen=jnp.zeros(recipe.num_samples, jnp.int32),
             drops=jnp.zeros(recipe.num_samples, jnp.int32),
+            samples_hash=jnp.zeros(2, jnp.uint32),
         )
 
     return init
+
+
+def hash_samples(before: Array, schedule: Array) -> Array:
+    """The running hash with the samples of some more steps: equal for equal sequences, however they are cut.
+
+    Two polynomials modulo 2^32 in the indices, h -> h * a + mix(index) from sample to sample, all steps at once.
+
+    Args:
+        before: (2,) uint32.
+        schedule: (steps, B) int32 indices.
+    """
+    steps, batch_size = schedule.shape
+    mixed = (schedule.astype(jnp.uint32) + 1) * jnp.uint32(_MIX)
+    mixed = mixed ^ (mixed >> 15)
+
+    def powers(base: int, count: int) -> list[int]:
+        return [pow(base, count - 1 - place, 2**32) for place in range(count)]
+
+    inside = jnp.asarray([powers(a, batch_size) for a in _BASES], jnp.uint32)
+    across = jnp.asarray([powers(pow(a, batch_size, 2**32), steps) for a in _BASES], jnp.uint32)
+    whole = jnp.asarray([pow(a, batch_size * steps, 2**32) for a in _BASES], jnp.uint32)
+    rows = (mixed[None] * inside[:, None]).sum(-1, dtype=jnp.uint32)
+    return before * whole + (rows * across).sum(-1, dtype=jnp.uint32)
 
 
 def draw(key: Array, purpose: int, counter: Array | int) -> Array:

@@ -1,18 +1,21 @@
 """Several ways of choosing, trained alike and set side by side over seeds (P1, P2)."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
-from hardjax.data import Dataset
+from hardjax.data import Dataset, load
 from hardjax.engine.recipe import functions_of
-from hardjax.study import evidence
+from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
-from hardjax.training.run import RunResult, run
+from hardjax.training.run import RunResult, train
+from hardjax.training.setting import prepare
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Comparison:
         thresholds: nats for each seed that every run of it reached, those left out aside; NaN if all were.
         rows: the table, plain data, see `evidence.make_rows`.
         left_out: a line for each run that is left out of differences in epochs and spectra, with the reason.
-        interrupted: Ctrl-C ended it before all runs were done.
+        interrupted: it was asked to end before all runs were done.
+        signal: name of the signal that asked, if one did.
     """
 
     config: TrainConfig
@@ -35,6 +39,7 @@ class Comparison:
     rows: list[dict[str, Any]]
     left_out: tuple[str, ...] = ()
     interrupted: bool = False
+    signal: str | None = None
 
 
 def compare(
@@ -45,6 +50,9 @@ def compare(
     dataset: Dataset | None = None,
     model: Any = None,
     performance: Performance | None = None,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
     on_result: Callable[[Arm, RunResult], None] = lambda arm, result: None,
 ) -> Comparison:
@@ -55,42 +63,76 @@ def compare(
         arms: see `make_arms` and `make_methods`; the first one is the baseline.
         seeds: runs of each arm.
         dataset, model, performance, progress: as in `run`.
+        output: folder for config.json, history.jsonl (a line a run, the moment it ends) and summary.json; None writes
+            nothing.
+        overwrite: let `output` hold another result already, which is removed.
+        resume: go on with the comparison in `output`: runs that are done are read (without their states), the one that
+            was under way goes on from its last checkpoint.
         on_result: called after every run.
 
-    Ctrl-C ends it after the run under way was cut short. Seeds that every arm was trained with are kept; before the
-    first one is complete, the arms that it was complete for.
+    Ctrl-C or SIGTERM ends it after the run under way was cut short. Seeds that every arm was trained with are kept;
+    before the first one is complete, the arms that it was complete for.
 
     Raises:
-        ValueError: seeds below 1 or beyond the last one, no evaluation of the training split; what `run` refuses.
-        KeyboardInterrupt: interrupted before the first run was complete.
+        ValueError: seeds below 1 or beyond the last one, no evaluation of the training split, another comparison in the
+            folder; what `run` refuses.
+        Interrupted: (a KeyboardInterrupt) before the first run was complete.
     """
     check_comparable(config, seeds, arms)
+    if output is not None:
+        rows.check(output, None, overwrite, resume)
     # Made once: each run would otherwise take the network for another one, and compile its programs anew.
     model = None if model is None else functions_of(model)
+    dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
+    config = dataclasses.replace(config, dataset=dataset.name, model=config.model if model is None else model.name)
+    plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": seeds, "data": dataset.checksum}
     done: list[list[RunResult]] = []
-    interrupted = False
-    # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm
-    # while the comparison runs weighs on both, and an end before time leaves whole pairs.
-    for seed in range(config.seed, config.seed + seeds):
-        runs: list[RunResult] = []
-        for arm in arms:
-            settings = dataclasses.replace(config, **arm.settings, seed=seed)
-            result = run(settings, dataset=dataset, model=model, performance=performance, progress=progress)
-            on_result(arm, result)
-            interrupted = bool(result.summary["interrupted"])
-            if result.summary["end"] != "interrupted":
-                runs.append(result)
+    interrupted: str | None = None
+    with ExitStack() as held:
+        kept = None
+        if output is not None:
+            kept = held.enter_context(rows.opened(output, plain, tuple(arms), overwrite, resume))
+        # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm
+        # while the comparison runs weighs on both, and an end before time leaves whole pairs.
+        for seed in range(config.seed, config.seed + seeds):
+            runs: list[RunResult] = []
+            for arm in arms:
+                settings = dataclasses.replace(config, **arm.settings, seed=seed)
+                result = None if kept is None else kept.find(arm, settings)
+                if result is None:
+                    setting = prepare(settings, dataset, model, performance)
+                    place, there = (None, False) if kept is None else kept.place(setting.config)
+                    result = train(setting, place, resume=there, progress=progress, keep=False)
+                    interrupted = result.summary.get("signal")
+                    if result.summary["end"] != "interrupted":
+                        if kept is not None:
+                            kept.add(arm, result)
+                        on_result(arm, result)
+                if result.summary["end"] != "interrupted":
+                    runs.append(result)
+                if interrupted:
+                    break
+            # A seed that not every arm was trained with is no pair; of the very first one, what there is is shown.
+            if len(runs) == len(arms) or (runs and not done):
+                done.append(runs)
             if interrupted:
                 break
-        # A seed that not every arm was trained with is no pair; of the very first one, what there is is shown.
-        if len(runs) == len(arms) or (runs and not done):
-            done.append(runs)
-        if interrupted:
-            break
-    if not done:
-        raise KeyboardInterrupt
-    short = len(done[0]) < len(arms) or len(done) < seeds
-    return summarise(config, tuple(arms[: len(done[0])]), tuple(zip(*done, strict=True)), interrupted=short)
+        if not done:
+            raise Interrupted(interrupted)
+        short = len(done[0]) < len(arms) or len(done) < seeds
+        found = summarise(config, tuple(arms[: len(done[0])]), tuple(zip(*done, strict=True)), interrupted=short)
+        found = dataclasses.replace(found, signal=interrupted)
+        if kept is not None:
+            kept.summarise(found.rows, found.thresholds, found.left_out, found.interrupted)
+    return found
+
+
+class Interrupted(KeyboardInterrupt):
+    """A comparison was asked to end before its first run was complete."""
+
+    def __init__(self, signal: str | None) -> None:
+        super().__init__("interrupted before the first run was complete")
+        self.signal = signal
 
 
 def check_comparable(config: TrainConfig, seeds: int, arms: Sequence[Arm]) -> None:
@@ -113,5 +155,5 @@ def summarise(
     seeds = [tuple(run.config.seed for run in runs) for runs in results]
     if len(set(seeds)) != 1:
         raise Refusal(f"Expected the same seeds for every arm, in the same order, got {sorted(set(seeds))}.")
-    rows, thresholds, left_out = evidence.make_rows(arms, results)
-    return Comparison(config, arms, results, thresholds, rows, left_out, interrupted)
+    table, thresholds, left_out = evidence.make_rows(arms, results)
+    return Comparison(config, arms, results, thresholds, table, left_out, interrupted)

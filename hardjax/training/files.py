@@ -1,11 +1,12 @@
 """Files of a run: which there are, whose they are, and how they are written."""
 
+import functools
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +19,27 @@ import numpy as np
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax._version import __version__
-from hardjax.training import checkpoint
+from hardjax.training import checkpoint, lines, record
+from hardjax.training.lines import refused
 
+try:
+    import fcntl
+except ImportError:  # Windows: without locks
+    fcntl = None  # type: ignore[assignment]
+
+UNDER_WAY = "under-way"  # the run that a comparison is at
 # Of all commands: a name that is missing here is neither refused nor cleared away.
 FILES = (
     "config.json",
-    "history.jsonl",
+    *record.FILES,
     "summary.json",
     "replays.npz",
-    "spectra.npz",
     "measure.json",
     "hardest.png",
     "measures.png",
     "comparison.png",
-    "checkpoint",
+    checkpoint.FOLDER,
+    UNDER_WAY,
 )
 # Other tools too call their files config.json and checkpoint: only a folder with this file in it is ours to clear.
 MARKER = "hardjax.json"
@@ -49,14 +57,14 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
             be looked at.
     """
     folder = _validate.local_folder(output=folder)
-    with _refused(folder, "to be a folder to write in"):
+    with refused(folder, "to be a folder to write in"):
         if folder.exists() and not folder.is_dir():
             raise Refusal(f"Expected output={str(folder)!r} to be a folder; it is a file.")
         held = [name for name in FILES if os.path.lexists(folder / name)]
         if held and not overwrite:
             raise Refusal(
                 f"The output folder {str(folder)!r} already holds a run ({', '.join(held)}); "
-                "name another, or pass --overwrite (overwrite=True)."
+                "name another, or pass --resume (resume=True) to go on with it, or --overwrite (overwrite=True)."
             )
         marker = [MARKER] if os.path.lexists(folder / MARKER) else []
         strange = [name for name in held + marker if not _ours(folder, name)]
@@ -68,27 +76,60 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     return folder
 
 
-def claim_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Make the folder, without the files of a run before.
+@contextmanager
+def claim_folder(folder: str | os.PathLike, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
+    """Make the folder and hold it: no other process writes into it meanwhile.
 
-    Call it last: what it deletes is gone, so everything that can be refused must have been refused.
+    Enter it last: unless `keep`, what a run before left is gone, so everything that can be refused must have been
+    refused.
 
     Raises:
-        ValueError: as `check_folder`, or it cannot be made or written.
+        ValueError: as `check_folder`, it cannot be made or written, or another process holds it.
     """
-    folder = check_folder(folder, overwrite)
-    with _refused(folder, "to be a folder to write in"):
+    folder = check_folder(folder, overwrite or keep)
+    with refused(folder, "to be a folder to write in"):
         folder.mkdir(parents=True, exist_ok=True)
         # A folder that exists may be read-only, or its disk full: found out now, not after hours.
         tempfile.TemporaryFile(dir=folder).close()
-        write_json(folder / MARKER, _FORMAT)
+        descriptor = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _locked(descriptor):
+            raise Refusal(f"Another process is writing into {str(folder)!r}; wait for its end, or name another folder.")
+        with refused(folder, "to be a folder to write in"):
+            if not os.fstat(descriptor).st_size:
+                os.write(descriptor, (lines.encode(_FORMAT) + "\n").encode())
+        if not keep:
+            clear(folder)
+        yield folder
+    finally:
+        os.close(descriptor)  # and with it the lock, as at the death of the process
+
+
+def clear(folder: Path) -> None:
+    """Take away what a run, a comparison or a measurement before left in a claimed folder.
+
+    Raises:
+        ValueError: it cannot be removed.
+    """
+    with refused(folder, "to be a folder to write in"):
         for path in (folder / name for name in FILES):
             # A link is taken away, never what it points to: somebody keeps checkpoints on a larger disk.
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    return folder
+
+
+def is_being_written(folder: str | os.PathLike) -> bool:
+    """Whether a process holds the folder at this moment."""
+    try:
+        descriptor = os.open(Path(folder) / MARKER, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _locked(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -117,27 +158,37 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     return plain
 
 
+def check_resumable(folder: Path) -> None:
+    """Look whether what a folder holds could be gone on with, or begun anew without a loss.
+
+    Raises:
+        ValueError: a comparison, or a finished run without its checkpoints.
+    """
+    try:
+        plain = json.loads((folder / "config.json").read_text())
+        ended = json.loads((folder / "summary.json").read_text()).get("end", "interrupted")
+    except (OSError, ValueError, AttributeError):
+        plain, ended = {}, "interrupted"
+    if isinstance(plain, dict) and "arms" in plain:
+        raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
+    if ended != "interrupted" and not checkpoint.kept(folder):
+        raise Refusal(
+            f"The run in {str(folder)!r} is finished and its checkpoints are gone: there is nothing to go on from; name"
+            " another folder, or pass --overwrite (overwrite=True)."
+        )
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Strict JSON (NaN and infinities become null), written whole or not at all.
+    """Strict JSON (see `lines.encode`), written whole or not at all.
 
     Raises:
         ValueError: it cannot be written (a full disk).
     """
     # Renaming is atomic: a reader, or a run killed here, never leaves half a file.
     scratch = path.with_name(path.name + ".part")
-    with _refused(path, "to be writable"):
-        scratch.write_text(json.dumps(_strict(content), indent=2) + "\n")
+    with refused(path, "to be writable"):
+        scratch.write_text(lines.encode(content, indent=2) + "\n")
         scratch.replace(path)
-
-
-def append_line(path: Path, entry: Any) -> None:
-    """One strict JSON line, readable while the run goes on.
-
-    Raises:
-        ValueError: it cannot be written (a full disk).
-    """
-    with _refused(path, "to be writable"), path.open("a") as file:
-        file.write(json.dumps(_strict(entry)) + "\n")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -147,7 +198,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
         ValueError: it cannot be written (a full disk).
     """
     scratch = path.with_name(path.name + ".part")
-    with _refused(path, "to be writable"):
+    with refused(path, "to be writable"):
         with scratch.open("wb") as file:
             np.savez_compressed(file, **arrays)
         scratch.replace(path)
@@ -161,14 +212,35 @@ def environment() -> dict[str, Any]:
         "versions": {"hardjax": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "device": f"{device.platform}: {device.device_kind} x{jax.device_count()}, {os.cpu_count()} CPU cores",
+        "device_kind": f"{device.platform}: {device.device_kind} x{jax.device_count()}",
     }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of a checkout of hardjax, with "+" where files differ from it; None of an installed package."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        # A package installed into somebody's project lies in their repository, not in ours.
+        if Path(git("rev-parse", "--show-toplevel") or "/nowhere").resolve() != root.resolve():
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "") or None
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _ours(folder: Path, name: str) -> bool:
     """Whether a file of that name in the folder was written by a run: the folder carries our marker, and the thing is
     of the kind that we write there."""
     try:
-        marked = json.loads((folder / MARKER).read_text())
+        text = (folder / MARKER).read_text()
+        # Empty where its writer was killed between making and filling it.
+        marked = json.loads(text) if text else _FORMAT
     except (OSError, ValueError):
         return False
     path = folder / name
@@ -176,28 +248,19 @@ def _ours(folder: Path, name: str) -> bool:
         return False
     if path.is_symlink() or not path.is_dir():
         return True
-    return name == "checkpoint" and checkpoint.is_ours(path)
+    if name == UNDER_WAY:
+        return (path / MARKER).is_file() or not any(path.iterdir())
+    return name == checkpoint.FOLDER and checkpoint.is_ours(path)
 
 
-@contextmanager
-def _refused(path: Path, what: str) -> Iterator[None]:
-    """What the operating system refuses, as one line of ours."""
+def _locked(descriptor: int, shared: bool = False) -> bool:
+    """Take a lock that ends with the process; False where another one holds it."""
+    if fcntl is None:
+        return True
     try:
-        yield
-    except OSError as error:
-        raise Refusal(f"Expected output={str(path)!r} {what}: {error.strerror or error}.") from None
-
-
-def _strict(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {str(name): _strict(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_strict(value) for value in content]
-    if isinstance(content, np.ndarray):
-        return _strict(content.tolist())
-    if isinstance(content, np.generic):
-        return _strict(content.item())
-    # NaN is no JSON: Python writes it all the same, and other readers refuse the whole file.
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems know no locks
+        return True
+    return True

@@ -1,7 +1,6 @@
 """The training loop: dispatches handed to the device one after the other, their reports read, decisions made."""
 
 import dataclasses
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,12 @@ from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
 from hardjax.engine.state import TrainState
 from hardjax.fisher import memory
-from hardjax.training import files, spectra
+from hardjax.training import resume
 from hardjax.training.record import Record
+from hardjax.training.resume import Start
+from hardjax.training.saver import Saver
 from hardjax.training.setting import DISPATCH_SECONDS, LEAST_BOUND, Setting
+from hardjax.training.signals import Asked
 
 
 class Loop:
@@ -25,37 +27,86 @@ class Loop:
     Between decision points one dispatch is in flight while the report of the one before is read. At them everything is
     read first, so that testing is not timed as training and every decision sees the same facts, however the run was cut
     into dispatches.
+
+    Args:
+        setting: what is trained.
+        bar: shows progress.
+        folder: for the record; None keeps it in memory alone.
+        saver: writes checkpoints, or None.
+        start: where a run that was cut short goes on, or None.
     """
 
-    def __init__(self, setting: Setting, bar: Any, folder: Path | None) -> None:
-        self.setting, self.bar, self.folder = setting, bar, folder
+    def __init__(
+        self,
+        setting: Setting,
+        bar: Any,
+        folder: Path | None = None,
+        saver: Saver | None = None,
+        start: Start | None = None,
+    ) -> None:
+        self.setting, self.bar, self.saver = setting, bar, saver
         self.plan = setting.plan
-        self.seconds = 0.0
-        self.compiled_before = setting.programs.compile_seconds
-        self.state = setting.init_state()
-        self.position = Position()
-        self.record = Record(setting.plan, self.state.table.shape[0])
+        self.position = Position() if start is None else start.position
+        self.seconds = 0.0 if start is None else start.seconds
+        self.resumed_at = () if start is None else start.resumed_at
+        self.state = setting.init_state() if start is None else start.state
+        self.record = Record(setting.plan, self.state.table.shape[0], folder)
+        if start is not None and folder is not None:
+            self.record.restore(folder, start.record)
+        self._compiled = (0.0 if start is None else start.compile_seconds) - setting.programs.compile_seconds
         self._in_flight: tuple[Dispatch, Any] | None = None
         # Clock, compile seconds and back-propagations when the device was last set going.
         self._window: tuple[float, float, int] | None = None
 
-    def go(self, interrupted: threading.Event) -> str:
+    @property
+    def compile_seconds(self) -> float:
+        """Of this run, what was compiled for it before it was cut short included."""
+        return self._compiled + self.setting.programs.compile_seconds
+
+    def go(self, asked: Asked) -> str:
         """Train to the end; returns why it ended."""
         facts = Facts()
         while (dispatch := next_dispatch(self.plan, self.position, facts)) is not None:
+            first = self.position.backprops == 0
             self._issue(dispatch)
             if dispatch.test:
-                self._decide()
-                facts = Facts("spectrum not finite" if self._spectrum_ends_it() else None)
-            elif self._window is not None and dispatch.before.backprops == 0 and dispatch.trained:
+                self._test()
+                facts = Facts(self._reason_to_stop())
+            elif first and self._window is not None and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
-            # Not after a plan or a look that follows a test point: there would be nothing new to test.
-            if interrupted.is_set() and dispatch.trained and self.position.backprops < self.plan.steps:
-                if not dispatch.test:
-                    self._decide()
+            over = facts.stop is not None or self.position.backprops == self.plan.steps
+            if asked and not over:
+                self._drain()
                 facts = Facts("interrupted")
+            elif self.saver is not None and not over:
+                tested = len(self.record.history.entries) if dispatch.test else None
+                if self.saver.due(tested):
+                    self._drain()
+                    self.saver.save(self.state, self.facts(None))
         return facts.stop or "budget spent"
+
+    def facts(self, end: str | None) -> dict[str, Any]:
+        """What is saved beside the state; everything has been read by then.
+
+        Args:
+            end: why the run ended, None where it goes on.
+        """
+        tested = self.record.history.entries[-1:]
+        scored = (
+            bool(tested) and tested[0]["backprops"] == self.position.backprops and "validation" in self.setting.splits
+        )
+        return resume.facts(
+            self.setting,
+            self.position,
+            record=self.record.marks(),
+            seconds=self.seconds,
+            compile_seconds=self.compile_seconds,
+            resumed_at=list(self.resumed_at),
+            end=end,
+            finite=self.record.bad_steps == 0,
+            validation={"top1": tested[0]["validation_top1"], "loss": tested[0]["validation_loss"]} if scored else None,
+        )
 
     def _issue(self, dispatch: Dispatch) -> None:
         """Hand a dispatch to the device, then read what the one before it reported."""
@@ -114,28 +165,31 @@ class Loop:
         if affordable < self.plan.bound / 4:
             self.plan = dataclasses.replace(self.plan, bound=max(LEAST_BOUND, affordable))
 
-    def _decide(self) -> None:
-        """Drain, stop the clock, test, write."""
+    def _drain(self) -> None:
+        """Read everything, wait for the device, stop the clock."""
         self._read()
         # Calls return before the device is done: without this, training would be timed as testing.
         jax.block_until_ready(self.state)
+        if self._window is None:
+            return
         spent = self._spent()
         self._rebound(spent)
         self.seconds, self._window = self.seconds + spent, None
-        config, measure = self.setting.config, self.setting.config.measure
-        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops) | self.record.take_means()
-        entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
-        entry = self.record.history.add(**entry, batch_size=config.batch_size, seconds=self.seconds)
-        self.bar.tested(entry)
-        if self.folder is not None:
-            files.append_line(self.folder / "history.jsonl", entry)
-            if measure is not None:
-                # Whole at every test point: an .npz cannot be added to. That is quadratic in very long runs.
-                files.save_arrays(self.folder / spectra.FILE, **self.record.spectra.arrays())
 
-    def _spectrum_ends_it(self) -> bool:
-        measure = self.setting.config.measure
-        return measure is not None and measure.stop_when_not_finite and not self.record.spectra.all_finite
+    def _test(self) -> None:
+        self._drain()
+        config, measure = self.setting.config, self.setting.config.measure
+        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops)
+        entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
+        skipped = self.record.bad_steps if config.on_nan == "skip-step" else 0
+        entry = self.record.tested(**entry, batch_size=config.batch_size, skipped=skipped, seconds=self.seconds)
+        self.bar.tested(entry)
+
+    def _reason_to_stop(self) -> str | None:
+        """ "diverged" where the run should end at something that is not finite."""
+        if self.setting.config.on_nan != "stop":
+            return None
+        return "diverged" if self.record.bad_steps or not self.record.spectra.all_finite else None
 
     @contextmanager
     def _explained_memory(self) -> Iterator[None]:
@@ -151,12 +205,13 @@ class Loop:
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
-def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, float]:
-    entry = {
+def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
         "epoch": float(plan.epoch(done)),
         "backprops": done,
         "table_loss": float(state.table.mean()),
         "learning_rate": learning_rate(plan, done - 1),
+        "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
     }
     names = {"train": "full_train", "validation": "validation", "test": "test"}
     size = setting.performance.eval_batch_size

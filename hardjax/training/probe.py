@@ -1,5 +1,6 @@
 """What is found out about a network before it is trained: does it fit, can it be measured."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,12 @@ from hardjax.fisher.observe import SpectrumObserver
 
 
 class ModelFacts(NamedTuple):
-    """variables: shapes of {"params", "batch_stats"}; flops: floating-point operations of one batch's forward pass."""
+    """variables: shapes of {"params", "batch_stats"}; flops: floating-point operations of one batch's forward pass;
+    fingerprint: a hash of its program, the same for the same network under one version of jax."""
 
     variables: Any
     flops: float
+    fingerprint: str
 
 
 def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts:
@@ -40,7 +43,8 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
             f" {images.shape}; it gives {logits.shape}."
         )
     # Some back ends tell no costs.
-    return ModelFacts(variables, float((lowered.cost_analysis() or {}).get("flops", 0.0)))
+    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    return ModelFacts(variables, flops, hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16])
 
 
 def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver) -> None:

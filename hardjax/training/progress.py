@@ -19,6 +19,8 @@ class Silent:
 
     def tested(self, entry: dict[str, float]) -> None: ...
 
+    def say(self, text: str) -> None: ...
+
 
 class ProgressBar(Silent):
     """One line, redrawn, on a terminal; where there is none (a batch job's log), `Lines`.
@@ -45,6 +47,10 @@ class ProgressBar(Silent):
 
     def tested(self, entry: dict[str, float]) -> None:
         self._shown.tested(entry)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._shown.say(text)
 
 
 class _Bar(Silent):
@@ -77,6 +83,9 @@ class _Bar(Silent):
     def tested(self, entry: dict[str, float]) -> None:
         self._test = f"  test {entry['test_top1']:.2f} %"
 
+    def say(self, text: str) -> None:
+        self._bar.console.print(f"hardjax: {text}", markup=False, highlight=False)
+
 
 class Lines(Silent):
     """Whole lines, the first one early, then at most one in 30 s, and one at the end.
@@ -103,6 +112,9 @@ class Lines(Silent):
 
     def tested(self, entry: dict[str, float]) -> None:
         self._test, self._behind = f", test {entry['test_top1']:.2f} %", True
+
+    def say(self, text: str) -> None:
+        print(f"hardjax: {text}", file=sys.stderr, flush=True)
 
     def __exit__(self, *exc: Any) -> None:
         if self._spoke and self._behind:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from hardjax._validate import OutOfMemory, ran_out_of_memory
+from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
-from hardjax.training import checkpoint, files
+from hardjax.training import files
+from hardjax.training import resume as resuming
+from hardjax.training.checkpoint import RunWarning
 from hardjax.training.loop import Loop
 from hardjax.training.progress import ProgressBar, Silent
-from hardjax.training.record import History
+from hardjax.training.record import FIELDS
+from hardjax.training.saver import Saver, check_space
 from hardjax.training.setting import Setting, prepare
+from hardjax.training.signals import interruptible
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def run(
     performance: Performance | None = None,
     output: str | os.PathLike | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
 ) -> RunResult:
     """Train as configured: exactly epochs * N back-propagations, tested once per N by default.
@@ -67,25 +72,53 @@ def run(
         model: one's own Linen module (`module(images, train) -> logits`); None creates `config.model`.
         variables: {"params", "batch_stats"} to start from, such as `hj.models.from_torch` gives; None draws them.
         performance: speed and memory only.
-        output, overwrite, progress: as in `train`.
+        output, overwrite, resume, progress: as in `train`.
 
-    Ctrl-C ends the run after the dispatch under way, with what was reached; pressed twice it raises.
+    Ctrl-C or SIGTERM ends the run after the dispatch under way, saved, with what was reached; a second one at once.
 
     Raises:
         ValueError: data, model and configuration do not fit, in one line.
     """
-    return train(prepare(config, dataset, model, performance, variables), output, overwrite, progress)
+    if output is not None:  # before data is read and a network traced
+        check_output(output, overwrite, resume)
+    return train(prepare(config, dataset, model, performance, variables), output, overwrite, resume, progress)
+
+
+def check_output(output: str | os.PathLike | None, overwrite: bool, resume: bool) -> None:
+    """Look whether a run could write there; touches nothing.
+
+    Raises:
+        ValueError: it holds something else, or the wishes contradict each other.
+    """
+    if overwrite and resume:
+        raise Refusal("Give overwrite=True (--overwrite) or resume=True (--resume), not both.")
+    if output is None:
+        if resume:
+            raise Refusal("Expected output= with resume=True: the folder of the run to go on with.")
+        return
+    folder = files.check_folder(output, overwrite or resume)
+    if resume:
+        files.check_resumable(folder)
 
 
 def train(
-    setting: Setting, output: str | os.PathLike | None = None, overwrite: bool = False, progress: bool = True
+    setting: Setting,
+    output: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    keep: bool = True,
 ) -> RunResult:
     """`run` of what `setting.prepare` made.
 
     Args:
-        output: folder for config.json, history.jsonl, summary.json and the checkpoint; None writes nothing.
-        overwrite: let `output` hold another run already.
+        output: folder for config.json, history.jsonl, summary.json and the checkpoints; None writes nothing.
+        overwrite: let `output` hold another run already, which is removed.
+        resume: go on with the run in `output` from its newest checkpoint, to the same bits as if it had never been
+            interrupted; without one it begins anew, and of a finished one the result is read.
         progress: a progress bar on standard error.
+        keep: leave the last state, summary.json and replays.npz in the folder; a comparison, which keeps its results
+            elsewhere, asks for what an interrupted run needs alone.
 
     Raises:
         ValueError: the folder holds another run, or cannot be written.
@@ -93,80 +126,104 @@ def train(
     """
     # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
-    folder = None if output is None else files.claim_folder(output, overwrite)
-    if folder is not None:
-        files.write_json(folder / "config.json", plain)
-    bar = ProgressBar(setting.config.epochs, steps=setting.plan.steps) if progress else Silent()
-    with bar, _interruptible() as interrupted:
-        try:
-            result = _train(setting, bar, interrupted, folder)
-        except jax.errors.JaxRuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"Out of memory in training {setting.config.model} on batches of {setting.config.batch_size}: take a"
-                " smaller batch, network, image size or Performance.eval_batch_size."
-            ) from error
-    if folder is not None:
-        files.write_json(folder / "summary.json", result.summary)
-        files.save_arrays(
-            folder / "replays.npz",
-            counts=result.replay_counts,
-            drops=result.drop_counts,
-            **({} if result.replays is None else {"by_round": result.replays}),
-        )
-        checkpoint.save(folder, result.state)
+    check_output(output, overwrite, resume)
+    with ExitStack() as held:
+        folder, start, saver = None, None, None
+        if output is not None:
+            performance = setting.performance
+            limit = None if performance.checkpoint_gigabytes is None else 1e9 * performance.checkpoint_gigabytes
+            check_space(limit, setting.state_shapes())
+            folder = held.enter_context(files.claim_folder(output, overwrite, keep=resume))
+            start = resuming.find(folder, setting) if resume else None
+            if resume and start is None:
+                said = f"Nothing to go on from in {str(output)!r}: the run begins at its start."
+                warnings.warn(said, RunWarning, stacklevel=2)
+                files.clear(folder)
+            files.write_json(folder / "config.json", plain)
+            saver = Saver(folder, performance.save_every, limit)
+        steps = setting.plan.steps
+        bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
+        # To the last file: a signal between two of them would leave a run that looks cut short.
+        asked = held.enter_context(interruptible())
+        with _explained_memory(setting):
+            loop = Loop(setting, bar, folder, saver, start)
+            if start is not None and start.end is not None:
+                bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
+                result = _result(setting, loop, start.end, None)
+                if folder is not None and not (folder / "summary.json").exists():  # killed between its last two files
+                    _write(folder, result)
+                return result
+            if start is not None and folder is not None:
+                bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
+                (folder / "summary.json").unlink(missing_ok=True)
+            end = loop.go(asked)
+        result = _result(setting, loop, end, asked.signal)
+        if folder is not None:
+            assert saver is not None
+            if keep or end == "interrupted":
+                saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
+                _write(folder, result)
     return result
 
 
-def _train(setting: Setting, bar: Any, interrupted: threading.Event, folder: Path | None) -> RunResult:
-    run = Loop(setting, bar, folder)
-    end = run.go(interrupted)
-    record, measure = run.record, setting.config.measure
-    summary = _summarise(setting, record.history, run.seconds, setting.programs.compile_seconds - run.compiled_before)
+def _write(folder: Path, result: RunResult) -> None:
+    files.write_json(folder / "summary.json", result.summary)
+    files.save_arrays(
+        folder / "replays.npz",
+        counts=result.replay_counts,
+        drops=result.drop_counts,
+        **({} if result.replays is None else {"by_round": result.replays}),
+    )
+
+
+def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None) -> RunResult:
+    record, measure = loop.record, setting.config.measure
     return RunResult(
         config=setting.config,
         history=record.history.arrays(),
-        state=run.state,
-        summary=summary | {"interrupted": interrupted.is_set(), "end": end},
+        state=loop.state,
+        summary=_summarise(setting, loop) | {"interrupted": end == "interrupted", "end": end} | _asked(asked),
         replays=record.replays,
-        replay_counts=np.asarray(run.state.visits),
-        drop_counts=np.asarray(run.state.drops),
+        replay_counts=np.asarray(loop.state.visits),
+        drop_counts=np.asarray(loop.state.drops),
         measurements=record.spectra.derived(measure.tolerance) if measure else {},
     )
 
 
-def _summarise(setting: Setting, history: History, seconds: float, compile_seconds: float) -> dict[str, Any]:
-    last = history.entries[-1]
+@contextmanager
+def _explained_memory(setting: Setting) -> Iterator[None]:
+    """Out of memory in training: say what to set."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Out of memory in training {setting.config.model} on batches of {setting.config.batch_size}: take a"
+            " smaller batch, network, image size or Performance.eval_batch_size."
+        ) from error
+
+
+def _asked(asked: signal.Signals | None) -> dict[str, Any]:
+    return {} if asked is None else {"signal": asked.name}
+
+
+def _summarise(setting: Setting, loop: Loop) -> dict[str, Any]:
+    entries, done = loop.record.history.entries, loop.position.backprops
+    # A run that was cut short before its first test point has no figures yet.
+    last = entries[-1] if entries else dict.fromkeys(FIELDS, float("nan"))
     return {
         "dataset": setting.dataset.name,
-        "backprops": last["backprops"],
+        "backprops": done,
         "num_batches": setting.sizes.num_batches,
-        "seconds_per_step": seconds / last["backprops"],
-        "train_seconds": seconds,
-        "compile_seconds": compile_seconds,
+        "seconds_per_step": loop.seconds / done if done else float("nan"),
+        "train_seconds": loop.seconds,
+        "compile_seconds": loop.compile_seconds,
         **{f"final_{name}": last[name] for name in ("test_top1", "test_loss", "full_train_top1", "full_train_loss")},
-        "diverged": not bool(np.isfinite(last["test_loss"])),
+        "diverged": bool(entries) and not np.isfinite(last["test_loss"]),
+        "bad_steps": loop.record.bad_steps,
+        "first_bad_step": loop.record.first_bad,
+        "never_finite_batches": loop.record.never_finite,
+        "resumed_at": list(loop.resumed_at),
         **files.environment(),
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that it never hits between a donated state and its successor."""
-    event = threading.Event()
-    # Python lets the main thread alone set handlers; elsewhere (a server, a notebook's worker) Ctrl-C is not ours.
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

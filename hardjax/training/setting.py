@@ -22,7 +22,7 @@ from hardjax.engine.recipe import (
     table_slots,
     zoo_functions,
 )
-from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
+from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, make_init, replace
 from hardjax.fisher.observe import SpectrumObserver
 from hardjax.training.probe import check_model, check_observer
 
@@ -50,6 +50,7 @@ class Setting:
         hyper: traced numbers.
         splits: "train", "test" and perhaps "validation" on the device.
         observer: what measures spectra, or None.
+        network: a fingerprint of its forward pass.
         start: variables to start from; None draws them.
     """
 
@@ -63,12 +64,18 @@ class Setting:
     hyper: Hyper
     splits: dict[str, TrainData]
     observer: SpectrumObserver | None
+    network: str
     start: Any = None
 
     @property
     def sizes(self) -> Sizes:
         """Shapes of the first stage."""
         return self.plan.stages[0].sizes
+
+    def state_shapes(self) -> TrainState:
+        """The state as shapes and dtypes; nothing is computed."""
+        table = jax.eval_shape(lambda: self.config.selection.init(table_slots(self.recipe, self.sizes)))
+        return jax.eval_shape(make_init(self.recipe, self.sizes), jnp.uint32(self.config.seed), self.hyper, table)
 
     def init_state(self) -> TrainState:
         table = self.config.selection.init(table_slots(self.recipe, self.sizes))
@@ -128,6 +135,7 @@ def prepare(
         hyper=make_hyper(config),
         splits=splits_on_device(dataset),
         observer=_observer(config, performance, recipe),
+        network=facts.fingerprint,
         start=variables,
     )
 

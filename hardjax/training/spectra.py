@@ -1,15 +1,15 @@
 """The record of spectra measured while training, raw, and where a run's folder keeps it."""
 
-import zipfile
-import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hardjax._validate import Refusal
 from hardjax.fisher.observe import derive, trajectory_of
+from hardjax.training import lines
 
-FILE = "spectra.npz"
+FILE = "spectra.jsonl"  # a line a measurement
 
 
 class Spectra:
@@ -33,6 +33,36 @@ class Spectra:
         """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
         self._rows.append((step, epoch, learning_rate, np.asarray(values), float(mean_entry), slot))
         self.all_finite &= bool(np.isfinite(values).all())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def entries(self, start: int) -> list[dict[str, Any]]:
+        """Lines of the measurements from `start` on; `restore` reads them back to the bit."""
+        names = ("step", "epoch", "learning_rate", "eigenvalues", "mean_entry", "slot")
+        found = [dict(zip(names, row, strict=True)) for row in self._rows[start:]]
+        return [row | {"eigenvalues": lines.pack(row["eigenvalues"]), "stands_for": self._every} for row in found]
+
+    def restore(self, entries: list[Any]) -> None:
+        """Take in the lines of a file.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
+        for row in entries:
+            try:
+                values, entry = lines.unpack(row["eigenvalues"]), row["mean_entry"]
+                self.add(
+                    row["step"],
+                    row["epoch"],
+                    row["learning_rate"],
+                    values,
+                    float("nan") if entry is None else entry,
+                    row["slot"],
+                )
+                self._every = row["stands_for"]
+            except (KeyError, TypeError) as error:
+                raise Refusal(f"Expected a measurement, got a line without {error}.") from None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Columns of the record.
@@ -81,12 +111,9 @@ def load(folder: Path) -> dict[str, np.ndarray]:
     path = folder / FILE
     if not path.is_file():
         raise Refusal(f"No spectra in {str(folder)!r}; `hardjax train --measure-every 50` writes them.")
+    spectra = Spectra(1)
     try:
-        # Opened here: of a file that is no archive, NumPy would leave the closing to chance.
-        with path.open("rb") as stream, np.load(stream) as file:
-            found = dict(file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise Refusal(f"Damaged {FILE} in {str(folder)!r}: {error}.") from None
-    if lacking := sorted(Spectra(1).arrays().keys() - found.keys()):
-        raise Refusal(f"Damaged {FILE} in {str(folder)!r}: it lacks {', '.join(lacking)}.")
-    return found
+        spectra.restore(lines.read_lines(path))
+    except Refusal as refusal:
+        raise Refusal(f"Damaged {FILE} in {str(folder)!r}: {refusal}") from None
+    return spectra.arrays()

@@ -11,19 +11,25 @@ import pytest
 
 from hardjax._validate import Refusal
 from hardjax.engine.step import TrainState
-from hardjax.training import checkpoint, files
+from hardjax.training import checkpoint, files, lines
+from hardjax.training.checkpoint import RunWarning
 
 
 @pytest.fixture(scope="module")
 def state():
     """A state without a network: what is written need not have been trained."""
     fields = {name: jnp.arange(3.0) + i for i, name in enumerate(TrainState.__dataclass_fields__)}
-    fields |= {"params": {"fc1": {"kernel": jnp.ones((2, 3))}}, "key": jax.random.key(3)}
+    fields |= {"params": {"fc1": {"kernel": jnp.ones((2, 3))}}, "key": jax.random.key(3), "step": jnp.int32(7)}
     return TrainState(**fields)
 
 
 def _plain(state):
     return {**state.__dict__, "key": jax.random.key_data(state.key)}
+
+
+def claim(folder, overwrite=False):
+    with files.claim_folder(folder, overwrite) as claimed:
+        return claimed
 
 
 @pytest.mark.parametrize("name", ["plain", "lr[0.1]", "a\\b", "in[1]/q {x} *?", "ü é #", "~x", "%20 'q' \"$HOME\""])
@@ -54,27 +60,60 @@ def _flip(path):
     path.write_bytes(content)
 
 
-def _largest_array(folder):
-    return max((path for path in folder.rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": _empty,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": _flip,
+}
 
 
-@pytest.mark.parametrize(
-    "damage, words",
-    [
-        (lambda folder: (folder / "_METADATA").unlink(), "_METADATA is missing"),
-        (lambda folder: _empty(folder / "manifest.ocdbt"), "manifest.ocdbt is not as it was written"),
-        (lambda folder: (folder / "manifest.ocdbt").unlink(), "manifest.ocdbt is missing"),
-        (lambda folder: _empty(folder / "hardjax.json"), "hardjax.json is missing or unreadable"),
-        (lambda folder: (folder / "hardjax.json").write_text("[]"), "hardjax.json is missing or unreadable"),
-        (lambda folder: _flip(_largest_array(folder)), ".*d/.* is not as it was written"),
-        (lambda folder: shutil.rmtree(folder / "d"), "d/.* is missing"),
-    ],
-)
-def test_damage_is_named_in_one_line(state, tmp_path, damage, words):
-    damage(checkpoint.save(tmp_path, state))
-    with pytest.raises(Refusal, match=f"The checkpoint in .* is damaged: {words}") as caught:
-        checkpoint.restore(tmp_path, state)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file_of_a_checkpoint_damaged_in_turn(state, tmp_path, damage):
+    """The one before is taken, and the damaged one named; without one before it is refused."""
+    older = TrainState(**{**state.__dict__, "step": jnp.int32(5), "table": state.table + 1})
+    (tmp_path / "kept").mkdir()
+    checkpoint.save(tmp_path / "kept", older)
+    newest = checkpoint.save(tmp_path / "kept", state)
+    names = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(names) >= 6
+    for name in names:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "kept", tmp_path / "run")
+        DAMAGES[damage](tmp_path / "run" / "checkpoint" / "0000000007" / name)
+        with pytest.warns(RunWarning, match="0000000007' is damaged: .*; the one at 5 back-propagations is taken"):
+            chex.assert_trees_all_equal(_plain(checkpoint.restore(tmp_path / "run", state)), _plain(older))
+        shutil.rmtree(tmp_path / "run" / "checkpoint" / "0000000005")
+        with pytest.raises(Refusal, match="The checkpoint .* is damaged: ") as caught:
+            checkpoint.restore(tmp_path / "run", state)
+        assert "\n" not in str(caught.value) and (name.name in str(caught.value) or "files in all" in str(caught.value))
+
+
+def test_a_digit_of_the_manifest_that_was_changed_is_noticed(state, tmp_path):
+    path = checkpoint.save(tmp_path, state, {"position": {"backprops": 7}}) / "hardjax.json"
+    assert checkpoint.kept(tmp_path)[0].facts["position"] == {"backprops": 7}
+    path.write_text(path.read_text().replace('"backprops": 7', '"backprops": 8'))
+    assert checkpoint.kept(tmp_path)[0].facts == {}
+    for text in ("[]", "{}", '{"format": "another"}'):
+        path.write_text(text)
+        with pytest.raises(Refusal, match="hardjax.json is missing or unreadable"):
+            checkpoint.restore(tmp_path, state)
+
+
+def test_the_last_two_the_best_and_the_last_finite_are_kept(state, tmp_path):
+    top1 = {1: 50.0, 2: 90.0, 3: 70.0, 4: 90.0, 5: 60.0, 6: 61.0}
+    for step, found in top1.items():
+        at = TrainState(**{**state.__dict__, "step": jnp.int32(step)})
+        facts = {"validation": {"top1": found, "loss": 1.0}, "finite": step <= 3}
+        checkpoint.save(tmp_path, at, facts)
+    checkpoint.prune(tmp_path, last=2)
+    assert [one.step for one in checkpoint.kept(tmp_path)] == [2, 3, 5, 6]
+    size = sum(path.stat().st_size for path in (tmp_path / "checkpoint" / "0000000006").rglob("*") if path.is_file())
+    checkpoint.prune(tmp_path, last=2, limit=2.5 * size)
+    assert [one.step for one in checkpoint.kept(tmp_path)] == [5, 6]
+    checkpoint.prune(tmp_path, last=2, limit=1)  # the newest stays
+    assert [one.step for one in checkpoint.kept(tmp_path)] == [6]
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["0000000006"]
 
 
 def test_another_shape_or_dtype_is_refused(state, tmp_path):
@@ -86,29 +125,26 @@ def test_another_shape_or_dtype_is_refused(state, tmp_path):
             checkpoint.restore(tmp_path, other)
 
 
-def test_a_linked_checkpoint_is_unlinked_and_its_target_kept(state, tmp_path):
-    elsewhere, folder = tmp_path / "elsewhere", files.claim_folder(tmp_path / "run")
+def test_a_linked_checkpoint_folder_is_written_through_and_its_target_never_removed(state, tmp_path):
+    elsewhere, folder = tmp_path / "larger disk", claim(tmp_path / "run")
     elsewhere.mkdir()
-    kept = checkpoint.save(elsewhere, state)
-    (folder / "checkpoint").symlink_to(kept)
-    chex.assert_trees_all_equal(_plain(checkpoint.restore(folder, state)), _plain(state))
+    (folder / "checkpoint").symlink_to(elsewhere)
     checkpoint.save(folder, state)
-    assert not (folder / "checkpoint").is_symlink() and checkpoint.restore(elsewhere, state)
-    shutil.rmtree(folder / "checkpoint")
-    (folder / "checkpoint").symlink_to(kept)
-    files.claim_folder(folder, overwrite=True)
-    assert not os.path.lexists(folder / "checkpoint") and checkpoint.restore(elsewhere, state)
+    chex.assert_trees_all_equal(_plain(checkpoint.restore(folder, state)), _plain(state))
+    assert [path.name for path in elsewhere.iterdir()] == ["0000000007"]
+    claim(folder, overwrite=True)
+    assert not os.path.lexists(folder / "checkpoint") and [path.name for path in elsewhere.iterdir()] == ["0000000007"]
 
 
 def test_overwriting_takes_what_a_run_wrote_and_nothing_else(state, tmp_path):
-    folder = files.claim_folder(tmp_path / "run")
+    folder = claim(tmp_path / "run")
     files.write_json(folder / "config.json", {})
-    files.append_line(folder / "history.jsonl", {"epoch": 1})
+    lines.append_line(folder / "history.jsonl", {"epoch": 1})
     checkpoint.save(folder, state)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(Refusal, match=r"already holds a run \(config.json, history.jsonl, checkpoint\)"):
-        files.claim_folder(folder)
-    files.claim_folder(folder, overwrite=True)
+        claim(folder)
+    claim(folder, overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == ["hardjax.json", "notes.txt"]
 
 
@@ -120,7 +156,7 @@ def test_files_of_other_tools_are_never_deleted(tmp_path):
     for marker in (None, "{}", "[]", "not JSON"):
         if marker is not None:
             (other / "hardjax.json").write_text(marker)
-        for look in (files.check_folder, files.claim_folder):
+        for look in (files.check_folder, claim):
             with pytest.raises(
                 Refusal, match=r"holds config\.json, checkpoint(, hardjax\.json)?, not written by hardjax"
             ):
@@ -129,12 +165,12 @@ def test_files_of_other_tools_are_never_deleted(tmp_path):
     (tmp_path / "named").mkdir()
     (tmp_path / "named" / "hardjax.json").write_text("{}")
     with pytest.raises(Refusal, match=r"holds hardjax\.json, not written by hardjax"):
-        files.claim_folder(tmp_path / "named")
+        claim(tmp_path / "named")
     # A checkpoint of another tool that was put into a folder of ours.
-    ours = files.claim_folder(tmp_path / "ours")
+    ours = claim(tmp_path / "ours")
     shutil.copytree(other / "checkpoint", ours / "checkpoint")
     with pytest.raises(Refusal, match="holds checkpoint, not written by hardjax"):
-        files.claim_folder(ours, overwrite=True)
+        claim(ours, overwrite=True)
     assert (ours / "checkpoint" / "weights.bin").exists()
 
 
@@ -155,3 +191,13 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
     (tmp_path / "config.json.part").mkdir()
     with pytest.raises(Refusal, match=r"config\.json' to be writable: Is a directory"):
         files.write_json(tmp_path / "config.json", {})
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with files.claim_folder(tmp_path / "run") as folder:
+        assert files.is_being_written(folder)
+        with pytest.raises(Refusal, match="Another process is writing into"), files.claim_folder(folder, keep=True):
+            pass
+    assert not files.is_being_written(folder) and not files.is_being_written(tmp_path / "none")
+    with files.claim_folder(folder, keep=True):
+        assert files.is_being_written(folder)

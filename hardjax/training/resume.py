@@ -1,0 +1,179 @@
+"""Going on with a run that was cut short: what was saved, whether it is the same run, and how alike the machine is."""
+
+import dataclasses
+import os
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hardjax._validate import Refusal, shown
+from hardjax.config import Performance
+from hardjax.engine.plan import Position
+from hardjax.engine.state import TrainState
+from hardjax.training import checkpoint, files, lines
+from hardjax.training.checkpoint import Kept, RunWarning
+from hardjax.training.lines import Mark
+from hardjax.training.setting import Setting
+
+_SHOWN = 4  # differing fields named in one line
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on.
+
+    Attributes:
+        state: on the device.
+        position: for `next_dispatch`.
+        record: for `Record.restore`.
+        seconds, compile_seconds: of training and of compiling so far.
+        resumed_at: back-propagations at which it was gone on with, this time included.
+        end: why the run ended; None where it did not.
+    """
+
+    state: TrainState
+    position: Position
+    record: Mapping[str, Any]
+    seconds: float
+    compile_seconds: float
+    resumed_at: tuple[int, ...]
+    end: str | None
+
+
+def find(folder: Path, setting: Setting) -> Start | None:
+    """Where the run in this folder goes on; None where nothing was saved.
+
+    Differences that change results by rounding alone (versions, threads, `rounding` settings) are named in a
+    `RunWarning`.
+
+    Raises:
+        ValueError: another configuration, data or network, naming what differs; or every checkpoint is damaged.
+    """
+    kept = checkpoint.kept(folder)
+    if not kept:
+        _same_configuration(_written_config(folder), setting.config.to_dict(), folder)
+        return None
+    found, state = checkpoint.newest(folder, setting.state_shapes(), lambda one: _unusable(folder, one, setting))
+    facts = found.facts
+    position = Position(**facts["position"])
+    ended = facts["end"] is not None
+    if not ended and (differ := differences(facts["rounds_like"], rounds_like(setting.performance))):
+        said = f"Going on from {found.step:,} back-propagations, equal to rounding and not to the bit"
+        warnings.warn(f"{said}: {'; '.join(differ)}.", RunWarning, stacklevel=2)
+    resumed = tuple(facts["resumed_at"])
+    return Start(
+        state=state,
+        position=position,
+        record=facts["record"],
+        seconds=facts["seconds"],
+        compile_seconds=facts["compile_seconds"],
+        resumed_at=resumed if ended else (*resumed, position.backprops),
+        end=facts["end"],
+    )
+
+
+def identity(setting: Setting) -> dict[str, Any]:
+    """What makes two runs the same one: settings, data, first variables, network."""
+    start = 0
+    for leaf in jax.tree.leaves(setting.start):
+        start = zlib.crc32(np.asarray(leaf).tobytes(), start)
+    return {
+        "config": setting.config.to_dict(),
+        "data": setting.whole.checksum,
+        "variables": start,
+        "network": setting.network,
+    }
+
+
+def rounds_like(performance: Performance) -> dict[str, Any]:
+    """What two machines must have in common for equal bits."""
+    made = files.environment()
+    settings = {name: getattr(performance, name) for name, effect in performance.effects().items() if effect != "exact"}
+    return {
+        **made["versions"],
+        "device": made["device_kind"],
+        "threads": _threads(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **settings,
+    }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two JSON objects, each as `name is old there and new here`; where data lies aside, which
+    is no part of a run."""
+    old, new = _flat(there), _flat(here)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "data_dir"]
+    return [f"{name} is {shown(old.get(name))} there and {shown(new.get(name))} here" for name in names]
+
+
+def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
+    """Why an undamaged checkpoint cannot be gone on from, or ""; raises where it is another run's."""
+    if one.version < 2 or "position" not in one.facts:
+        raise Refusal(
+            f"The checkpoint in {str(folder)!r} holds a state without its place in the run: it can be measured, but"
+            " not gone on with."
+        )
+    there, here = one.facts["identity"], identity(setting)
+    _same_configuration(there["config"], here["config"], folder)
+    if there["data"] != here["data"]:
+        raise Refusal(f"The run in {str(folder)!r} was trained on other data (checksum {there['data']}).")
+    if there["variables"] != here["variables"]:
+        raise Refusal(f"The run in {str(folder)!r} started from other variables than those given.")
+    same_jax = one.facts["rounds_like"].get("jax") == jax.__version__
+    same_device = one.facts["rounds_like"].get("device") == files.environment()["device_kind"]
+    # Lowered by another version, the same network has another text.
+    if there["network"] != here["network"] and same_jax and same_device:
+        raise Refusal(f"The run in {str(folder)!r} trained another network: its forward pass is not the one given.")
+    lost = [name for name, mark in one.facts["record"]["files"].items() if not lines.holds(folder / name, Mark(*mark))]
+    return f"{lost[0]} is not as it was then" if lost else ""
+
+
+def _same_configuration(there: Mapping[str, Any] | None, here: Mapping[str, Any], folder: Path) -> None:
+    if there is None or not (differ := differences(there, here)):
+        return
+    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+    raise Refusal(
+        f"The run in {str(folder)!r} is another one: {'; '.join(differ[:_SHOWN])}{more}. Give the same settings to go"
+        " on, or name another folder."
+    )
+
+
+def _written_config(folder: Path) -> dict[str, Any] | None:
+    """config.json, or None where there is none that can be read: nothing that would be lost hangs on it."""
+    try:
+        return files.read_config(folder)
+    except Refusal:
+        return None
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        # An axis that is off here and on there differs as a whole.
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{above}{name}.")
+        else:
+            found[above + name] = value
+    return found
+
+
+def _threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def facts(setting: Setting, position: Position, **rest: Any) -> dict[str, Any]:
+    """What is saved beside a state."""
+    return {
+        "identity": identity(setting),
+        "rounds_like": rounds_like(setting.performance),
+        "commit": files.commit(),
+        "position": dataclasses.asdict(position),
+        **rest,
+    }
