@@ -25,6 +25,7 @@ class Recipe:
         optimizer: name for `make_optimizer`.
         augmentation: as in `TrainConfig`, resolved.
         precision: of matrix products and convolutions.
+        on_nan: as in `TrainConfig`; under "record" no program looks whether anything is finite.
         num_samples: n of the training split.
         image_shape: (H, W, C) as stored.
     """
@@ -34,6 +35,7 @@ class Recipe:
     optimizer: str
     augmentation: Augmentation
     precision: str
+    on_nan: str
     num_samples: int
     image_shape: tuple[int, ...]
 

@@ -134,8 +134,7 @@ class Loop:
                 files.save_arrays(self.folder / spectra.FILE, **self.record.spectra.arrays())
 
     def _spectrum_ends_it(self) -> bool:
-        measure = self.setting.config.measure
-        return measure is not None and measure.stop_when_not_finite and not self.record.spectra.all_finite
+        return self.setting.config.on_nan == "stop" and not self.record.spectra.all_finite
 
     @contextmanager
     def _explained_memory(self) -> Iterator[None]:
