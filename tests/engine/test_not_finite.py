@@ -62,7 +62,8 @@ def step_by_step(setting, train, trim=None, keep=8):
     return state, bad
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adam", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_skipping_equals_a_loop_by_hand_that_leaves_the_bad_steps_out(tiny, optimizer):
     setting = prepare(config("skip-step", optimizer=optimizer), tiny)
     train, where = poison(setting)
@@ -158,6 +159,7 @@ class Certain(nn.Module):
         return jnp.where(images[:, :1, 0, 0] == 1, certain, logits)
 
 
+@pytest.mark.ci
 def test_a_loss_that_is_not_finite_over_gradients_that_are(tiny):
     settings = config("skip-step", augmentation=hj.Augmentation(normalize=False))
     setting = prepare(settings, tiny, Certain())
@@ -266,6 +268,7 @@ def test_where_no_step_is_bad_all_three_train_alike(tiny, network, trimming):
             chex.assert_trees_all_close(getattr(state, name), getattr(recorded, name), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_program_that_records_looks_at_nothing(tiny):
     """Beside the table, which tests the loss that it takes, and the softmax, which tests its largest logits."""
     found = {}
