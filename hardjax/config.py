@@ -20,6 +20,7 @@ from hardjax.fisher import observe
 from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
+ON_NAN = ("record", "stop", "skip-step")
 DEFAULT_LEARNING_RATE = 0.005  # P1
 
 
@@ -48,6 +49,10 @@ class TrainConfig:
         test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
         measure: spectra of per-sample gradients in training (a `fisher.FisherMeasure`); None measures none.
+        on_nan: what becomes of a bad step, one whose loss (the mean over the samples trained) or any gradient is not
+            finite: "record" takes it like any other (divergence is a result); "stop" ends the run at the next test
+            point, also after a spectrum (`measure`) that is not finite; "skip-step" leaves parameters, optimiser and
+            batch statistics as they were and goes on: the step counts in the budget and among the visits.
         seed: initial weights, partition, selection, augmentation.
 
     Raises:
@@ -74,6 +79,7 @@ class TrainConfig:
     test_every: str = "epoch"
     evaluate_train: bool = True
     measure: FisherMeasure | None = axis(observe.AXIS)
+    on_nan: str = "record"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,6 +108,7 @@ class TrainConfig:
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         _validate.one_of(("epoch", "round"), test_every=self.test_every)
+        _validate.one_of(ON_NAN, on_nan=self.on_nan)
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."

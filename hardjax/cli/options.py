@@ -55,6 +55,7 @@ class TrainingOptions:
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round
     evaluate_train: bool = True  # evaluate the whole training split at every test point
+    on_nan: str = "record"  # of a step whose loss or gradient is not finite: record | stop | skip-step
     seed: int = 0  # first seed
 
 

@@ -85,6 +85,7 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
         optimizer=config.optimizer,
         augmentation=resolve(config.augmentation, dataset),
         precision=config.precision,
+        on_nan=config.on_nan,
         num_samples=num_samples,
         image_shape=tuple(dataset.train.images.shape[1:]),
     )

@@ -43,6 +43,7 @@ class RoundInfo(NamedTuple):
         top1: (steps,) share of correct predictions.
         slots: (steps,) int32, or (steps, B) where slots are samples.
         kept_loss, dropped_loss: (steps,) nats, under trimming.
+        bad: (steps,) bool, see `StepInfo`; None under `on_nan="record"`.
     """
 
     loss: Array
@@ -115,7 +116,7 @@ def make_segment(
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         loss = info.losses.mean()
         table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        return replace(state, table=table), (loss, info.correct.mean(), *_trim_row(info, inputs.keep))
+        return replace(state, table=table), (loss, info.correct.mean(), *_trim_row(info, inputs.keep), info.bad)
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
@@ -132,8 +133,9 @@ def make_segment(
             # back.
             alone = spec.steps == 1 and jax.default_backend() == "cpu"
             trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs))
-        state, (loss, top1, kept_loss, dropped_loss, kept) = trained
-        return _counted(state, spec.steps, slots, schedule, kept), RoundInfo(loss, top1, slots, kept_loss, dropped_loss)
+        state, (loss, top1, kept_loss, dropped_loss, kept, bad) = trained
+        info = RoundInfo(loss, top1, slots, kept_loss, dropped_loss, bad)
+        return _counted(state, spec.steps, slots, schedule, kept), info
 
     return segment
 

@@ -27,6 +27,7 @@ class Recipe:
         optimizer: name for `make_optimizer`.
         augmentation: as in `TrainConfig`, resolved.
         precision: of matrix products and convolutions.
+        on_nan: as in `TrainConfig`; under "record" no program looks for bad steps.
         num_samples: n of the training split.
         image_shape: (H, W, C) as stored.
     """
@@ -36,6 +37,7 @@ class Recipe:
     optimizer: str
     augmentation: Augmentation
     precision: str
+    on_nan: str
     num_samples: int
     image_shape: tuple[int, ...]
 

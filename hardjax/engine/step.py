@@ -21,11 +21,13 @@ class StepInfo(NamedTuple):
         losses: (B,) nats, from the very forward pass that trained (P1: no extra pass fills the loss table).
         correct: (B,) bool.
         kept: (B,) bool, the samples that trimming trained; None without trimming.
+        bad: () bool, the mean loss of the samples trained or any gradient is not finite; None under "record".
     """
 
     losses: Array
     correct: Array
     kept: Array | None
+    bad: Array | None
 
 
 def make_step(
@@ -34,7 +36,8 @@ def make_step(
     """`step(state, batch, hyper, inputs, key) -> (state, info)`: one back-propagation of the mean loss, pure.
 
     `inputs` holds this step's scalars. Under trimming it is the mean over the `inputs.keep` samples that `trim`
-    chooses. The step leaves the loss table alone: which slot a batch fills is the round's business.
+    chooses. A bad step under "skip-step" changes the counter alone. The step leaves the loss table alone: which slot a
+    batch fills is the round's business.
     """
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
@@ -60,16 +63,27 @@ def make_step(
         kept = None if order is None else kept_mask(order, inputs.keep, len(losses))
         optimizer = make_optimizer(recipe.optimizer, hyper, inputs.learning_rate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        state = replace(
-            state,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            step=state.step + 1,
-        )
-        return state, StepInfo(losses, correct, kept)
+        trained = {
+            "params": optax.apply_updates(state.params, updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }
+        bad = None if recipe.on_nan == "record" else _is_bad(losses, kept, inputs.keep, grads)
+        if recipe.on_nan == "skip-step":
+            assert bad is not None
+            before = {name: getattr(state, name) for name in trained}
+            # A choice, not a product with zero: 0 * inf is NaN.
+            trained = jax.tree.map(functools.partial(jnp.where, bad), before, trained)
+        return replace(state, **trained, step=state.step + 1), StepInfo(losses, correct, kept, bad)
 
     return step
+
+
+def _is_bad(losses: Array, kept: Array | None, keep: Array, grads: Any) -> Array:
+    # Of the samples trained: one that random trimming drops may overflow without harm.
+    loss = losses.mean() if kept is None else jnp.where(kept, losses, 0).sum() / keep
+    # The gradients too: that of sqrt at 0 is not finite where the loss is.
+    return ~jnp.stack([jnp.isfinite(leaf).all() for leaf in (loss, *jax.tree.leaves(grads))]).all()
 
 
 # Each: (losses_of(params, batch) -> (losses, rest), params, batch, trim, count kept, key)

@@ -25,8 +25,6 @@ class FisherMeasure:
         rows: "contribution" (P3), "coupled" or "frozen", see `fisher.gram`.
         method: "layers" or "vmap", see `fisher.gram`.
         tolerance: an eigenvalue is non-zero above this share of the largest; the raw ones are recorded as well.
-        stop_when_not_finite: end the run at the first test point after a spectrum that was not finite, instead of
-            going on and recording NaN.
 
     Raises:
         ValueError: an interval below 1, a tolerance outside [0, 1), an unknown word.
@@ -36,7 +34,6 @@ class FisherMeasure:
     rows: str = "contribution"
     method: str = "layers"
     tolerance: float = TOLERANCE
-    stop_when_not_finite: bool = False
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -118,7 +115,6 @@ AXIS = Axis(
         "measure_rows": "rows",
         "measure_method": "method",
         "measure_tolerance": "tolerance",
-        "stop_when_not_finite": "stop_when_not_finite",
     },
     switch="measure_every",
     least_batch_size=2,  # one sample has no spectrum

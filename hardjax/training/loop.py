@@ -186,7 +186,7 @@ class Loop:
         self.bar.tested(entry)
 
     def _reason_to_stop(self) -> str | None:
-        """ "diverged" where the run should end at something that is not finite."""
+        """Whether the run should end here, at something that is not finite."""
         if self.setting.config.on_nan != "stop":
             return None
         return "diverged" if self.record.bad_steps or not self.record.spectra.all_finite else None

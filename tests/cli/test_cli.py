@@ -86,9 +86,11 @@ def test_compare_methods_of_trimming(tmp_path, capsys):
 
 
 def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
-    assert command("train", *FAST, "--trim-end", 0.2, "--output", tmp_path / "run") == 0
+    arguments = ("--trim-end", 0.2, "--on-nan", "skip-step", "--output", tmp_path / "run")
+    assert command("train", *FAST, *arguments) == 0
     assert (tmp_path / "run/hardest.png").stat().st_size > 10_000
     config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["on_nan"] == "skip-step"
     assert config["trimming"] == {"start": 1.0, "end": 0.2, "schedule": "linear", "keep": "hardest"}
     assert np.load(tmp_path / "run/replays.npz")["drops"].sum() > 0
 
@@ -109,6 +111,7 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
         (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),
         (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
         (("train", "--epochs", 0), "epochs=0"),
+        (("train", "--on-nan", "skip"), "Unknown on_nan 'skip'; did you mean 'skip-step'?"),
         (("train", "--delta", 0.5), "--delta 0.5 goes with hard-batches, random-batches, hard-samples"),
         (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
         (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),

@@ -273,6 +273,7 @@ AXES = {
     ],
     "trimming": [None, hj.trimming.Trimming(1.0, 0.5)],
     "measure": [None, hj.fisher.FisherMeasure(every=2)],
+    "on_nan": ["record", "skip-step"],
 }
 
 

@@ -204,8 +204,14 @@ def test_no_callback_in_a_look_and_one_trace_of_it(tiny):
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_spectra_that_are_not_finite(tiny, stop):
-    measure = FisherMeasure(every=3, stop_when_not_finite=stop)
-    result = run(tiny, learning_rate=1e30, measure=measure, epochs=3, model_options={"widths": [8]})
+    result = run(
+        tiny,
+        learning_rate=1e30,
+        measure=FisherMeasure(every=3),
+        on_nan="stop" if stop else "record",
+        epochs=3,
+        model_options={"widths": [8]},
+    )
     assert np.isnan(result.measurements["c"]).any() and np.isfinite(result.measurements["c"][0])
     assert result.summary["backprops"] == (9 if stop else 27)
     assert result.summary["end"] == ("spectrum not finite" if stop else "budget spent")
