@@ -272,7 +272,8 @@ def _decode(
         # By its folder, not by its name: nothing is looked up in a network, nor retried for minutes where there is
         # none.
         builder = tfds.builder_from_directory(str(source))
-        class_names = tuple(builder.info.features["label"].names)
+        features: Any = builder.info.features
+        class_names = tuple(features["label"].names)
     if len(class_names) != described.num_classes:
         counts = f"{described.num_classes} classes, got {len(class_names)} label names"
         raise Refusal(f"Expected prepared {name} in {source} to be of {counts}.")
