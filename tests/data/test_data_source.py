@@ -304,6 +304,22 @@ def test_a_cache_folder_that_cannot_be_is_done_without(root, tmp_path, monkeypat
     np.testing.assert_array_equal(dataset.test.images, arrays["test"][0])
 
 
+def test_an_entry_that_another_process_puts_there_in_between(root, cache, monkeypatch):
+    folder, arrays = make_prepared(root)
+    replace, turns = Path.replace, []
+
+    def replace_late(path, target):
+        if path.name == "whole" and len(turns) < 2:
+            turns.append(target)
+            target.mkdir()
+            (target / "about.json").write_text("half of another's")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    np.testing.assert_array_equal(data.load("mnist", root).train.images, arrays["train"][0])
+    assert len(turns) == 2 and len(entries(cache)) == 1 and tfds.cache_state("mnist", folder) == "whole"
+
+
 _LOAD_AS_READER = """
 import os, sys
 from hardjax import data
