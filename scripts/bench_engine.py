@@ -117,7 +117,7 @@ def main() -> None:
     images = hj.data.load(options.dataset, options.data_dir) if options.data_dir else random_images(count, (32, 32, 3))
     if options.data_dir:
         images = hj.data.Dataset.from_arrays(
-            *(leaf[:count] for leaf in images.train), *(leaf[:64] for leaf in images.test), num_classes=10
+            *(leaf[:count] for leaf in images.train[:2]), *(leaf[:64] for leaf in images.test[:2]), num_classes=10
         )
     resnet = dict(model="resnet20", batch_size=128, learning_rate=0.1)
     print("resnet20, hard 0.2 over all:", replay_ratio({**resnet, "epochs": 3}, images, options.repeats))

@@ -1,5 +1,6 @@
 """`hardjax data list | prepare | check`."""
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,7 +37,7 @@ class DataPrepare:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Read a prepared data set and report its counts, shapes and statistics."""
+    """Read a prepared data set whole, check it, and report counts, shapes, statistics, and the state of its cache."""
 
     name: tyro.conf.Positional[str]  # a name from `hardjax data list`
     data_dir: Folder = None  # folder of prepared TFDS data
@@ -44,7 +45,7 @@ class DataCheck:
     def __call__(self) -> None:
         from hardjax.data import prepare
 
-        report = prepare.check(self.name, self.data_dir)
+        report = prepare.check(self.name, self.data_dir, say)
         show.table(self.name, [{"what": what, "found": found} for what, found in report.items()])
 
 
@@ -57,6 +58,11 @@ class Data:
         | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
         | Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
     ]
+
+
+def say(line: str) -> None:
+    """A line on standard error."""
+    print(f"hardjax: {line}", file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:

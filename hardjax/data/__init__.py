@@ -2,13 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hardjax._validate import Refusal
 from hardjax.data import catalog, tfds
 from hardjax.data.augment import Augmentation
-from hardjax.data.dataset import Dataset, Split, evenly
+from hardjax.data.dataset import Dataset, Split, assemble, evenly
 from hardjax.data.tfds import DataNotPrepared
 
 __all__ = ["Augmentation", "DataNotPrepared", "Dataset", "Split", "load", "names"]
@@ -22,25 +24,47 @@ def names() -> list[str]:
     return list(catalog.CATALOG)
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None, progress: bool = False, anew: bool = False) -> Dataset:
-    """A data set by name; the first load decodes it into the cache folder, later ones read arrays.
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = False,
+    anew: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """A data set by name, checked; the first load decodes it into the cache folder, later ones read arrays.
 
     Args:
         name: "digits" needs no download; the others are prepared TFDS data.
         data_dir: folder of prepared data; None takes TFDS_DATA_DIR or TFDS's own default.
         progress: a bar on standard error while decoding.
         anew: decode the prepared files again, whatever the cache holds.
+        say: called with a line where the cache held arrays that could not be used, and the files are decoded again.
 
     Raises:
-        ValueError: unknown name (the closest one is offered), or damaged files.
+        ValueError: unknown name (the closest one is offered), damaged files, or data that nothing can be learnt from
+            (see `Dataset.from_arrays`).
         DataNotPrepared: no prepared data; the message names the command that prepares it.
     """
     entry = catalog.find(name)
     if entry.tfds_name is None:
         return _digits()
     with _Bar(name, progress and sys.stderr.isatty()) as bar:
-        arrays, class_names, _ = tfds.load_arrays(name, data_dir, bar.advance, anew)
-    return Dataset.from_arrays(**arrays, class_names=class_names, name=name, flip=entry.flip)
+        found, source = tfds.load_arrays(name, data_dir, bar.advance, anew, say)
+    images, labels = (
+        {split: found.arrays[f"{split}_{what}"] for split in ("train", "test")} for what in ("images", "labels")
+    )
+    try:
+        return assemble(
+            images,
+            labels,
+            num_classes=None,
+            class_names=found.class_names,
+            name=name,
+            flip=entry.flip,
+            statistics=(found.mean, found.std),
+        )
+    except Refusal as refusal:
+        raise Refusal(f"Prepared {name} in {source} cannot be used. {refusal}") from None
 
 
 def _digits() -> Dataset:

@@ -79,7 +79,7 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
     Raises:
         ValueError: unknown name, a frame that does not hold the images, or a pad as wide as they are.
     """
-    shape = dataset.train.images.shape[1:]
+    shape = dataset.train.image_shape
     if isinstance(augmentation, str):
         augmentation = named(augmentation, shape, dataset.flip)
     augmentation = _fitted(augmentation, shape, dataset.flip)

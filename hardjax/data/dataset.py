@@ -1,8 +1,10 @@
 """A data set on the device: uint8 images, int32 labels, statistics of the training split."""
 
 import dataclasses
+import functools
+import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jax import Array
 from hardjax import _settings, _validate
 from hardjax._validate import Refusal
 
-_CHUNK = 2048  # images counted at a time: a count widens pixels eightfold
+_CHUNK = 256  # images added up at a time: squares take twice their bytes, and sums of 66,000 squares fit 32 bits
 _LEAST_STD = 1e-6
 _ROUNDING = 1e-5  # how far float pixels may leave 0..1: a bilinear resize in float32 overshoots by 1e-6
 _SCALES_APART = 200  # brightest pixels: one split divided by 255 and the other not are 255 apart
@@ -19,10 +21,31 @@ _MOST_CLASSES = 2**20  # the names alone of 2^31 classes would take all memory; 
 
 
 class Split(NamedTuple):
-    """images (n, H, W, C) uint8, or float32 scaled to 0..1; labels (n,) int32."""
+    """Samples with their labels; a share of other data holds no images of its own. Read images by `take`.
+
+    Attributes:
+        images: (m, H, W, C) uint8, or float32 scaled to 0..1: the split's, or all of those that it is a share of.
+        labels: (n,) int32, the split's own.
+        rows: (n,) int32, where in `images` each of its samples is; None: sample i is image i, and n = m.
+    """
 
     images: Array
     labels: Array
+    rows: Array | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """n; `len` would be that of the tuple."""
+        return self.labels.shape[0]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return tuple(self.images.shape[1:])
+
+    def take(self, indices: Any) -> Array:
+        """Images (k, H, W, C) of these samples of the split, by index (k,) or slice; pure, so it may be traced."""
+        return self.images[indices if self.rows is None else self.rows[indices]]
 
 
 @dataclass(frozen=True)
@@ -73,31 +96,44 @@ class Dataset:
             flip: whether mirroring an image keeps its label.
 
         Raises:
-            ValueError: rank, dtype, lengths, shapes, values, scales or labels are not as above.
+            ValueError: rank, dtype, lengths, shapes, values, scales or labels are not as above; one class alone in
+                training; more than half of a split's images constant.
         """
         name, flip = (_settings.plain(*given) for given in (("name", name, str), ("flip", flip, bool)))
         class_names = _settings.plain("class_names", class_names, tuple[str, ...] | None)
-        images = {"train": _checked_images("train", train_images), "test": _checked_images("test", test_images)}
-        labels = {"train": np.asarray(train_labels), "test": np.asarray(test_labels)}
-        num_classes = _count_classes(num_classes, class_names, labels["train"])
-        for split in images:
-            _check_labels(split, labels[split], len(images[split]), num_classes)
-        assert num_classes is not None
-        if images["train"].shape[1:] != images["test"].shape[1:]:
-            shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
-            raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
-        _check_scales(images["train"], images["test"])
-        mean, std = pixel_statistics(images["train"])
-        return cls(
-            name=name,
-            train=_on_device(images["train"], labels["train"]),
-            test=_on_device(images["test"], labels["test"]),
+        return assemble(
+            {"train": train_images, "test": test_images},
+            {"train": train_labels, "test": test_labels},
             num_classes=num_classes,
-            class_names=tuple(class_names or (str(i) for i in range(num_classes))),
-            mean=mean,
-            std=std,
+            class_names=class_names,
+            name=name,
             flip=flip,
         )
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """32 hex digits of the images and labels of every split and of `num_classes`, and of nothing else.
+
+        With a validation share it is that of the whole data, before the share was split off. Computed on first use
+        (0.2 s for CIFAR-10), from the host's bytes: the same on every device.
+        """
+        digest = hashlib.blake2b(str(self.num_classes).encode(), digest_size=16)
+        for split in self._unshared():
+            for array in (np.ascontiguousarray(leaf) for leaf in split if leaf is not None):
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(array)
+        return digest.hexdigest()
+
+    def _unshared(self) -> list[Split]:
+        """The splits, training and validation together again where they are shares of the same images."""
+        if self.validation is None:
+            return [self.train, self.test]
+        if self.validation.images is not self.train.images or self.validation.rows is None:
+            return [self.train, self.test, self.validation]
+        labels = np.full(len(self.train.images), -1, np.int32)
+        for split in (self.train, self.validation):
+            labels[np.asarray(split.rows)] = split.labels
+        return [Split(self.train.images, labels), self.test]
 
     def with_validation(self, share: float, seed: int = 0) -> "Dataset":
         """Split a stratified share off the training data; the statistics are those of what remains.
@@ -107,10 +143,12 @@ class Dataset:
             seed: which samples; the same seed takes the same ones.
 
         Returns:
-            A data set with round(share * n) validation samples, each class in proportion to within one sample.
+            A data set with round(share * n) validation samples, each class in proportion to within one sample; both
+            splits share the images that there are (`Split.rows`), none are copied.
 
         Raises:
-            ValueError: share outside [0, 1), a seed below 0, a split would be left empty, or one was split off before.
+            ValueError: share outside [0, 1), a seed below 0, a split would be left empty, one class alone would be left
+                to train, or one was split off before.
         """
         _validate.in_unit(validation=share)
         _validate.at_least(0, seed=seed)
@@ -126,11 +164,59 @@ class Dataset:
         order = np.random.default_rng(seed).permutation(len(labels))
         held = np.sort(evenly(labels, count, order))
         kept = np.setdiff1d(np.arange(len(labels)), held)
-        train = Split(self.train.images[kept], self.train.labels[kept])
+        _check_classes(f"train (validation={share})", labels[kept])
+        rows = np.arange(len(labels)) if self.train.rows is None else np.asarray(self.train.rows)
+        train, validation = (
+            Split(self.train.images, jnp.asarray(labels[part]), jnp.asarray(rows[part], jnp.int32))
+            for part in (kept, held)
+        )
         # Of what remains: held-out samples have no part in the training, not even in its mean.
-        mean, std = pixel_statistics(np.asarray(train.images))
-        validation = Split(self.train.images[held], self.train.labels[held])
+        mean, std = pixel_statistics(self.train.images, rows[kept])
         return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
+
+
+def assemble(
+    images: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    *,
+    num_classes: int | None,
+    class_names: tuple[str, ...] | None,
+    name: str,
+    flip: bool,
+    statistics: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Dataset:
+    """Checked arrays on the device, see `Dataset.from_arrays`; "train" and "test" are the keys.
+
+    Args:
+        statistics: mean and deviation of the training images where they are known; None computes them.
+
+    Raises:
+        ValueError: see `Dataset.from_arrays`.
+    """
+    images = {split: _checked_images(split, images[split]) for split in ("train", "test")}
+    labels = {split: np.asarray(labels[split]) for split in ("train", "test")}
+    num_classes = _count_classes(num_classes, class_names, labels["train"])
+    for split in images:
+        _check_labels(split, labels[split], len(images[split]), num_classes)
+    assert num_classes is not None
+    _check_classes("train", labels["train"])
+    if images["train"].shape[1:] != images["test"].shape[1:]:
+        shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
+        raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
+    _check_scales(images["train"], images["test"])
+    for split in images:
+        _check_constant(split, images[split])
+    mean, std = pixel_statistics(images["train"]) if statistics is None else statistics
+    return Dataset(
+        name=name,
+        train=_on_device(images["train"], labels["train"]),
+        test=_on_device(images["test"], labels["test"]),
+        num_classes=num_classes,
+        class_names=tuple(class_names or (str(i) for i in range(num_classes))),
+        mean=mean,
+        std=std,
+        flip=flip,
+    )
 
 
 def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> np.ndarray:
@@ -141,23 +227,52 @@ def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> n
     return by_class[np.arange(count) * len(labels) // count]
 
 
-def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) float32 of pixels scaled to 0..1; a constant channel has deviation 1."""
-    channels = images.shape[-1]
-    total, squares = np.zeros(channels), np.zeros(channels)
-    for start in range(0, len(images), _CHUNK):
-        pixels = images[start : start + _CHUNK].reshape(-1, channels)
-        if images.dtype == np.uint8:
-            # Levels are counted, then weighed: 256 terms a channel in float64 instead of one a pixel.
-            levels = np.arange(256) / 255
-            counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)])
-            total, squares = total + counts @ levels, squares + counts @ levels**2
+def pixel_statistics(images: Any, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) float32 of pixels scaled to 0..1; a constant channel has deviation 1.
+
+    Args:
+        images: (m, H, W, C) uint8 or floats, on the host or the device.
+        rows: (n,) which of them; None for all.
+    """
+    count, channels = len(images) if rows is None else len(rows), images.shape[-1]
+    whole = images.dtype == np.uint8
+    # Sums of whole numbers are exact: in whatever order, of a share or of copies, they are the same.
+    total, squares = (np.zeros(images.shape[1:], np.int64 if whole else np.float64) for _ in range(2))
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        # From the device a chunk at a time: `np.asarray` of all images would keep them on the host as well.
+        pixels = np.asarray(images[part if rows is None else rows[part]])
+        if whole:
+            total += pixels.sum(0, dtype=np.uint32)
+            wide = pixels.astype(np.uint16)
+            wide *= wide
+            squares += wide.sum(0, dtype=np.uint32)
         else:
             pixels = pixels.astype(np.float64)
             total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
-    mean, square = (sums * channels / images.size for sums in (total, squares))
-    std = np.sqrt(np.maximum(square - mean**2, 0))
+    number = count * images[0].size // channels
+    # Python's whole numbers: n * squares of ImageNet's pixels leaves 64 bits.
+    sums = [(a.item(), b.item()) for a, b in zip(*(s.sum((0, 1)) for s in (total, squares)), strict=True)]
+    scale = number * (255 if whole else 1)
+    mean = np.array([a / scale for a, _ in sums])
+    std = np.sqrt([max(number * b - a * a, 0) / scale**2 for a, b in sums])
     return mean.astype(np.float32), np.where(std < _LEAST_STD, 1, std).astype(np.float32)
+
+
+def count_constant(images: np.ndarray) -> int:
+    """How many images (n, H, W, C) are the same colour all over, as pictures that failed to decode are; 0 of single
+    pixels, which have nothing to vary over."""
+    height, width = images.shape[1:3]
+    if height * width == 1:
+        return 0
+    # By their middle rows first: few are constant there, and all pixels of those alone are read.
+    rows = images[:, height // 2]
+    suspects = np.flatnonzero((rows == rows[:, :1]).all((1, 2)))
+    found = 0
+    for start in range(0, len(suspects), _CHUNK):
+        chunk = images[suspects[start : start + _CHUNK]]
+        found += int((chunk == chunk[:, :1, :1]).all((1, 2, 3)).sum())
+    return found
 
 
 def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -237,3 +352,19 @@ def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: 
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise Refusal(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
+
+
+def _check_classes(split: str, labels: np.ndarray) -> None:
+    """With one class there is nothing to learn: every network is right from its first step."""
+    if (labels == labels[0]).all():
+        raise Refusal(f"Expected {split} labels of at least two classes, got {int(labels[0])} alone.")
+
+
+def _check_constant(split: str, images: np.ndarray) -> None:
+    """Some constant images there are in real data; where they are more than half, reading or scaling went wrong."""
+    found = count_constant(images)
+    if 2 * found > len(images):
+        raise Refusal(
+            f"Expected at most half of the {split} images to be constant, got {found} of {len(images)} that are one"
+            " colour all over."
+        )

@@ -6,6 +6,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from hardjax._validate import Refusal
 from hardjax.data import catalog, load, tfds
+from hardjax.data.dataset import count_constant
 
 # TFDS without a network retries for 200 s (measured), prints pages and then fails.
 _CONNECT_SECONDS = 3.0
@@ -51,27 +53,42 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     return tfds.prepared_folder(name, data_dir)
 
 
-def check(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, Any]:
+def check(
+    name: str, data_dir: str | os.PathLike | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Read the prepared files whole and report what they hold; accuracies of anything rest on these being right.
 
+    Args:
+        say: called with a line where what the cache holds of them cannot be used; it is then made anew.
+
     Raises:
-        ValueError: unknown name, labels outside the classes.
+        ValueError: unknown name, damaged files, or what `load` refuses.
         DataNotPrepared: no prepared data.
     """
+    named = catalog.find(name).tfds_name is not None
+    state = tfds.cache_state(name, tfds.prepared_folder(name, data_dir)) if named else ""
+    if state not in ("", "none", "whole"):
+        say(f"Decoding {name} anew: {state}.")
     # Read anew: a check of the cache would not find what is wrong with the prepared files.
     dataset = load(name, data_dir, progress=True, anew=True)
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
-        images, labels = (np.asarray(leaf) for leaf in getattr(dataset, split))
+        whole = getattr(dataset, split)
+        images, labels = np.asarray(whole.images), np.asarray(whole.labels)
         report |= {
             f"{split} images": f"{images.shape} {images.dtype}, values {images.min()} to {images.max()}",
             f"{split} samples per class": _histogram(np.bincount(labels, minlength=dataset.num_classes)),
+            f"{split} images of one colour": f"{count_constant(images):,} of {len(images):,}",
         }
     report["mean (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.mean)
     report["std (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.std)
-    if catalog.find(name).tfds_name is not None:
+    report["checksum"] = dataset.checksum
+    if named:
         source = tfds.prepared_folder(name, data_dir)
+        # Refused by `load` otherwise.
+        report["dataset_info.json, features.json"] = "counts, shapes and labels are as they say"
         report |= {"read from": str(source), "fingerprint": tfds.fingerprint(source), "stored as": _encoding(source)}
+        report["decoded cache"] = _cache_words(state, tfds.cache_state(name, source))
     return report
 
 
@@ -130,6 +147,12 @@ def _download(tfds_name: str, folder: Path) -> None:
     except failures as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(f"Preparing {tfds_name} in {folder} failed: {first}") from error
+
+
+def _cache_words(before: str, after: str) -> str:
+    if after != "whole":
+        return "not kept"
+    return {"none": "made now", "whole": "whole"}.get(before, "made anew")
 
 
 def _histogram(counts: np.ndarray) -> str:

@@ -1,7 +1,9 @@
 """Prepared TFDS data without TensorFlow, decoded once into plain arrays in the user's cache folder."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -10,21 +12,61 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.data import catalog
+from hardjax.data.dataset import pixel_statistics
 
 # tensorflow_datasets takes half a second to import, so it is imported where it is used.
 
 _BATCH = 500
+# Raised whenever decoding gives other arrays, or they are kept in another form: what an older one kept is made anew.
+_DECODER = 1
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_TRIES = 10  # at putting a cache entry in place; another process must come between at every one of them to use them up
+# Features are classes that TFDS imports by the names in features.json: no other module's are.
+_FEATURES = "tensorflow_datasets."
 
 
 class DataNotPrepared(Refusal, FileNotFoundError):
     """Prepared data was asked for and is not there; the message names the command that prepares it."""
+
+
+class Decoded(NamedTuple):
+    """A prepared data set as plain arrays.
+
+    Attributes:
+        arrays: "train_images", "train_labels", "test_images", "test_labels".
+        class_names: one a class.
+        mean, std: (C,) float32, see `dataset.pixel_statistics`.
+    """
+
+    arrays: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class Description(NamedTuple):
+    """What prepared files say of themselves.
+
+    Attributes:
+        shards: split -> samples in each of its files.
+        num_classes: labels lie in [0, num_classes).
+        image_shape: (H, W, C), None where a side is not fixed.
+    """
+
+    shards: dict[str, list[int]]
+    num_classes: int
+    image_shape: tuple[int | None, ...]
+
+    def samples(self, parts: tuple[str, ...]) -> int:
+        """Of these splits together."""
+        return sum(sum(self.shards[part]) for part in parts)
 
 
 def cache_folder() -> Path:
@@ -75,29 +117,57 @@ def load_arrays(
     data_dir: str | os.PathLike | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     anew: bool = False,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...], Path]:
-    """The splits of a prepared data set, from the cache where they were decoded before.
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Decoded, Path]:
+    """The splits of a prepared data set, from the cache where they were decoded before; checked against what the
+    prepared files say of themselves.
 
     Args:
         name: in the catalogue, with a TFDS builder.
         data_dir: folder of prepared data; it is only read.
         advance: called with (images decoded, images in all).
         anew: read the prepared files even where decoded arrays are kept.
+        say: called with a line where arrays were kept and could not be used.
 
     Returns:
-        {"train_images", "train_labels", "test_images", "test_labels"}, class names, and the folder that was read.
+        What was decoded, and the folder that was read.
 
     Raises:
         DataNotPrepared: no prepared data.
-        ValueError: prepared files are damaged.
+        ValueError: prepared files are damaged, or hold something else than they say.
     """
     source = prepared_folder(name, data_dir)
-    kept = cache_entry(name, source)
-    cached = None if anew else _read_cache(kept)
-    if cached is None:
-        cached = _decode(name, source, advance)
-        _write_cache(kept, *cached)
-    return *cached, source
+    kept, entry, described = cache_entry(name, source), catalog.find(name), describe(source)
+    decoded, fault = (None, "") if anew else _read_cache(kept, source)
+    if decoded is None:
+        if fault:
+            say(f"Decoding {name} anew: {fault}.")
+        decoded = _decode(name, source, entry, described, advance)
+        _write_cache(kept, source, decoded)
+    _check_described(name, source, entry, described, decoded)
+    return decoded, source
+
+
+def cache_state(name: str, source: Path) -> str:
+    """Of the decoded arrays of a prepared folder: "none", "whole", or what is wrong with them."""
+    decoded, fault = _read_cache(cache_entry(name, source), source)
+    return "whole" if decoded else fault or "none"
+
+
+def describe(source: Path) -> Description:
+    """What prepared files say of themselves.
+
+    Raises:
+        ValueError, KeyError, TypeError, OSError, AttributeError: they are damaged or say it in another way.
+    """
+    info = json.loads((source / "dataset_info.json").read_text())
+    features = json.loads((source / "features.json").read_text())["featuresDict"]["features"]
+    sides = features["image"]["image"]["shape"]["dimensions"]
+    return Description(
+        shards={split["name"]: [int(count) for count in split["shardLengths"]] for split in info["splits"]},
+        num_classes=int(features["label"]["classLabel"]["numClasses"]),
+        image_shape=tuple(int(side) if int(side) > 0 else None for side in sides),
+    )
 
 
 def cache_entry(name: str, source: Path) -> Path:
@@ -107,8 +177,12 @@ def cache_entry(name: str, source: Path) -> Path:
 
 def fingerprint(source: Path) -> str:
     """Twelve hex digits of the names, sizes and times of the files, so that other data never meets an old cache."""
+    return _origin(source)[:12]
+
+
+def _origin(source: Path) -> str:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.iterdir())]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _version(path: Path) -> list[int]:
@@ -117,21 +191,48 @@ def _version(path: Path) -> list[int]:
 
 def _lacking(source: Path, entry: catalog.Entry) -> str:
     """Why a prepared folder cannot be read, empty where it can."""
+    faults = (OSError, ValueError, KeyError, TypeError, AttributeError)
     try:
         info = json.loads((source / "dataset_info.json").read_text())
-        shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
+        names = [info["name"], *(split.get("filepathTemplate", "") for split in info["splits"])]
+        outside = [name for name in names if "/" in name or "\\" in name]
+    except faults:
         return "has an unreadable dataset_info.json"
     # Reading TFRecord would need TensorFlow.
     if info.get("fileFormat") != "array_record":
         return f"is stored as {info.get('fileFormat')}, which is not read here (array_record is)"
+    if outside:
+        return f"names files outside of its folder ({_validate.shown(outside[0])})"
     for part in (*entry.train, entry.test):
-        if part not in shards:
+        if part not in files:
             return f"has no split {part!r}"
-        files = len(list(source.glob(f"*-{part}.array_record-*")))
-        if files != shards[part]:
-            return f"has {files} of {shards[part]} files of split {part!r}"
-    return ""
+        found = len(list(source.glob(f"*-{part}.array_record-*")))
+        if found != files[part]:
+            return f"has {found} of {files[part]} files of split {part!r}"
+    try:
+        described, strange = describe(source), _strange_features(source)
+        empty = [part for part in (*entry.train, entry.test) if described.samples((part,)) < 1]
+    except faults:
+        return "has an unreadable features.json"
+    if strange:
+        return f"has features that are not of TFDS ({_validate.shown(strange[0])})"
+    return f"has no samples in split {empty[0]!r}" if empty else ""
+
+
+def _strange_features(source: Path) -> list[str]:
+    """Names of classes in features.json that TFDS would import from elsewhere."""
+
+    def classes(tree: Any) -> Iterator[str]:
+        if isinstance(tree, dict):
+            for name, branch in tree.items():
+                yield from [branch] if name == "pythonClassName" else classes(branch)
+        elif isinstance(tree, list):
+            for branch in tree:
+                yield from classes(branch)
+
+    found = classes(json.loads((source / "features.json").read_text()))
+    return [name for name in found if not str(name).startswith(_FEATURES)]
 
 
 @contextlib.contextmanager
@@ -146,74 +247,203 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _decode(name: str, source: Path, advance: Callable[[int, int], None]) -> tuple[dict, tuple[str, ...]]:
-    with _quiet():
+@contextlib.contextmanager
+def _reading(name: str, source: Path) -> Iterator[None]:
+    """What TFDS, array_record and the image decoders raise over damaged files, of whatever class, is one line."""
+    try:
+        yield
+    except (Refusal, MemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refusal(f"Prepared {name} in {source} cannot be read: {first}") from error
+
+
+def _decode(
+    name: str,
+    source: Path,
+    entry: catalog.Entry,
+    described: Description,
+    advance: Callable[[int, int], None],
+) -> Decoded:
+    with _reading(name, source), _quiet():
         import tensorflow_datasets as tfds
 
         # By its folder, not by its name: nothing is looked up in a network, nor retried for minutes where there is
         # none.
         builder = tfds.builder_from_directory(str(source))
-        try:
-            return _decode_splits(catalog.find(name), builder, advance)
-        except (RuntimeError, OSError) as error:  # from array_record and from the image decoder
-            raise Refusal(f"Prepared {name} in {source} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _decode_splits(
-    entry: catalog.Entry, builder: Any, advance: Callable[[int, int], None]
-) -> tuple[dict, tuple[str, ...]]:
+        features: Any = builder.info.features
+        class_names = tuple(features["label"].names)
+    if len(class_names) != described.num_classes:
+        counts = f"{described.num_classes} classes, got {len(class_names)} label names"
+        raise Refusal(f"Expected prepared {name} in {source} to be of {counts}.")
+    for part in (*entry.train, entry.test):
+        with _reading(name, source):
+            _check_records(name, source, part, described.shards[part])
     splits = {"train": entry.train, "test": (entry.test,)}
-    total = sum(builder.info.splits[part].num_examples for parts in splits.values() for part in parts)
-    arrays, done = {}, 0
+    total = sum(described.samples(parts) for parts in splits.values())
+    arrays, done, shape = {}, 0, None
     for split, parts in splits.items():
-        count = sum(builder.info.splits[part].num_examples for part in parts)
-        labels = np.empty(count, np.int32)
-        images, at = None, 0
+        count = described.samples(parts)
+        images, labels, at = None, np.empty(count, np.int32), 0
         for part in parts:
-            records = builder.as_data_source(split=part)
-            for start in range(0, len(records), _BATCH):
-                rows = records.__getitems__(list(range(start, min(start + _BATCH, len(records)))))
-                if images is None:
-                    images = np.empty((count, *rows[0]["image"].shape), np.uint8)
-                for row in rows:
-                    images[at], labels[at] = row["image"], row["label"]
+            for rows in _rows(name, source, builder, part):
+                # The first image decides what the description leaves open.
+                shape = shape or _filled(described.image_shape, rows[0][0].shape)
+                images = np.empty((count, *shape), np.uint8) if images is None else images
+                for image, label in rows:
+                    _check_row(name, source, f"{split} image {at}", image, label, shape, described.num_classes)
+                    images[at], labels[at] = image, label
                     at += 1
                 done += len(rows)
                 advance(done, total)
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays, tuple(builder.info.features["label"].names)
+    return Decoded(arrays, class_names, *pixel_statistics(arrays["train_images"]))
 
 
-def _read_cache(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]] | None:
-    """None where there is no whole cache entry: absent, cut short, or changed since it was written."""
+def _rows(name: str, source: Path, builder: Any, part: str) -> Iterator[list[tuple[np.ndarray, int]]]:
+    """(image, label) of a TFDS split, some at a time."""
+    with _reading(name, source), _quiet():
+        records = builder.as_data_source(split=part)
+    for start in range(0, len(records), _BATCH):
+        with _reading(name, source), _quiet():
+            rows = records.__getitems__(list(range(start, min(start + _BATCH, len(records)))))
+            rows = [(np.asarray(row["image"]), int(row["label"])) for row in rows]
+        yield rows
+
+
+def _filled(described: tuple[int | None, ...], found: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(side or first for side, first in zip(described, found, strict=False))
+
+
+def _check_row(
+    name: str, source: Path, what: str, image: np.ndarray, label: int, shape: tuple[int, ...], num_classes: int
+) -> None:
+    """What does not fit would be spread over the row, or cut to its bits, without a word."""
+    fault = ""
+    if image.shape != shape or image.dtype != np.uint8:
+        fault = f"{what} is {image.shape} {image.dtype}, not {shape} uint8"
+    elif not 0 <= label < num_classes:
+        fault = f"{what} has label {label}, which is not in [0, {num_classes})"
+    if fault:
+        raise Refusal(f"Prepared {name} in {source} cannot be read: {fault}.")
+
+
+def _check_records(name: str, source: Path, part: str, lengths: list[int]) -> None:
+    """Rows that no record fills would be trained as whatever the memory held."""
+    from array_record.python import array_record_module
+
+    for file, length in zip(sorted(source.glob(f"*-{part}.array_record-*")), lengths, strict=True):
+        reader = array_record_module.ArrayRecordReader(str(file))
+        try:
+            found = reader.num_records()
+        finally:
+            reader.close()
+        if found != length:
+            raise Refusal(
+                f"Expected {length} records in {file.name} of {name} in {source}, as its dataset_info.json says, got "
+                f"{found}."
+            )
+
+
+def _check_described(name: str, source: Path, entry: catalog.Entry, described: Description, decoded: Decoded) -> None:
+    """Decoded arrays, kept or new, are what the prepared files say that they hold."""
+    for split, parts in {"train": entry.train, "test": (entry.test,)}.items():
+        shape = decoded.arrays[f"{split}_images"].shape
+        expected = (described.samples(parts), *described.image_shape)
+        fits = len(shape) == len(expected) and all(b is None or a == b for a, b in zip(shape, expected, strict=True))
+        if not fits or decoded.arrays[f"{split}_labels"].shape != shape[:1]:
+            raise Refusal(f"Expected {split} images of prepared {name} in {source} of shape {expected}, got {shape}.")
+
+
+def _read_cache(folder: Path, source: Path) -> tuple[Decoded | None, str]:
+    """(what is kept, "") or (None, what is wrong with it), the latter empty where nothing is kept."""
     try:
-        about = json.loads((folder / "about.json").read_text())
-        # Mapped: the checksum below and the copy to the device read them, and the host never holds them twice.
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["crc32"]}
-        class_names = tuple(about["class_names"])
-        # A file of the right length may hold zeros where the machine went down before they were written.
-        whole = all(zlib.crc32(arrays[name]) == crc for name, crc in about["crc32"].items())
+        text = (folder / "about.json").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None, f"{folder} has no about.json" if folder.exists() else _other_files(folder)
+    except (OSError, ValueError):
+        return None, f"{folder} has an unreadable about.json"
+    try:
+        kept = json.loads(text)
+        about = kept["about"]
+        if kept["crc32"] != _crc(about):
+            return None, f"{folder} has a damaged about.json"
+        if (about["decoder"], about["source"]) != (_DECODER, _origin(source)):
+            return None, f"{folder} is of another version of hardjax or of other files"
+        # Only names that are known here: no path is taken from a file.
+        files = {name: folder / f"{name}.npy" for name in _ARRAYS}
+        for name, file in files.items():
+            # The whole file, its header too: of the right length it may hold zeros where the machine went down before
+            # they were written, and with another shape in its header the same pixels are other images.
+            if zlib.crc32(np.memmap(file, np.uint8, "r")) != about["crc32"][name]:
+                return None, f"{folder} has a damaged {file.name}"
+        # Mapped: the checksum above and the copy to the device read them, and the host never holds them twice.
+        arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
+        mean, std = (np.array(about[field], np.float32) for field in ("mean", "std"))
+        return Decoded(arrays, tuple(about["class_names"]), mean, std), ""
     except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-    return (arrays, class_names) if whole else None
+        return None, f"{folder} is cut short or of another version of hardjax"
 
 
-def _write_cache(folder: Path, arrays: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
+def _other_files(folder: Path) -> str:
+    """Something to say where the same version of a data set was decoded from other files; else nothing."""
+    prefix = folder.name.rpartition("-")[0] + "-"
+    try:
+        others = any(path.name.startswith(prefix) for path in folder.parent.iterdir())
+    except OSError:
+        return ""
+    return "the prepared files are not those that were decoded before" if others else ""
+
+
+def _crc(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _file_crc(array: np.ndarray) -> int:
+    """Of the file that `np.save` writes, from what is in memory: what was read back would vouch for itself."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return zlib.crc32(array, zlib.crc32(header.getvalue()))
+
+
+def _write_cache(folder: Path, source: Path, decoded: Decoded) -> None:
     """Written aside and moved into place, so that a reader never meets half of it; a cache that cannot be written is
     done without, with a warning."""
-    about = {"class_names": class_names, "crc32": {name: zlib.crc32(array) for name, array in arrays.items()}}
+    about = {
+        "decoder": _DECODER,
+        "source": _origin(source),
+        "class_names": list(decoded.class_names),
+        "crc32": {name: _file_crc(array) for name, array in decoded.arrays.items()},
+        "mean": decoded.mean.tolist(),
+        "std": decoded.std.tolist(),
+    }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             whole = Path(scratch) / "whole"
             whole.mkdir()
-            for name, array in arrays.items():
-                np.save(whole / f"{name}.npy", array)
-            (whole / "about.json").write_text(json.dumps(about))
-            if folder.exists():
-                folder.replace(Path(scratch) / "old")
-            whole.replace(folder)
+            for name, array in decoded.arrays.items():
+                np.save(whole / f"{name}.npy", array, allow_pickle=False)
+            (whole / "about.json").write_text(json.dumps({"about": about, "crc32": _crc(about)}))
+            _put_in_place(whole, folder, source, Path(scratch))
     except OSError as error:
         warnings.warn(
             f"Decoded data is not kept for next time: {error} (HARDJAX_CACHE names the folder).", stacklevel=4
         )
+
+
+def _put_in_place(whole: Path, folder: Path, source: Path, scratch: Path) -> None:
+    """Rename `whole` to `folder`, which other processes may be doing as well."""
+    for attempt in range(_TRIES):
+        # Another process that decoded the same files was faster: readers may be at its arrays.
+        if _read_cache(folder, source)[0] is not None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(scratch / f"old{attempt}")
+        try:
+            whole.replace(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise

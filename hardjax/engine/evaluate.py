@@ -44,7 +44,7 @@ def make_evaluate(recipe: Recipe, batch_size: int) -> Callable[[Any, TrainData],
             # The last batch is filled up with copies of the last sample, which then count nothing: one shape, one
             # program.
             indices = jnp.minimum(indices, num_samples - 1)
-            logits = predict(variables, split.images[indices], split.mean, split.std)
+            logits = predict(variables, split.take(indices), split.mean, split.std)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels[indices])
             # The largest of logits that are no numbers is the first of them: class 0, right for a tenth of the samples.
             correct = (logits.argmax(-1) == split.labels[indices]) & real & ~jnp.isnan(losses)

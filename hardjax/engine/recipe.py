@@ -76,7 +76,7 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
     Raises:
         ValueError: more samples in a batch than there are, or an augmentation that does not fit.
     """
-    num_samples = len(dataset.train.labels)
+    num_samples = dataset.train.num_samples
     if config.batch_size > num_samples:
         raise Refusal(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
     return Recipe(
@@ -87,7 +87,7 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
         precision=config.precision,
         on_nan=config.on_nan,
         num_samples=num_samples,
-        image_shape=tuple(dataset.train.images.shape[1:]),
+        image_shape=dataset.train.image_shape,
     )
 
 
@@ -158,4 +158,5 @@ def splits_on_device(dataset: Dataset) -> dict[str, TrainData]:
 
 
 def _on_device(split: Split, dataset: Dataset) -> TrainData:
-    return TrainData(*(jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std)))
+    arrays = (jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std))
+    return TrainData(*arrays, rows=None if split.rows is None else jnp.asarray(split.rows))

@@ -186,7 +186,7 @@ def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) ->
     key = draw(state.key, AUGMENT, state.step)
     # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
     # out of the loop, it would not.
-    pixels, mean, std, key = lax.optimization_barrier((data.images[indices], data.mean, data.std, key))
+    pixels, mean, std, key = lax.optimization_barrier((data.take(indices), data.mean, data.std, key))
     images = lax.optimization_barrier(preprocess(pixels, mean, std, recipe.augmentation, key))
     return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
 

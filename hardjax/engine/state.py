@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hardjax.data import Split
 from hardjax.data.augment import Augmentation, output_shape
 from hardjax.engine.optimizers import Hyper, make_optimizer
 
@@ -43,12 +44,17 @@ class Recipe:
 
 
 class TrainData(NamedTuple):
-    """A split on the device with the statistics of the training split; see `data.Split`."""
+    """A split on the device with the statistics of the training split; see `data.Split`, for its `rows` too."""
 
     images: Array
     labels: Array
     mean: Array
     std: Array
+    rows: Array | None = None
+
+    def take(self, indices: Any) -> Array:
+        """Stored images (k, H, W, C) of these samples of the split."""
+        return Split(self.images, self.labels, self.rows).take(indices)
 
 
 class Batch(NamedTuple):

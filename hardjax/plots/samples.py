@@ -22,7 +22,7 @@ def hardest(
     rows = max(1, -(-len(samples) // _COLUMNS))
     drawn = figure(1.55 * _COLUMNS, 2.0 * rows + 0.5)
     panels = drawn.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    images, labels = (np.asarray(leaf[samples]) for leaf in dataset.train)
+    images, labels = np.asarray(dataset.train.take(samples)), np.asarray(dataset.train.labels[samples])
     for panel in panels:
         panel.axis("off")
     for i, panel in zip(range(len(samples)), panels, strict=False):

@@ -30,7 +30,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
     logits = np.concatenate(
         [
             np.asarray(
-                setting.programs.predict(result.state.variables, train.images[chunk], train.mean, train.std), np.float64
+                setting.programs.predict(result.state.variables, train.take(chunk), train.mean, train.std), np.float64
             )
             for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
         ]

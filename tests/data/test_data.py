@@ -2,16 +2,19 @@
 
 import time
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from shared import shared
 
+import hardjax as hj
 from hardjax import data
 from hardjax._validate import Refusal
-from hardjax.data import Dataset, tfds
-from hardjax.data.dataset import evenly, pixel_statistics
+from hardjax.data import Dataset, Split, tfds
+from hardjax.data.dataset import count_constant, evenly, pixel_statistics
 
 
 def arrays(count=12, shape=(4, 5, 3), dtype=np.uint8):
@@ -39,8 +42,11 @@ def test_gray_images_get_a_channel_and_floats_stay():
 
 
 def test_a_constant_channel_does_not_divide_by_zero():
-    images, labels = np.full((6, 2, 2, 1), 7, np.uint8), np.arange(6) % 2
-    assert Dataset.from_arrays(images, labels, images, labels).std == [1.0]
+    images, labels = arrays()
+    images[..., 1] = 7
+    mean, std = pixel_statistics(images)
+    assert std[1] == 1 and (std[[0, 2]] < 1).all() and mean[1] == np.float32(7 / 255)
+    assert (Dataset.from_arrays(images, labels, images, labels).std == std).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -58,10 +64,11 @@ def test_changing_the_arrays_afterwards_changes_nothing():
     # An address that is a multiple of 64 is what the CPU device would share.
     room = np.zeros(12 * 60 + 64, np.uint8)
     images = room[-room.ctypes.data % 64 :][: 12 * 60].reshape(12, 4, 5, 3)
+    images[:, 0] = 1
     labels = np.arange(12, dtype=np.int32) % 3
     dataset = Dataset.from_arrays(images, labels, images, labels)
     images[:], labels[:] = 9, 9
-    assert int(dataset.train.images.max()) == 0 and int(dataset.train.labels.max()) == 2
+    assert int(dataset.train.images.max()) == 1 and int(dataset.train.labels.max()) == 2
 
 
 def test_classes_are_counted_from_what_is_given():
@@ -100,6 +107,9 @@ NAN = np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GOOD.astype(floa
         (FLOATS - 0.5, LABELS, {}, "scaled to 0..1, got values from -0.5"),
         (FLOATS, LABELS, {}, "images of one dtype, got float32 and uint8"),
         (GOOD // 255 + 1, LABELS, {}, "images of one scale, got values up to 1 and 254"),
+        (GOOD, LABELS * 0 + 2, {}, "train labels of at least two classes, got 2 alone"),
+        (np.full(GOOD.shape, 7, np.uint8), LABELS, {}, "half of the train images to be constant, got 12 of 12"),
+        (np.where(np.arange(12)[:, None, None, None] < 7, 9, GOOD).astype(np.uint8), LABELS, {}, "got 7 of 12"),
     ],
 )
 def test_arrays_that_do_not_fit(images, labels, settings, message):
@@ -112,7 +122,10 @@ def test_floats_are_checked_in_both_splits_and_may_be_off_by_rounding():
         Dataset.from_arrays(FLOATS, LABELS, FLOATS * 2, LABELS)
     with pytest.raises(Refusal, match="images of one scale"):
         Dataset.from_arrays(FLOATS, LABELS, FLOATS / 255, LABELS)
-    dataset = Dataset.from_arrays(FLOATS * (1 + 1e-6), LABELS, np.zeros_like(FLOATS), LABELS)  # black ones are no scale
+    dark = np.zeros_like(FLOATS)  # black ones are no scale, but nothing to test on either
+    with pytest.raises(Refusal, match="half of the test images to be constant, got 12 of 12 that are one colour"):
+        Dataset.from_arrays(FLOATS, LABELS, dark, LABELS)
+    dataset = Dataset.from_arrays(FLOATS * (1 + 1e-6), LABELS, FLOATS, LABELS)
     np.testing.assert_array_equal(dataset.train.images, (FLOATS * (1 + 1e-6)).astype(np.float32))
 
 
@@ -149,13 +162,125 @@ def test_validation_is_stratified_disjoint_and_repeatable():
     assert len(split.train.labels) + len(split.validation.labels) == len(digits.train.labels)
     assert len(split.validation.labels) == 287
     assert (abs(np.bincount(split.validation.labels) - 0.2 * np.bincount(digits.train.labels)) < 1).all()
-    np.testing.assert_array_equal(split.validation.images, again.validation.images)
-    rows = lambda images: {bytes(image) for image in np.asarray(images)}  # noqa: E731
-    assert rows(split.train.images) | rows(split.validation.images) == rows(digits.train.images)
+    np.testing.assert_array_equal(split.validation.rows, again.validation.rows)
+    each = lambda split: {bytes(image) for image in np.asarray(split.take(slice(None)))}  # noqa: E731
+    assert each(split.train) | each(split.validation) == each(digits.train)
     assert (split.mean != digits.mean).all()
     assert digits.with_validation(0.0) is digits
     other = digits.with_validation(0.2, seed=2)
-    assert rows(other.validation.images) != rows(split.validation.images)
+    assert each(other.validation) != each(split.validation)
+
+
+def materialised(dataset):
+    """A share with images of its own: what a gather by rows must equal."""
+    train, validation = (Split(split.images[split.rows], split.labels) for split in (dataset.train, dataset.validation))
+    mean, std = pixel_statistics(np.asarray(train.images))
+    return Dataset(
+        dataset.name, train, dataset.test, dataset.num_classes, dataset.class_names, mean, std, dataset.flip, validation
+    )
+
+
+def test_a_share_is_what_copies_would_be(tiny):
+    shared_images = tiny.with_validation(0.3, seed=4)
+    copies = materialised(shared_images)
+    for split in ("train", "validation"):
+        share, copy = getattr(shared_images, split), getattr(copies, split)
+        assert share.images is tiny.train.images and share.rows.dtype == np.int32
+        assert (
+            (share.num_samples, share.image_shape) == (copy.num_samples, copy.image_shape) == (len(copy[1]), (6, 6, 1))
+        )
+        for indices in (slice(None), slice(3, 9), np.array([5, 0, 5]), 2):
+            np.testing.assert_array_equal(share.take(indices), copy.take(indices))
+        np.testing.assert_array_equal(share.labels, tiny.train.labels[share.rows])
+    assert (shared_images.mean == copies.mean).all() and (shared_images.std == copies.std).all()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"augmentation": "standard", "trimming": hj.trimming.Trimming(end=0.4)},
+        {"model": "resnet8", "selection": hj.selection.HardSamples(0.5)},
+        {"selection": hj.selection.HardBatches(0.5), "measure": hj.fisher.FisherMeasure(every=5)},
+    ],
+    ids=["plain", "trimmed", "convolutions", "measured"],
+)
+def test_a_run_on_a_share_equals_one_on_copies_bit_for_bit(tiny, settings):
+    options = {} if "model" in settings else {"model_options": {"widths": [8]}}
+    config = hj.TrainConfig(**({"epochs": 3, "batch_size": 8, "learning_rate": 0.05} | options | settings))
+    share = tiny.with_validation(0.3, seed=4)
+    first, second = (hj.run(config, dataset=dataset, progress=False) for dataset in (share, materialised(share)))
+    assert set(first.history) == set(second.history) and "validation_top1" in first.history
+    for name in first.history:
+        if "seconds" not in name:
+            np.testing.assert_array_equal(first.history[name], second.history[name], name)
+    chex.assert_trees_all_equal(first.state.variables, second.state.variables)
+    np.testing.assert_array_equal(first.state.table, second.state.table)
+    for name in first.measurements:
+        np.testing.assert_array_equal(first.measurements[name], second.measurements[name], name)
+
+
+def test_a_share_takes_no_room_for_images():
+    images = np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3), np.uint8)
+    dataset = Dataset.from_arrays(images, np.arange(400) % 10, images[:40], np.arange(40) % 10)
+
+    def live():
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    before = live()
+    share = dataset.with_validation(0.25)
+    # A row and a label of four bytes a sample, and images of 768.
+    assert live() - before <= 400 * 8
+    splits = hj.engine.recipe.splits_on_device(share)
+    assert live() - before <= 400 * 8 + 1000
+    assert splits["train"].images is splits["validation"].images is dataset.train.images
+
+
+def test_a_share_must_leave_two_classes():
+    labels = np.array([0] + [1] * 11)  # the one of its class is held out, whatever the seed
+    dataset = Dataset.from_arrays(GOOD, labels, GOOD, labels)
+    with pytest.raises(Refusal, match=r"train \(validation=0.5\) labels of at least two classes, got 1 alone"):
+        dataset.with_validation(0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_constant_images_are_counted_as_one_by_one(dtype):
+    images = np.random.default_rng(3).integers(0, 256, (600, 4, 5, 3)).astype(dtype)
+    images[5:290] = images[5:290, :1, :1]  # one colour each
+    images[300, 2] = images[300, 2, 0]  # the middle row alone
+    images[310, :, :, 1] = 4  # one channel alone
+    slow = sum(all(len(np.unique(image[..., channel])) == 1 for channel in range(3)) for image in images)
+    assert count_constant(images) == slow == 285
+    assert count_constant(images[:, :1, :1]) == 0
+    if dtype == np.uint8:  # some of them are no reason to refuse
+        assert Dataset.from_arrays(images, np.arange(600) % 2, images, np.arange(600) % 2).num_classes == 2
+
+
+def test_the_checksum_is_of_the_data_alone():
+    dataset = Dataset.from_arrays(GOOD, LABELS, GOOD, LABELS)
+    checksum = dataset.checksum
+    assert len(checksum) == 32 and set(checksum) <= set("0123456789abcdef")
+    same = Dataset.from_arrays(GOOD, LABELS, GOOD, LABELS, class_names=("a", "b", "c"), name="other", flip=True)
+    assert same.checksum == checksum
+    for position in range(4):
+        given = [GOOD.copy(), LABELS.copy(), GOOD.copy(), LABELS.copy()]
+        given[position].flat[7] ^= 1  # labels 0, 1, 2: the eighth is 1
+        assert Dataset.from_arrays(*given).checksum != checksum, position
+    assert Dataset.from_arrays(GOOD, LABELS, GOOD, LABELS, num_classes=4).checksum != checksum
+    assert Dataset.from_arrays(FLOATS, LABELS, FLOATS, LABELS).checksum != checksum
+    turned = [np.ascontiguousarray(GOOD.reshape(12, 5, 4, 3)), LABELS] * 2
+    assert Dataset.from_arrays(*turned).checksum != checksum
+    swapped = Dataset.from_arrays(GOOD[::-1], LABELS[::-1], GOOD, LABELS)
+    assert swapped.checksum != checksum
+
+
+def test_the_checksum_of_a_share_is_that_of_the_whole():
+    dataset = Dataset.from_arrays(GOOD, LABELS, GOOD, LABELS)
+    shares = [dataset.with_validation(0.25, seed=seed).checksum for seed in range(3)]
+    assert shares == [Dataset.from_arrays(GOOD, LABELS, GOOD, LABELS).checksum] * 3
+    copies = materialised(dataset.with_validation(0.25))
+    assert copies.checksum != shares[0]
 
 
 @pytest.mark.parametrize(
@@ -211,17 +336,18 @@ def mnist(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         seen = []
-        arrays, names, _ = tfds.load_arrays("mnist", shared("tfds"), lambda done, total: seen.append((done, total)))
-        return arrays, names, seen
+        decoded, _ = tfds.load_arrays("mnist", shared("tfds"), lambda done, total: seen.append((done, total)))
+        return decoded, seen
 
 
 def test_real_mnist_is_whole(mnist):
-    arrays, names, seen = mnist
+    decoded, seen = mnist
+    arrays = decoded.arrays
     assert seen[-1] == (70_000, 70_000) and sorted(seen) == seen
     assert np.bincount(arrays["train_labels"]).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert names == tuple("0123456789")
-    mean, std = pixel_statistics(arrays["train_images"])  # the figures that everybody normalises MNIST with
-    assert (round(float(mean[0]), 4), round(float(std[0]), 4)) == (0.1307, 0.3081)
+    assert decoded.class_names == tuple("0123456789")
+    # The figures that everybody normalises MNIST with.
+    assert (round(float(decoded.mean[0]), 4), round(float(decoded.std[0]), 4)) == (0.1307, 0.3081)
 
 
 @pytest.mark.slow

@@ -238,6 +238,7 @@ def test_no_class_is_predicted_by_what_is_no_number(tiny):
 
 def test_a_nan_loss_never_enters_the_table():
     images = np.zeros((32, 4, 4, 1), np.float32)
+    images[:, 0, 0] = 0.5  # of one colour all over they would be refused
     images[5, -1, -1] = 1.0
     dataset = Dataset.from_arrays(images, np.arange(32) % 3, images[:6], np.arange(6) % 3, num_classes=3)
     settings = hj.TrainConfig(
