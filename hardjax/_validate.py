@@ -32,42 +32,42 @@ def in_half_open_unit(**named: float) -> None:
     """Each value lies in (0, 1]."""
     for name, value in named.items():
         if not (_is_number(value) and 0 < value <= 1):
-            raise Refusal(f"Expected {name}={value!r} in (0, 1].")
+            raise Refusal(f"Expected {name}={shown(value)} in (0, 1].")
 
 
 def in_closed_unit(**named: float) -> None:
     """Each value lies in [0, 1]."""
     for name, value in named.items():
         if not (_is_number(value) and 0 <= value <= 1):
-            raise Refusal(f"Expected {name}={value!r} in [0, 1].")
+            raise Refusal(f"Expected {name}={shown(value)} in [0, 1].")
 
 
 def in_unit(**named: float) -> None:
     """Each value lies in [0, 1)."""
     for name, value in named.items():
         if not (_is_number(value) and 0 <= value < 1):
-            raise Refusal(f"Expected {name}={value!r} in [0, 1).")
+            raise Refusal(f"Expected {name}={shown(value)} in [0, 1).")
 
 
 def at_least(least: int, **named: int) -> None:
     """Each value is a whole number not below `least`."""
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise Refusal(f"Expected {name}={value!r} to be a whole number of at least {least}.")
+            raise Refusal(f"Expected {name}={shown(value)} to be a whole number of at least {least}.")
 
 
 def positive(**named: float) -> None:
     """Each value is a finite number above 0."""
     for name, value in named.items():
         if not (_is_number(value) and value > 0):
-            raise Refusal(f"Expected {name}={value!r} to be a finite number above 0.")
+            raise Refusal(f"Expected {name}={shown(value)} to be a finite number above 0.")
 
 
 def not_negative(**named: float) -> None:
     """Each value is a finite number not below 0."""
     for name, value in named.items():
         if not (_is_number(value) and value >= 0):
-            raise Refusal(f"Expected {name}={value!r} to be a finite number of at least 0.")
+            raise Refusal(f"Expected {name}={shown(value)} to be a finite number of at least 0.")
 
 
 def in_float32(**named: float) -> None:
@@ -76,21 +76,22 @@ def in_float32(**named: float) -> None:
         # XLA flushes what is below the least normal number to zero: a rate of 1e-40 would train nothing and say so
         # nowhere.
         if value and not 1.1754944e-38 <= abs(value) <= 3.4028234e38:
-            raise Refusal(f"Expected {name}={value!r} to be 0 or of a size from 1.2e-38 to 3.4e38 (float32).")
+            raise Refusal(f"Expected {name}={shown(value)} to be 0 or of a size from 1.2e-38 to 3.4e38 (float32).")
 
 
 def boolean(**named: bool) -> None:
     """Each value is True or False."""
     for name, value in named.items():
         if not isinstance(value, bool):
-            raise Refusal(f"Expected {name}={value!r} to be True or False.")
+            raise Refusal(f"Expected {name}={shown(value)} to be True or False.")
 
 
 def one_of(allowed: Iterable[str], **named: str) -> None:
     """Each value is one of the allowed words; the closest one is offered."""
     allowed = list(allowed)
     for name, value in named.items():
-        if value not in allowed:
+        # An array is compared entry by entry: `in` alone would ask for the truth of several values.
+        if not isinstance(value, str) or value not in allowed:
             raise Refusal(f"Unknown {name} {shown(value)}{closest(value, allowed)} Allowed: {', '.join(allowed)}.")
 
 
@@ -115,7 +116,10 @@ def local_folder(**named: str | os.PathLike) -> Path:
 
 def shown(value: Any) -> str:
     """`repr` in one line of bounded length."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # 10**5000, lists nested without end, a class of the caller's: the refusal matters, not its repr
+        text = f"<{type(value).__name__} that cannot be shown>"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -126,4 +130,9 @@ def closest(word: str, allowed: Iterable[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float64
+        return False

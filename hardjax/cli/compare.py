@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hardjax._validate import Refusal
-from hardjax.cli import prepare, show
+from hardjax.cli import output, prepare
 from hardjax.cli.options import Settings, parse, told, with_axes
 
 _DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
@@ -104,8 +104,8 @@ def _tell(result: Any, title: str, path: Path, table: Callable, legend: Callable
     from hardjax.study import tables
 
     config, seeds = result.config, result.rows[0]["seeds"]
-    show.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
+    output.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
     if differences := tables.difference_table(result.rows):
-        show.table("differences, paired by seed", differences)
+        output.table("differences, paired by seed", differences)
     print(legend(result.rows, result.thresholds, result.left_out))
-    return show.picture(path, lambda: picture(result))
+    return output.picture(path, lambda: picture(result))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from hardjax.cli import show
+from hardjax.cli import output
 from hardjax.cli.options import Folder, parse
 
 
@@ -18,7 +18,7 @@ class DataList:
     def __call__(self) -> None:
         from hardjax.data import prepare
 
-        show.table("data sets", prepare.status(self.data_dir))
+        output.table("data sets", prepare.status(self.data_dir))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DataCheck:
         from hardjax.data import prepare
 
         report = prepare.check(self.name, self.data_dir)
-        show.table(self.name, [{"what": what, "found": found} for what, found in report.items()])
+        output.table(self.name, [{"what": what, "found": found} for what, found in report.items()])
 
 
 @dataclass(frozen=True)

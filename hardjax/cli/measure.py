@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from hardjax._validate import Refusal
-from hardjax.cli import prepare, show
+from hardjax.cli import output, prepare
 from hardjax.cli.options import Folder, optional, parse
 
 
@@ -47,15 +47,15 @@ def run(arguments: list[str]) -> int:
     if recorded:
         shown = {Path(name).name: run for name, run in recorded.items()}
         # Short names, unless two folders share one: `a/run` and `b/run` would be one curve.
-        drawn = show.picture(
+        drawn = output.picture(
             folder / "measures.png", lambda: measures(shown if len(shown) == len(recorded) else recorded)
         )
-        show.table(
+        output.table(
             f"while training, tolerance {options.tolerance:g}",
             [{"run": name} | found[name].training_row() for name in recorded],
         )
     if options.batches:
-        show.table(
+        output.table(
             f"final state, {'float64' if options.float64 else 'float32'},"
             f" mean over {options.batches} mini-batches (noise scale: mean covariance over mean signal)",
             [{"run": name} | report.final_row() for name, report in found.items()],

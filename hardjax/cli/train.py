@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hardjax._validate import local_folder
-from hardjax.cli import prepare, show
+from hardjax.cli import output, prepare
 from hardjax.cli.options import Settings, parse, told, with_axes
 
 
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     summary = result.summary
     shown = {name: found for name, found in summary.items() if not isinstance(found, dict)}
     shown |= setting.config.columns(result.history)
-    show.table(setting.config.title, [{"what": name, "value": show.value(found)} for name, found in shown.items()])
+    output.table(setting.config.title, [{"what": name, "value": output.value(found)} for name, found in shown.items()])
     print(f"written to {folder}")
     return 130 if summary["interrupted"] else 0
 
@@ -54,6 +54,6 @@ def _draw(setting: Any, result: Any, folder: Path) -> None:
         return hardest(setting.dataset, *hardest_samples(setting, result))
 
     if config.measure is not None:
-        show.picture(folder / "measures.png", spectra)
+        output.picture(folder / "measures.png", spectra)
     if isinstance(config.selection, HardBatches | HardSamples) or config.trimming is not None:
-        show.picture(folder / "hardest.png", samples)
+        output.picture(folder / "hardest.png", samples)

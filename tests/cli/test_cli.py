@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hardjax._validate import OutOfMemory
-from hardjax.cli import main, prepare, show
+from hardjax.cli import main, output, prepare
 from hardjax.cli.encoding import degrade
 
 _use_compilation_cache = prepare.use_compilation_cache
@@ -194,7 +194,7 @@ def test_a_table_is_written_whatever_the_encoding(monkeypatch, encoding, shown):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", stream)
     degrade(stream)
-    show.table("mlp ± [/b]", [{"run": "[/b] :smile:", "test": "97.50 ± 0.69 →"}, {"run": "b", "test": "1"}])
+    output.table("mlp ± [/b]", [{"run": "[/b] :smile:", "test": "97.50 ± 0.69 →"}, {"run": "b", "test": "1"}])
     print("± →")
     stream.flush()
     written = stream.buffer.getvalue().decode(encoding)
