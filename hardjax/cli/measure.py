@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from hardjax._axis import dash
 from hardjax._validate import Refusal
 from hardjax.cli import output, prepare
 from hardjax.cli.options import Folder, optional, parse
@@ -74,6 +75,10 @@ def _check(options: Measure) -> None:
     if not options.runs:
         raise Refusal("Name at least one folder that `hardjax train --output` wrote.")
     _validate.at_least(0, batches=options.batches)
+    if not options.batches:
+        for name in ("rows", "float64", "data_dir", "gram_chunk"):
+            if getattr(options, name):
+                raise Refusal(f"{dash(name)} goes with final states, which --batches 0 leaves out.")
     FisherMeasure(rows=options.rows or "contribution", tolerance=options.tolerance)
     Performance(gram_chunk=options.gram_chunk)
     if options.data_dir is not None:
