@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = 120  # characters of a refused value: an array must not fill the screen
+_MOST_NAME, _MOST_PATH = 255, 4095  # bytes of a file's name and of a path, on nearly every file system
 
 
 class Refusal(ValueError):
@@ -107,11 +108,17 @@ def local_folder(**named: str | os.PathLike) -> Path:
         raise Refusal(f"Expected {name}={shown(value)} to be a folder.")
     # Path("gs://a") has one slash left; a single letter is a drive.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise Refusal(f"Expected {name}={text!r} to be a folder of this machine, not an address.")
+        raise Refusal(f"Expected {name}={shown(text)} to be a folder of this machine, not an address.")
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        lengths = [len(os.fsencode(part)) for part in path.parts]
     except RuntimeError:
-        raise Refusal(f"Expected {name}={text!r} to be a folder; there is no such home.") from None
+        raise Refusal(f"Expected {name}={shown(text)} to be a folder; there is no such home.") from None
+    except UnicodeEncodeError:
+        raise Refusal(f"Expected {name}={shown(text)} to be a folder; no file can have that name.") from None
+    if max(lengths, default=0) > _MOST_NAME or sum(lengths) + len(lengths) > _MOST_PATH:
+        raise Refusal(f"Expected {name}={shown(text)} to be a folder: File name too long.")
+    return path
 
 
 def shown(value: Any) -> str:

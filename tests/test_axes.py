@@ -9,7 +9,7 @@ import hardjax as hj
 from hardjax import _settings
 from hardjax._axis import Axis, axes, axis
 from hardjax._validate import Refusal
-from hardjax.cli import options, output
+from hardjax.cli import options, output, parsing
 from hardjax.cli.train import Train
 
 
@@ -45,7 +45,7 @@ class Config(hj.TrainConfig):
 @pytest.fixture
 def parsed(monkeypatch):
     monkeypatch.setattr(options, "TrainConfig", Config)
-    return lambda *words: options.parse(options.with_axes(Train), "train", list(words)).config()
+    return lambda *words: parsing.parse(options.with_axes(Train), "train", list(words)).config()
 
 
 def test_it_is_read_and_written_as_json():

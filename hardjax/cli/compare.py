@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from hardjax._validate import Refusal
 from hardjax.cli import output, prepare
-from hardjax.cli.options import Settings, parse, told, with_axes
+from hardjax.cli.options import Settings, with_axes
+from hardjax.cli.parsing import parse, told
 
 _DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
 
@@ -52,6 +53,8 @@ def compare(options: Any) -> int:
     config = options.config()
     if options.methods:
         arms = make_methods(options.methods, config.trimming or Trimming())
+        if config.trimming and (config.trimming.keep != Trimming().keep or len(arms) == 1):
+            raise Refusal("--trim-end goes with --methods trimmed or random-trimmed, which say what is kept.")
     else:
         arms = make_arms(options.deltas, options.controls)
     check_comparable(config, options.seeds, arms)

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from hardjax.cli import output
-from hardjax.cli.options import Folder, parse
+from hardjax.cli.parsing import Folder, parse
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import tyro
 from hardjax._axis import dash
 from hardjax._validate import Refusal
 from hardjax.cli import output, prepare
-from hardjax.cli.options import Folder, optional, parse
+from hardjax.cli.parsing import Folder, optional, parse
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def run(arguments: list[str]) -> int:
             [{"run": name} | found[name].training_row() for name in recorded],
         )
     if options.batches:
+        measured = max(len(report.final["c"]) for report in found.values())  # a partition may hold fewer than asked for
         output.table(
             f"final state, {'float64' if options.float64 else 'float32'},"
-            f" mean over {options.batches} mini-batches (noise scale: mean covariance over mean signal)",
+            f" mean over {measured} mini-batches (noise scale: mean covariance over mean signal)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if drawn else ''}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hardjax.cli import output
-from hardjax.cli.options import parse
+from hardjax.cli.parsing import parse
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from hardjax._validate import local_folder
 from hardjax.cli import output, prepare
-from hardjax.cli.options import Settings, parse, told, with_axes
+from hardjax.cli.options import Settings, with_axes
+from hardjax.cli.parsing import parse, told
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_measure_refuses_what_is_no_run(tmp_path, capsys):
     assert command("measure", tmp_path, "--output", tmp_path / "report") == 2
     assert "No run in" in capsys.readouterr().err and not (tmp_path / "report").exists()
     assert command("measure", tmp_path / ("a" * 300), "--output", tmp_path / "report") == 2
-    assert "to be readable: File name too long" in capsys.readouterr().err
+    assert "to be a folder: File name too long" in capsys.readouterr().err
 
 
 def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
