@@ -4,19 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from hardjax._axis import dash
 from hardjax._validate import Refusal
 from hardjax.cli import output, prepare
-from hardjax.cli.parsing import Folder, optional, parse
+from hardjax.cli.parsing import Folder, Runs, optional, parse
 
 
 @dataclass(frozen=True)
 class Measure:
     """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of `hardjax train`
+    runs: Runs  # folders of `hardjax train`
     batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none (needs no data)
     rows: Annotated[str | None, optional("STR", "contribution | coupled | frozen (default: that of the run)")] = None
     tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest

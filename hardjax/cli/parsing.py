@@ -31,6 +31,7 @@ def told(text: str) -> Any:
 
 Folder = Annotated[str | None, optional("DIR")]
 Number = Annotated[float | None, optional("FLOAT")]
+Runs = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
 
 
 def parse(command: type[_Kind], name: str, arguments: Sequence[str]) -> _Kind:
