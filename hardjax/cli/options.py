@@ -136,6 +136,8 @@ def _model_options(texts: Sequence[str]) -> dict[str, Any]:
             raise Refusal(f"Expected model option {name!r} once, got it twice.")
         try:
             found[name] = json.loads(value)
-        except (ValueError, RecursionError):  # no JSON, or of more digits or lists than Python reads: text
+        except json.JSONDecodeError:
             found[name] = value
+        except (ValueError, RecursionError):
+            raise Refusal(f"Expected model option {_validate.shown(text)} with fewer digits or lists.") from None
     return found
