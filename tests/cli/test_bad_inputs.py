@@ -65,6 +65,7 @@ CONFIGURATION = {
         config(schedule=hj.Schedule("step", tuple(np.arange(1, 90) / 100))),
         "learning_rate after 89 decays=",
     ),
+    "decay to exactly 0": (config(schedule=hj.Schedule("step", (0.2, 0.5), 1e-300)), "learning_rate after 2 decays=5e"),
     "decay upwards": (config(schedule=hj.Schedule("step", (0.2, 0.5), 1e300)), "learning_rate after 2 decays=inf"),
     "options that hold themselves": (config(model_options={"widths": endless()}), "to be plain JSON"),
     "options of bytes": (config(model_options={"init": b"torch"}), "to be plain JSON"),
