@@ -68,9 +68,9 @@ def find(given: str) -> list[Path]:
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         held = [path for path in inside if (path / _CONFIG).is_file() and (path / _MARKER).is_file()]
     except OSError as error:
-        raise Refusal(f"Expected run={given!r} to be readable: {error.strerror or error}.") from None
+        raise Refusal(f"Expected run={_validate.shown(given)} to be readable: {error.strerror or error}.") from None
     if not held:
-        raise Refusal(f"No run or comparison in {given!r}; `hardjax train --output` writes one.")
+        raise Refusal(f"No run or comparison in {_validate.shown(given)}; `hardjax train --output` writes one.")
     return held
 
 

@@ -244,6 +244,11 @@ FILES = {
     "an output that is a file": (a_file, ("train", "--output", "file"), "it is a file"),
     "an output in a file": (a_file, ("train", "--output", "file/run"), "to be a folder to write in"),
     "an output behind a link to itself": (linked, ("train", "--output", "loop"), "loop"),
+    "an output behind a dangling link": (
+        linked,
+        ("train", "--output", "run/config.json"),
+        "to be a folder to write in",
+    ),
     "an output that nobody may write": (None, ("train", "--output", "/proc/run"), "to be a folder to write in"),
     "an output without a name": (None, ("train", "--output", ""), "output='' to be a folder"),
     "an output at an address": (None, ("train", "--output", "s3://bucket"), "not an address"),
