@@ -45,10 +45,10 @@ def parse(command: type[_Kind], name: str, arguments: Sequence[str]) -> _Kind:
         # tyro takes `--quiet=no` for --quiet, and "no" for the next word.
         flag, given, _ = word.replace("_", "-").partition("=")
         if given and flag.replace("--no-", "--") in switches:
-            raise Refusal(f"Expected {word!r} without a value: {_both(flag.replace('--no-', '--'))}.")
+            raise Refusal(f"Expected {_validate.shown(word)} without a value: {_both(flag.replace('--no-', '--'))}.")
         # Scripts for the completion of a shell, under the name of a program that there is not.
         if flag.startswith("--tyro-"):
-            raise Refusal(f"Unknown option {flag!r}. {_lists(name)}.")
+            raise Refusal(f"Unknown option {_validate.shown(flag)}. {_lists(name)}.")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -58,10 +58,10 @@ def parse(command: type[_Kind], name: str, arguments: Sequence[str]) -> _Kind:
     except SystemExit as stop:
         if not stop.code:
             raise
-        told = _in_one_line(said.getvalue())
-        if arguments and (actions := re.fullmatch(r"Expected one of \{(.*)\}\.", told)):
+        line = _in_one_line(said.getvalue())
+        if arguments and (actions := re.fullmatch(r"Expected one of \{(.*)\}\.", line)):
             _validate.one_of(actions[1].split(", "), **{f"action of {name}": arguments[0]})
-        raise Refusal(told) from None
+        raise Refusal(line) from None
     if strange:
         raise Refusal(_too_much(command, name, list(arguments), strange[0]))
     for option, value in _unread(found):
@@ -135,7 +135,7 @@ def _too_much(command: type, name: str, arguments: list[str], word: str) -> str:
         return f"Unknown option {_validate.shown(option)}{_validate.closest(option, names)} {_lists(name)}."
     before = arguments[max(0, arguments.index(word) - 1)].replace("_", "-").replace("--no-", "--")
     if (before, bool) in flags:
-        return f"Expected {before} without a value, got {word!r}: {_both(before)}."
+        return f"Expected {before} without a value, got {_validate.shown(word)}: {_both(before)}."
     return f"Unexpected {_validate.shown(word)}; `hardjax {name} --help` says what may be given."
 
 
@@ -150,5 +150,5 @@ def _both(switch: str) -> str:
 def _in_one_line(box: str) -> str:
     """What tyro says in a box: its title, a rule, what is wrong, a rule, where help is."""
     lines = [line.strip(" \u2500\u2502\u256d\u256e\u256f\u2570-|") for line in box.splitlines()]
-    told = [line for line in lines[1:] if line and not re.match("For full helptext|hardjax .*--help$", line)]
-    return " ".join(told or lines)
+    wrong = [line for line in lines[1:] if line and not re.match("For full helptext|hardjax .*--help$", line)]
+    return " ".join(wrong or lines)
