@@ -62,7 +62,7 @@ def _described(found: Found) -> tuple[dict[str, str], list[str], str]:
         if found.is_comparison:
             return _comparison_row(found), _arm_curves(found), _comparison_verdict(found)
         return _run_row(found), _run_curves(found), _run_verdict(found)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # JSON, but not what a run writes: a field of another type or none at all.
         reason = f"{type(error).__name__}: {error}"
         raise Refusal(f"Damaged files in {found.name!r}, not as `hardjax train` writes them ({reason}).") from None

@@ -209,6 +209,14 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, capsys, name, content, 
     assert code == 2 and out == "" and err.count("\n") == 1 and words in err
 
 
+def test_a_number_beyond_floats_is_damage_or_infinite(tmp_path, capsys):
+    line = entry(1, math.nan) | {"epoch": 10**400}
+    folder = write(tmp_path / "run", [line], {"diverged": True})
+    code, _, err = shown(capsys, folder)
+    assert code == 2 and err.count("\n") == 1 and "OverflowError" in err
+    assert folders.number(10**400) == math.inf and math.isnan(folders.number(True))
+
+
 def test_no_folder_and_a_bad_number_of_curves(tmp_path, capsys):
     assert "Name at least one folder" in shown(capsys)[2]
     assert "curves=-1 to be a whole number" in shown(capsys, write(tmp_path / "run", []), "--curves", -1)[2]
