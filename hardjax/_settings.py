@@ -16,7 +16,14 @@ from hardjax._validate import Refusal
 
 _Kind = TypeVar("_Kind")
 _NO = object()  # "does not fit": None is a value that settings have
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+_BITS = 64  # of whole numbers: beyond, they fit no array, and Python itself does not write out the largest ones
+_WORDS = {
+    int: f"a whole number of {_BITS} bits",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    types.NoneType: "None",
+}
 
 
 def settle(settings: Any) -> None:
@@ -39,7 +46,10 @@ def plain(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: it is of another type.
     """
-    found = _convert(value, hint)
+    try:
+        found = _convert(value, hint)
+    except RecursionError:  # lists that hold themselves
+        found = _NO
     if found is _NO:
         raise Refusal(f"Expected {name}={_validate.shown(value)} to be {_words(hint)}.")
     return found
@@ -109,7 +119,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint is bool:
         return value if isinstance(value, bool) else _NO
     if hint is int:
-        return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else _NO
+        return _whole(value)
     if hint is float:
         return _float(value)
     if hint is str:
@@ -123,6 +133,12 @@ def _sequence(value: Any, parts: tuple[Any, ...]) -> Any:
         return _NO
     found = tuple(_convert(entry, parts[0]) for entry in value)
     return _NO if any(entry is _NO for entry in found) else found
+
+
+def _whole(value: Any) -> Any:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        return _NO
+    return int(value) if int(value).bit_length() < _BITS else _NO
 
 
 def _float(value: Any) -> Any:
@@ -155,7 +171,9 @@ def _json(value: Any) -> Any:
     # JSON has no NaN: `json` would write one that no strict reader takes, or it would come back as null.
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _NO
-    return value if value is None or isinstance(value, bool | int | str) else _NO
+    if value is None or isinstance(value, bool | str):
+        return value
+    return _whole(value)
 
 
 def _words(hint: Any) -> str:
@@ -166,5 +184,5 @@ def _words(hint: Any) -> str:
     if origin is tuple:
         return f"a list of {'numbers' if parts[0] in (int, float) else 'texts'}"
     if hint in (Mapping, dict) or origin in (Mapping, dict):
-        return "plain JSON: an object of texts, finite numbers, truth values, lists and objects"
+        return "plain JSON: an object of texts, finite numbers (whole ones of 64 bits), truth values, lists and objects"
     return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))

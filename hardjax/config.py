@@ -1,6 +1,7 @@
 """Settings: `TrainConfig` changes results, `Performance` changes only speed and memory."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class TrainConfig:
     data_dir: str | None = None
     validation: float = 0.0
     model: str = "mlp"
-    model_options: Mapping[str, Any] = field(default_factory=dict)
+    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict: equal ones still hash alike
     epochs: int = 10
     batch_size: int = 128
     selection: Selection = axis(selection.AXIS, default_factory=AllBatches)
@@ -117,6 +118,17 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 _validate.positive(**{name: getattr(self, name)})
         _validate.in_float32(learning_rate=self.peak_learning_rate, weight_decay=self.weight_decay)
+        if isinstance(self.schedule, Schedule) and self.schedule.kind == "step":
+            decays = len(self.schedule.decay_at)
+            _validate.in_float32(**{f"learning_rate after {decays} decays": self._last_rate(decays)})
+
+    def _last_rate(self, decays: int) -> float:
+        """The peak rate decayed so many times; never rounded to 0, which a rate may be and a decayed one is not."""
+        assert isinstance(self.schedule, Schedule)
+        try:
+            return max(self.peak_learning_rate * self.schedule.decay_factor**decays, math.ulp(0.0))
+        except OverflowError:
+            return math.inf
 
     @property
     def peak_learning_rate(self) -> float:

@@ -9,7 +9,7 @@ import hardjax as hj
 from hardjax import _settings
 from hardjax._axis import Axis, axes, axis
 from hardjax._validate import Refusal
-from hardjax.cli import options, show
+from hardjax.cli import options, output, parsing
 from hardjax.cli.train import Train
 
 
@@ -45,7 +45,7 @@ class Config(hj.TrainConfig):
 @pytest.fixture
 def parsed(monkeypatch):
     monkeypatch.setattr(options, "TrainConfig", Config)
-    return lambda *words: options.parse(options.with_axes(Train), "train", list(words)).config()
+    return lambda *words: parsing.parse(options.with_axes(Train), "train", list(words)).config()
 
 
 def test_it_is_read_and_written_as_json():
@@ -69,7 +69,7 @@ def test_it_is_asked_for_on_the_command_line(parsed, capsys):
 
 def test_it_stands_in_a_table(capsys):
     columns = Config(shake=Shake(0.5)).columns({"epoch": np.arange(4)})
-    show.table("run", [columns])
+    output.table("run", [columns])
     assert "shaken" in capsys.readouterr().out and Config().columns({}) == {}
 
 

@@ -77,5 +77,5 @@ def test_the_command_line_has_its_commands(capsys):
         main(["--help"])
     assert ended.value.code == 0
     printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
-    for command in ("train", "compare", "measure", "data", "models"):
+    for command in ("train", "compare", "show", "measure", "data", "models"):
         assert re.search(rf"\b{command}\b", printed), command

@@ -46,4 +46,6 @@ CASES_KEPT = {
     "test_models_lists_sizes_beside_the_published_ones": 0,
     "test_measures_in_a_comparison_stand_in_its_table": 0,
     "test_hard_samples_draw_the_hardest_too": 0,
+    "test_of_the_command_line": 36,
+    "test_of_files_and_folders": 16,
 }

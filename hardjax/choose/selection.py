@@ -107,8 +107,8 @@ class _ShareOfBatches:
     redraws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _validate.in_half_open_unit(delta=self.delta)
         _settings.settle(self)
+        _validate.in_half_open_unit(delta=self.delta)
 
     def first_round(self) -> Planner:
         """Round 0 trains all N batches in order and fills the table."""

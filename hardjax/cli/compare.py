@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hardjax._validate import Refusal, local_folder
-from hardjax.cli import prepare, show
-from hardjax.cli.options import Settings, parse, told, with_axes
+from hardjax.cli import output, prepare
+from hardjax.cli.options import Settings, with_axes
+from hardjax.cli.parsing import parse, told
 
 _DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
 
@@ -52,6 +53,8 @@ def compare(options: Any) -> int:
     config = options.config()
     if options.methods:
         arms = make_methods(options.methods, config.trimming or Trimming())
+        if config.trimming and (config.trimming.keep != Trimming().keep or len(arms) == 1):
+            raise Refusal("--trim-end goes with --methods trimmed or random-trimmed, which say what is kept.")
     else:
         arms = make_arms(options.deltas, options.controls)
     check_comparable(config, options.seeds, arms)
@@ -92,8 +95,8 @@ def _tell(result: Any, title: str, path: Path, table: Callable, legend: Callable
     from hardjax.study import tables
 
     config, seeds = result.config, result.rows[0]["seeds"]
-    show.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
+    output.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
     if differences := tables.difference_table(result.rows):
-        show.table("differences, paired by seed", differences)
+        output.table("differences, paired by seed", differences)
     print(legend(result.rows, result.thresholds, result.left_out))
-    return show.picture(path, lambda: picture(result))
+    return output.picture(path, lambda: picture(result))

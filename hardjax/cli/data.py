@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from hardjax.cli import show
-from hardjax.cli.options import Folder, parse
+from hardjax.cli import output
+from hardjax.cli.parsing import Folder, parse
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DataList:
     def __call__(self) -> None:
         from hardjax.data import prepare
 
-        show.table("data sets", prepare.status(self.data_dir))
+        output.table("data sets", prepare.status(self.data_dir))
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DataCheck:
         from hardjax.data import prepare
 
         report = prepare.check(self.name, self.data_dir, say)
-        show.table(self.name, [{"what": what, "found": found} for what, found in report.items()])
+        output.table(self.name, [{"what": what, "found": found} for what, found in report.items()])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A table that fails with UnicodeEncodeError at the end of a run loses hours.
 import codecs
 from typing import Any
 
-_NEAREST = {"±": "+-", "…": "...", "µ": "u", "·": "*"}
+_NEAREST = {"±": "+-", "…": "...", "µ": "u", "·": "*"} | dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True))
 _HANDLER = "hardjax.nearest"
 
 

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from hardjax._axis import dash
 from hardjax._validate import Refusal
-from hardjax.cli import prepare, show
-from hardjax.cli.options import Folder, optional, parse
+from hardjax.cli import output, prepare
+from hardjax.cli.parsing import Folder, Runs, optional, parse
 
 
 @dataclass(frozen=True)
 class Measure:
     """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of `hardjax train`
+    runs: Runs  # folders of `hardjax train`
     batches: int = 8  # mini-batches of the final state's partition to measure; 0 for none (needs no data)
     rows: Annotated[str | None, optional("STR", "contribution | coupled | frozen (default: that of the run)")] = None
     tolerance: float = 1e-6  # an eigenvalue is non-zero above this share of the largest
@@ -47,17 +46,18 @@ def run(arguments: list[str]) -> int:
     if recorded:
         shown = {Path(name).name: run for name, run in recorded.items()}
         # Short names, unless two folders share one: `a/run` and `b/run` would be one curve.
-        drawn = show.picture(
+        drawn = output.picture(
             folder / "measures.png", lambda: measures(shown if len(shown) == len(recorded) else recorded)
         )
-        show.table(
+        output.table(
             f"while training, tolerance {options.tolerance:g}",
             [{"run": name} | found[name].training_row() for name in recorded],
         )
     if options.batches:
-        show.table(
+        measured = max(len(report.final["c"]) for report in found.values())  # a partition may hold fewer than asked for
+        output.table(
             f"final state, {'float64' if options.float64 else 'float32'},"
-            f" mean over {options.batches} mini-batches (noise scale: mean covariance over mean signal)",
+            f" mean over {measured} mini-batches (noise scale: mean covariance over mean signal)",
             [{"run": name} | report.final_row() for name, report in found.items()],
         )
     print(f"written to {folder}: measure.json{', measures.png' if drawn else ''}")
@@ -74,6 +74,10 @@ def _check(options: Measure) -> None:
     if not options.runs:
         raise Refusal("Name at least one folder that `hardjax train --output` wrote.")
     _validate.at_least(0, batches=options.batches)
+    if not options.batches:
+        for name in ("rows", "float64", "data_dir", "gram_chunk"):
+            if getattr(options, name):
+                raise Refusal(f"{dash(name)} goes with final states, which --batches 0 leaves out.")
     FisherMeasure(rows=options.rows or "contribution", tolerance=options.tolerance)
     Performance(gram_chunk=options.gram_chunk)
     if options.data_dir is not None:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from hardjax.cli import show
-from hardjax.cli.options import parse
+from hardjax.cli import output
+from hardjax.cli.parsing import parse
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         row | {"parameters": f"{row['parameters']:,}", "multiply_adds": f"{row['multiply_adds'] / 1e6:,.1f}M"}
         for row in models.table()
     ]
-    show.table("networks", [{key.replace("_", "-"): value for key, value in row.items()} for row in rows])
+    output.table("networks", [{key.replace("_", "-"): value for key, value in row.items()} for row in rows])
     print(
         "published: parameters, floating-point operations (truncated; about twice the multiply-adds).\n"
         "options (--model-option NAME=VALUE, or hj.models.create): norm, norm_batch_size, dtype, init, dropout; "

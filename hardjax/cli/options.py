@@ -2,32 +2,28 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from hardjax import _settings
-from hardjax._axis import Option, axes
+from hardjax import _settings, _validate
+from hardjax._axis import Option, axes, dash
 from hardjax._validate import Refusal
+from hardjax.cli.parsing import Folder, Number, optional, told
 from hardjax.config import Performance, TrainConfig
 
 _Kind = TypeVar("_Kind")
 Flat = Annotated[_Kind, tyro.conf.OmitArgPrefixes]  # a group in the help text, none in the options' names
 
 
-def optional(metavar: str, text: str | None = None) -> Any:
-    """Of a setting that may be left out: a legible help entry."""
-    return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="")
-
-
-def told(text: str) -> Any:
-    """Of a setting, its help: tyro finds no comments behind the fields of classes that `with_axes` makes."""
-    return tyro.conf.arg(help=text)
-
-
-Folder = Annotated[str | None, optional("DIR")]
-Number = Annotated[float | None, optional("FLOAT")]
+# Option -> the option whose values read it; elsewhere it would be passed over in silence.
+_READ_BY = {
+    "momentum": ("optimizer", ("momentum", "nesterov")),
+    "decay_at": ("schedule", ("step",)),
+    "decay_factor": ("schedule", ("step",)),
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,27 @@ class Settings:
         """
         given = vars(self.data) | vars(self.network) | vars(self.training)
         settings = {f.name: given[f.name] for f in dataclasses.fields(TrainConfig) if f.name in given}
-        settings["model_options"] = dict(_model_option(text) for text in self.network.model_option)
+        settings["model_options"] = _model_options(self.network.model_option)
         for name, declared in axes(TrainConfig).items():
             if hasattr(self, name):
                 settings[name] = declared.from_flags(vars(getattr(self, name)))
         if self.gram_chunk is not None and settings["measure"] is None:
             raise Refusal(f"--gram-chunk {self.gram_chunk} goes with --measure-every.")
-        return TrainConfig(**settings)
+        config = TrainConfig(**settings)
+        self._check_read()
+        return config
+
+    def _check_read(self) -> None:
+        """Raises ValueError for an option that is given and that nothing reads."""
+        groups = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        flat = {
+            name: value for group in groups if dataclasses.is_dataclass(group) for name, value in vars(group).items()
+        }
+        defaults = {f.name: f.default for g in groups if dataclasses.is_dataclass(g) for f in dataclasses.fields(g)}
+        for name, (switch, readers) in _READ_BY.items():
+            if flat.get(name) != defaults.get(name) and flat[switch] not in readers:
+                takers = " or ".join(readers)
+                raise Refusal(f"{dash(name)} goes with {dash(switch)} {takers}, not with {flat[switch]}.")
 
     def performance(self) -> Performance:
         names = ("gram_chunk", "save_every", "checkpoint_gigabytes")
@@ -112,11 +122,6 @@ def with_axes(command: type[_Kind], leave_out: tuple[str, ...] = ()) -> type[_Ki
     return made
 
 
-def parse(command: type[_Kind], name: str, arguments: list[str]) -> _Kind:
-    """The command's options; tyro prints help and exits with 0, and with 2 where it cannot read one."""
-    return tyro.cli(command, args=arguments, prog=f"hardjax {name}")
-
-
 def _group(name: str, options: list[Option]) -> type:
     fields = []
     for flag, kind, default, text in options:
@@ -130,11 +135,18 @@ def _group(name: str, options: list[Option]) -> type:
     return dataclasses.make_dataclass(f"{name.title()}Options", fields, frozen=True)
 
 
-def _model_option(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise Refusal(f"Expected model option {text!r} as key=value, such as norm=group.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+def _model_options(texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise Refusal(f"Expected model option {_validate.shown(text)} as key=value, such as norm=group.")
+        if name in found:
+            raise Refusal(f"Expected model option {name!r} once, got it twice.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+        except (ValueError, RecursionError):
+            raise Refusal(f"Expected model option {_validate.shown(text)} with fewer digits or lists.") from None
+    return found

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hardjax._validate import local_folder
-from hardjax.cli import prepare, show
-from hardjax.cli.options import Settings, parse, told, with_axes
+from hardjax.cli import output, prepare
+from hardjax.cli.options import Settings, with_axes
+from hardjax.cli.parsing import parse, told
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run(arguments: list[str]) -> int:
         _draw(setting, result, folder)
     shown = {name: found for name, found in summary.items() if not isinstance(found, dict)}
     shown |= setting.config.columns(result.history)
-    show.table(setting.config.title, [{"what": name, "value": show.value(found)} for name, found in shown.items()])
+    output.table(setting.config.title, [{"what": name, "value": output.value(found)} for name, found in shown.items()])
     print(f"written to {folder}")
     if not summary["interrupted"]:
         return 0
@@ -59,6 +60,6 @@ def _draw(setting: Any, result: Any, folder: Path) -> None:
         return hardest(setting.dataset, *hardest_samples(setting, result))
 
     if config.measure is not None:
-        show.picture(folder / "measures.png", spectra)
+        output.picture(folder / "measures.png", spectra)
     if isinstance(config.selection, HardBatches | HardSamples) or config.trimming is not None:
-        show.picture(folder / "hardest.png", samples)
+        output.picture(folder / "hardest.png", samples)

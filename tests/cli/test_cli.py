@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hardjax._validate import OutOfMemory
-from hardjax.cli import main, prepare, show
+from hardjax.cli import main, output, prepare
 from hardjax.cli.encoding import degrade
 
 _use_compilation_cache = prepare.use_compilation_cache
@@ -95,56 +95,6 @@ def test_trimmed_training_draws_the_samples_kept_most(tmp_path):
     assert np.load(tmp_path / "run/replays.npz")["drops"].sum() > 0
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (("train", "--trim-end", 0), "end=0.0 in (0, 1]"),
-        (("train", "--trim-end", 0.8, "--trim-start", 0.5), "end=0.8 to be at most start=0.5"),
-        (("train", "--trim-keep", "random"), "--trim-keep random goes with --trim-end"),
-        (("train", "--trim-end", 0.5, "--batch-size", 1), "batch_size=1 to be at least 2"),
-        (("compare", "--methods", "trimed"), "did you mean 'trimmed'"),
-        (("train", "--selection", "hard-batches", "--delta", 1.5), "delta=1.5 in (0, 1]"),
-        (("train", "--selection", "hard-batches", "--delta", 0), "delta=0.0 in (0, 1]"),
-        (("train", "--batch-size", 5000), "batch_size=5000 to be at most the 1437 training samples"),
-        (("train", "--dataset", "digit"), "did you mean 'digits'"),
-        (("train", "--model", "resnet21"), "did you mean 'resnet"),
-        (("train", "--selection", "hard-batch"), "did you mean 'hard-batches'"),
-        (("train", "--dataset", "cifar10"), "hardjax data prepare cifar10"),
-        (("train", "--epochs", 0), "epochs=0"),
-        (("train", "--on-nan", "skip"), "Unknown on_nan 'skip'; did you mean 'skip-step'?"),
-        (("train", "--delta", 0.5), "--delta 0.5 goes with hard-batches, random-batches, hard-samples"),
-        (("train", "--seed", 2**32), "seed=4294967296 below 2^32"),
-        (("train", "--model-option", "num_classes=3"), "model_options without num_classes=3"),
-        (("train", "--fixed", "--selection", "hard-batches"), "--fixed goes with all-batches, not with hard-batches"),
-        (("train", "--measure-rows", "frozen"), "--measure-rows frozen goes with --measure-every, "),
-        (("train", "--gram-chunk", 4), "--gram-chunk 4 goes with --measure-every"),
-        (("train", "--place", "random"), "place='random', got frame=None"),
-        (("train", "--dataset", "cifar10", "--model-option", "depth=3"), "option of mlp 'depth'"),
-        (("train", "--model-option", "widths=8"), "widths=8 to be a sequence"),
-        (("train", "--data-dir", "gs://bucket/data"), "data_dir='gs://bucket/data' to be a folder of this machine"),
-        (("compare", "--seed", 2**32 - 1, "--seeds", 3), "seed=4294967297 below 2^32"),
-        (("compare", "--methods", "trimmed", "--batch-size", 1), "batch_size=1 to be at least 2 with trimming"),
-        (("trian",), "Unknown command 'trian'; did you mean 'train'?"),
-        (("compare", "--methods", "trimmed", "--deltas", 0.5), "--methods trimmed or --deltas and --controls"),
-        (("compare", "--no-evaluate-train"), "evaluate_train=True in a comparison"),
-        (("train", "--model-option", "widths"), "key=value"),
-        (("train", "--model-option", "depth=3"), "option of mlp 'depth'"),
-        (("train", "--frame", 4), "frame=4 to hold images of 8x8"),
-        (("compare", "--seeds", 0), "seeds=0"),
-        (("compare", "--deltas", 2.0), "delta=2.0 in (0, 1]"),
-        (("compare", "--controls", "rnadom"), "did you mean 'random'"),
-        (("data", "check", "mnist"), "hardjax data prepare mnist"),
-        (("data", "prepare", "digits"), "needs no preparation"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, words):
-    output = ("--output", tmp_path / "out") if arguments[0] in ("train", "compare") else ()
-    assert command(*arguments, *output) == 2
-    stdout, stderr = capsys.readouterr()
-    assert stderr.count("\n") == 1 and stderr.startswith("hardjax: ") and words in stderr
-    assert stdout == "" and not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", ["train", "compare"])
 def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
     (tmp_path / "summary.json").write_text("{}")
@@ -159,7 +109,7 @@ def test_a_folder_with_a_run_is_refused_and_kept(tmp_path, capsys, name):
     assert (tmp_path / "summary.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["train", "compare", "data", "models"])
+@pytest.mark.parametrize("name", ["train", "compare", "show", "measure", "data", "models"])
 def test_help_reads_well(capsys, name):
     assert command(name, "--help") == 0
     printed = capsys.readouterr().out
@@ -197,7 +147,7 @@ def test_a_table_is_written_whatever_the_encoding(monkeypatch, encoding, shown):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", stream)
     degrade(stream)
-    show.table("mlp ± [/b]", [{"run": "[/b] :smile:", "test": "97.50 ± 0.69 →"}, {"run": "b", "test": "1"}])
+    output.table("mlp ± [/b]", [{"run": "[/b] :smile:", "test": "97.50 ± 0.69 →"}, {"run": "b", "test": "1"}])
     print("± →")
     stream.flush()
     written = stream.buffer.getvalue().decode(encoding)
@@ -233,13 +183,6 @@ def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
     assert command("measure", run, tmp_path / "broken", "--output", tmp_path / "other") == 2
     assert "Damaged config.json in" in capsys.readouterr().err and not (tmp_path / "other").exists()
     assert (run / "checkpoint").is_dir()
-
-
-def test_measure_refuses_what_is_no_run(tmp_path, capsys):
-    assert command("measure", tmp_path, "--output", tmp_path / "report") == 2
-    assert "No run in" in capsys.readouterr().err and not (tmp_path / "report").exists()
-    assert command("measure", tmp_path / ("a" * 300), "--output", tmp_path / "report") == 2
-    assert "to be readable: File name too long" in capsys.readouterr().err
 
 
 def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
