@@ -10,6 +10,7 @@ from typing import Any
 
 from hardjax import _validate
 from hardjax._validate import Refusal
+from hardjax.training.lock import is_being_written
 
 Entry = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def read(folder: Path) -> Found:
         ValueError: a file is damaged or cannot be read.
     """
     # Asked first: a run that ends in between has its summary by the time that the files are read.
-    written = _being_written(folder)
+    written = is_being_written(folder)
     config = _load(folder / _CONFIG)
     assert config is not None
     return Found(str(folder), config, _lines(folder / _HISTORY), _load(folder / _SUMMARY, missing=True), written)
@@ -100,21 +101,6 @@ def number(value: Any) -> float:
 def numbers(entries: Sequence[Entry], field: str) -> list[float]:
     """One field of every entry."""
     return [number(entry.get(field)) for entry in entries]
-
-
-def _being_written(folder: Path) -> bool:
-    """Whether a process holds the lock on the folder's marker."""
-    import fcntl
-
-    try:
-        with (folder / _MARKER).open() as marker:
-            # Shared: two readers must not take each other for a writer.
-            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no marker, or a file system without locks
-        return False
-    return False
 
 
 def _load(path: Path, missing: bool = False) -> dict[str, Any] | None:

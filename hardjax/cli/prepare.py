@@ -5,6 +5,7 @@ import os
 import hardjax.data as data
 import hardjax.models as models
 from hardjax import _validate
+from hardjax.cli.data import say
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
 from hardjax.data.tfds import cache_folder
@@ -22,7 +23,7 @@ def setting(options: Settings, config: TrainConfig) -> Setting:
     for option in config.model_options:
         if option not in ("name", "num_classes"):  # `prepare` says what these are
             _validate.one_of(models.options(config.model), **{f"option of {config.model}": option})
-    dataset = data.load(config.dataset, config.data_dir, progress=not options.quiet)
+    dataset = data.load(config.dataset, config.data_dir, progress=not options.quiet, say=say)
     return prepare(config, dataset, performance=performance)
 
 

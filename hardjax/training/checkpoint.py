@@ -256,7 +256,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     """What lies beside the state; empty where it is missing or not as it was written."""
     try:
         body = json.loads((path / _MANIFEST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
         return {}

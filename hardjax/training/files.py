@@ -19,13 +19,8 @@ import numpy as np
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax._version import __version__
-from hardjax.training import checkpoint, lines, record
+from hardjax.training import checkpoint, lines, lock, record
 from hardjax.training.lines import refused
-
-try:
-    import fcntl
-except ImportError:  # Windows: without locks
-    fcntl = None  # type: ignore[assignment]
 
 UNDER_WAY = "under-way"  # the run that a comparison is at
 # Of all commands: a name that is missing here is neither refused nor cleared away.
@@ -42,7 +37,7 @@ FILES = (
     UNDER_WAY,
 )
 # Other tools too call their files config.json and checkpoint: only a folder with this file in it is ours to clear.
-MARKER = "hardjax.json"
+MARKER = lock.MARKER
 _FORMAT = {"format": "results of hardjax", "version": 1}
 
 
@@ -93,7 +88,7 @@ def claim_folder(folder: str | os.PathLike, overwrite: bool = False, keep: bool 
         tempfile.TemporaryFile(dir=folder).close()
         descriptor = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not _locked(descriptor):
+        if not lock.hold(descriptor):
             raise Refusal(f"Another process is writing into {str(folder)!r}; wait for its end, or name another folder.")
         with refused(folder, "to be a folder to write in"):
             if not os.fstat(descriptor).st_size:
@@ -120,18 +115,6 @@ def clear(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def is_being_written(folder: str | os.PathLike) -> bool:
-    """Whether a process holds the folder at this moment."""
-    try:
-        descriptor = os.open(Path(folder) / MARKER, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _locked(descriptor, shared=True)
-    finally:
-        os.close(descriptor)
-
-
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """config.json of a run's folder (or of its checkpoint folder).
 
@@ -149,7 +132,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise Refusal(f"Expected run={str(folder)!r} to be readable: {error.strerror or error}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(f"Damaged config.json in {str(folder)!r}: {error}.") from None
     if not isinstance(plain, dict):
         raise Refusal(f"Damaged config.json in {str(folder)!r}: no JSON object.")
@@ -241,7 +224,7 @@ def _ours(folder: Path, name: str) -> bool:
         text = (folder / MARKER).read_text()
         # Empty where its writer was killed between making and filling it.
         marked = json.loads(text) if text else _FORMAT
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     path = folder / name
     if not isinstance(marked, dict) or marked.get("format") != _FORMAT["format"]:
@@ -251,16 +234,3 @@ def _ours(folder: Path, name: str) -> bool:
     if name == UNDER_WAY:
         return (path / MARKER).is_file() or not any(path.iterdir())
     return name == checkpoint.FOLDER and checkpoint.is_ours(path)
-
-
-def _locked(descriptor: int, shared: bool = False) -> bool:
-    """Take a lock that ends with the process; False where another one holds it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems know no locks
-        return True
-    return True

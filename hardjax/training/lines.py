@@ -119,7 +119,7 @@ def read_lines(path: Path, size: int | None = None) -> list[Any]:
     for number, line in enumerate(lines, 1):
         try:
             entries.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) and not torn:  # a file system may leave zeros where a crash cut a write short
                 break
             raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: line {number} is no JSON.") from None

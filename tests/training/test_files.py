@@ -11,7 +11,7 @@ import pytest
 
 from hardjax._validate import Refusal
 from hardjax.engine.step import TrainState
-from hardjax.training import checkpoint, files, lines
+from hardjax.training import checkpoint, files, lines, lock
 from hardjax.training.checkpoint import RunWarning
 
 
@@ -195,9 +195,9 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
 
 def test_a_folder_has_one_writer(tmp_path):
     with files.claim_folder(tmp_path / "run") as folder:
-        assert files.is_being_written(folder)
+        assert lock.is_being_written(folder)
         with pytest.raises(Refusal, match="Another process is writing into"), files.claim_folder(folder, keep=True):
             pass
-    assert not files.is_being_written(folder) and not files.is_being_written(tmp_path / "none")
+    assert not lock.is_being_written(folder) and not lock.is_being_written(tmp_path / "none")
     with files.claim_folder(folder, keep=True):
-        assert files.is_being_written(folder)
+        assert lock.is_being_written(folder)
