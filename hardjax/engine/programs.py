@@ -189,8 +189,8 @@ def compile_run(
     need = fits()
     if state is None:
         drawn = programs.ahead("init", sizes, *first)
-        # Its results are the state, which is counted.
-        need = fits(drawn and drawn._replace(size=max(0, drawn.size - need.state)))
+        # Its results are the state, which is counted; and no checkpoint is written before it has run.
+        need = fits(drawn and drawn._replace(size=max(0, drawn.size - need.state - need.copies)))
     for call in dispatches(plan, at):
         if call.kind == "look":
             continue

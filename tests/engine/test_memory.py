@@ -174,25 +174,34 @@ def test_a_huge_network_is_refused_before_anything_of_its_size_is_made(tiny, mon
         setting_of(tiny, model_options={"widths": [200_000, 200_000]}, optimizer="adam", trimming=Trimming())
 
 
+@pytest.mark.ci
 def test_data_and_state_are_counted_as_they_are(tiny, monkeypatch):
     setting = setting_of(tiny, optimizer="adam", validation=0.2)
     need, state = setting.compile(saved=True), setting.init_state()
     assert need.state == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    (drawn,) = (part.size for part in need.programs if part.name == "drawing the first state")
+    # No checkpoint is written before: what is drawn may lie where the copy will.
+    (alone,) = (part.size for part in setting.compile(saved=False).programs if part.name == "drawing the first state")
+    assert drawn == max(0, alone - need.copies)
     assert need.copies == need.state and setting.compile(saved=False).copies == 0
     assert need.data == sum(leaf.nbytes for leaf in jax.tree.leaves(setting.splits))
 
 
+REPLAY, TRIMMED = HardBatches(0.3), {"trimming": Trimming(), "evaluate_train": False, "epochs": 3}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("steps", "changes"),
     [
-        {"measure": FisherMeasure(every=4)},
-        pytest.param({"selection": HardBatches(0.3), "validation": 0.2}, marks=pytest.mark.ci),
-        pytest.param({"trimming": Trimming(), "evaluate_train": False, "epochs": 3}, marks=pytest.mark.ci),
-        pytest.param({"measure": FisherMeasure(every=3), "selection": HardBatches(0.3)}, marks=pytest.mark.ci),
+        (100, {"measure": FisherMeasure(every=4)}),
+        pytest.param(2, {"measure": FisherMeasure(every=4)}, marks=pytest.mark.ci),
+        pytest.param(100, {"selection": REPLAY, "validation": 0.2}, marks=pytest.mark.ci),
+        pytest.param(2, {"selection": REPLAY, "validation": 0.2}, marks=pytest.mark.ci),
+        pytest.param(100, TRIMMED, marks=pytest.mark.ci),
+        pytest.param(2, {"measure": FisherMeasure(every=3), "selection": REPLAY}, marks=pytest.mark.ci),
     ],
 )
-@pytest.mark.parametrize("steps", [2, 100])
-def test_what_is_compiled_ahead_is_found_again(tiny, changes, steps):
+def test_what_is_compiled_ahead_is_found_again(tiny, steps, changes):
     performance = hj.Performance(steps_per_dispatch=steps)
     run = dict(dataset=tiny, performance=performance, progress=False)
     config = hj.TrainConfig(**{**CONFIG, **changes})
@@ -251,6 +260,7 @@ def test_the_program_that_is_too_large_says_what_to_change(tiny, monkeypatch, ki
         setting_of(tiny, **changes).compile(saved=False)
 
 
+@pytest.mark.ci
 def test_a_program_compiled_later_is_looked_at_before_it_is_called(tiny, monkeypatch):
     setting = setting_of(tiny)
     state, test = setting.init_state(), setting.splits["test"]
@@ -265,12 +275,27 @@ def test_a_program_compiled_later_is_looked_at_before_it_is_called(tiny, monkeyp
         setting.programs.evaluate(7, state.variables, test)
 
 
+@pytest.mark.ci
 def test_back_ends_that_tell_nothing(tiny, monkeypatch):
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
     need = setting_of(tiny).compile(saved=False)
     assert need.programs == () and need.total == need.data + need.state
 
 
+@pytest.mark.parametrize(("backend", "look"), [("gpu", 1000), ("cpu", 1300)])
+def test_what_a_program_takes(monkeypatch, backend, look):
+    """Temporaries, results that take no donated array's place, code; and what convolutions of a CPU do not name."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    sizes = dict(temp=1000, output=500, alias=450, generated_code=7, argument=10**6)
+    stats = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    compiled = types.SimpleNamespace(memory_analysis=lambda: stats)
+    assert memory.temporary("segment", compiled).size == 1057
+    assert memory.temporary("look", compiled, "words") == ("measuring spectra", look + 57, "words")
+    stats.alias_size_in_bytes = 600
+    assert memory.temporary("rounds", compiled).size == 1007
+
+
+@pytest.mark.ci
 def test_donated_states_take_no_room_twice(tiny):
     def training(donate):
         wide = {"model_options": {"widths": [500]}}
@@ -282,6 +307,7 @@ def test_donated_states_take_no_room_twice(tiny):
     assert kept - donated == pytest.approx(state, rel=0.02)
 
 
+@pytest.mark.ci
 def test_later_stages_are_estimated(tiny):
     plan = setting_of(tiny).plan
     (stage,), found = plan.stages, Temporary("training", 1000, "advice")
@@ -294,6 +320,7 @@ def test_later_stages_are_estimated(tiny):
     assert (estimate.size, estimate.name) == (200 + 4 * 800, "later training, of 32 samples at a time,")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("batch_size", "expected"), [(16, []), (24, [1500])])
 def test_later_stages_count_the_samples_that_are_differentiated(tiny, batch_size, expected):
     """The second half of a run keeps half of its larger batches, then a quarter."""
@@ -323,6 +350,7 @@ def test_garbage_is_no_reason_to_refuse(monkeypatch):
     assert next(answers, None) is None
 
 
+@pytest.mark.ci
 def test_only_what_was_asked_is_called(tiny, monkeypatch):
     setting = setting_of(tiny)
     monkeypatch.setattr(Programs, "_call", None)
