@@ -165,21 +165,23 @@ def held(*trees: Any) -> int:
     return size_of(list(leaves.values()), lambda leaf: isinstance(leaf, jax.Array))
 
 
-def check(need: Need, holding: int) -> None:
+def check(need: Need, *there: Any) -> None:
     """Look whether the device that arrays go to has room.
 
     Args:
-        holding: bytes of the need that are on the device already.
+        there: trees with what of the need is on the device already.
 
     Raises:
         OutOfMemory: it has not.
     """
     (device,) = jnp.zeros(()).devices()
-    line = _refused(need, holding, device)
+    line = _refused(need, held(there), device)
     if line is not None:
-        # States of earlier runs may hang in reference cycles: they are no reason to refuse this one.
+        # Neither what a dispatch in flight takes (what comes out of it is among `there`), nor the states of earlier
+        # runs that hang in reference cycles, are a reason to refuse.
+        jax.block_until_ready(there)
         gc.collect()
-        line = _refused(need, holding, device)
+        line = _refused(need, held(there), device)
     if line is not None:
         raise OutOfMemory(line)
 
@@ -203,7 +205,7 @@ def check_network(recipe: Recipe, variables: Any, dataset: Dataset, hyper: Hyper
     optimizer = make_optimizer(recipe.optimizer, hyper, jnp.float32(0))
     state = (variables, jax.eval_shape(optimizer.init, variables["params"]))
     splits = splits_on_device(dataset)
-    check(Need(data=size_of(splits), state=size_of(state)), held(splits))
+    check(Need(data=size_of(splits), state=size_of(state)), splits)
 
 
 def available(device: jax.Device) -> int | None:

@@ -117,7 +117,7 @@ class Programs:
             if checked and program.temporary is not None:
                 data = [arg for arg in args if isinstance(arg, TrainData)]
                 need = Need(memory.size_of(data), memory.size_of(args) - memory.size_of(data))
-                memory.check(need.adding([program.temporary]), memory.held(args))
+                memory.check(need.adding([program.temporary]), args)
         return program
 
     def _function(self, kind: str, key: Any) -> Callable:
@@ -179,11 +179,11 @@ def compile_run(
     shapes = jax.eval_shape(make_init(recipe, sizes), *first)
     # A copy for a checkpoint is the host's, which on CPU is the device.
     copies = memory.size_of(shapes) if saved and device.platform == "cpu" else 0
-    need, holding = Need(memory.size_of(splits), memory.size_of(shapes), copies), memory.held(splits, state)
+    need = Need(memory.size_of(splits), memory.size_of(shapes), copies)
 
     def fits(*found: Temporary | None) -> Need:
         more = need.adding(program for program in found if program is not None)
-        memory.check(more, holding)
+        memory.check(more, splits, state)
         return more
 
     need = fits()

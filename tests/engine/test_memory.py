@@ -344,11 +344,14 @@ def test_arrays_are_held_and_shapes_are_not():
     assert memory.size_of([array, jax.eval_shape(lambda: jax.random.key(0))]) == 20
 
 
-def test_garbage_is_no_reason_to_refuse(monkeypatch):
-    answers = iter([1, 100])
-    monkeypatch.setattr(memory, "available", lambda device: next(answers))
-    memory.check(Need(data=50), 0)
-    assert next(answers, None) is None
+def test_neither_garbage_nor_work_in_flight_is_a_reason_to_refuse(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    monkeypatch.setattr(memory, "available", lambda device: 100 if waited else 1)
+    memory.check(Need(data=50), None)
+    assert waited == [(None,)]
+    with pytest.raises(OutOfMemory):
+        memory.check(Need(data=101))
 
 
 @pytest.mark.ci
