@@ -61,6 +61,10 @@ class Observer(Protocol):
         """`observe(variables, images, labels, key) -> pytree of arrays`, pure."""
         ...
 
+    def advice(self, batch: int) -> str:
+        """What to set where looking at batches of this size takes more memory than there is."""
+        ...
+
 
 @dataclass(frozen=True)
 class RoundSpec:

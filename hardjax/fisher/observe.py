@@ -9,6 +9,7 @@ from jax import Array
 
 from hardjax import _settings, _validate
 from hardjax._axis import Axis
+from hardjax.fisher import memory
 from hardjax.fisher.gram import METHODS, ROWS, make_gram
 from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
 
@@ -65,6 +66,9 @@ class SpectrumObserver:
             return eigenvalues(products, products.dtype), products.mean()
 
         return observe
+
+    def advice(self, batch: int) -> str:
+        return memory.advice(self.rows, self.method, self.chunk, batch)
 
 
 def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:

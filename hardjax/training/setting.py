@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
+from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
-from hardjax.engine.plan import RunPlan
-from hardjax.engine.programs import Programs, programs_for
+from hardjax.engine.plan import Position, RunPlan
+from hardjax.engine.programs import Programs, compile_run, programs_for
 from hardjax.engine.recipe import (
     functions_of,
     make_hyper,
@@ -34,6 +35,7 @@ _OPERATIONS_PER_SECOND = {"cpu": 5e10}
 _LEAST_STEP_SECONDS = 5e-4
 # Single steps cost 19 % more than one round of eight, fours 1 % (ResNet-20, batch 32; docs/speed.md).
 LEAST_BOUND = 4
+_START = Position()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,27 @@ class Setting:
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
         return replace(state, **given)
 
+    def compile(self, saved: bool, at: Position = _START, state: TrainState | None = None) -> Need:
+        """Compile what the run begins with, before anything is allocated for it; see `engine.programs.compile_run`.
+
+        Raises:
+            OutOfMemory: the device has no room for the run.
+        """
+        left_out = () if self.config.evaluate_train else ("train",)
+        return compile_run(
+            self.programs,
+            self.plan,
+            self.hyper,
+            self.splits,
+            observer=self.observer,
+            evaluated=[name for name in self.splits if name not in left_out],
+            eval_batch_size=self.performance.eval_batch_size,
+            donate=self.performance.donate,
+            saved=saved,
+            at=at,
+            state=state,
+        )
+
 
 def prepare(
     config: TrainConfig,
@@ -113,6 +136,8 @@ def prepare(
     config = dataclasses.replace(config, dataset=dataset.name)
     recipe = make_recipe(config, dataset, functions)
     facts = check_model(recipe, config.batch_size, dataset.num_classes)
+    # Before anything of the network's size is made: trimming tries it out.
+    check_network(recipe, facts.variables, dataset, make_hyper(config))
     if variables is not None:
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
