@@ -102,8 +102,8 @@ def assert_resumes_everywhere(
         folder, copies = Path(scratch) / "run", Path(scratch) / "copies"
         folder.mkdir()
         cut = _Everywhere(folder, copies)
-        saved = _ended(Loop(setting, Silent(), folder, cut))  # type: ignore[arg-type]
-        whole = _ended(Loop(setting, Silent()))
+        saved = _ended(Loop(setting, Silent(), 0.0, folder, cut))  # type: ignore[arg-type]
+        whole = _ended(Loop(setting, Silent(), 0.0))
         _compare("saving alone", whole, saved)
         places = sorted(copies.iterdir())
         _say(bool(places), "resume", "the run was over before it could be cut; take a smaller steps_per_dispatch.")
@@ -111,7 +111,7 @@ def assert_resumes_everywhere(
             start = resume.find(place, setting)
             assert start is not None
             where = f"cut after {start.position.backprops} back-propagations, {start.position.cursor} into a round"
-            _compare(where, whole, _ended(Loop(setting, Silent(), place, None, start)))
+            _compare(where, whole, _ended(Loop(setting, Silent(), 0.0, place, None, start)))
     return len(places)
 
 

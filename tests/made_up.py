@@ -36,8 +36,12 @@ def made_up(losses, seed=0, *, top1=97.5, seconds=1e-3, epochs=EPOCHS, **more):
             "backprops": 10 * points,
             "diverged": not finite,
             "interrupted": False,
+            "signal": None,
             "end": "budget spent",
         },
+        replay_counts=np.zeros(5, np.int32),
+        drop_counts=np.zeros(9, np.int32),
+        measurements={},
         replays=np.eye(5, dtype=np.uint8)[np.arange(2 * points) % 5],
     )
 

@@ -30,13 +30,13 @@ def run(arguments: list[str]) -> int:
     setting = prepare.setting(options, config)
     result = run.train(setting, *where, progress=not options.quiet)
     folder, summary = local_folder(output=options.output), result.summary
-    if not summary["interrupted"]:
+    if summary["end"] != "interrupted":
         _draw(setting, result, folder)
     shown = {name: found for name, found in summary.items() if not isinstance(found, dict)}
     shown |= setting.config.columns(result.history)
     output.table(setting.config.title, [{"what": name, "value": output.value(found)} for name, found in shown.items()])
     print(f"written to {folder}")
-    if not summary["interrupted"]:
+    if summary["end"] != "interrupted":
         return 0
     print("hardjax: interrupted and saved; the same command with --resume goes on from there.", file=sys.stderr)
     return 128 + signal.Signals[summary["signal"]]

@@ -103,7 +103,7 @@ def compare(
                     setting = prepare(settings, dataset, model, performance)
                     place, there = (None, False) if kept is None else kept.place(setting.config)
                     result = train(setting, place, resume=there, progress=progress, keep=False)
-                    interrupted = result.summary.get("signal")
+                    interrupted = result.summary["signal"]
                     if result.summary["end"] != "interrupted":
                         if kept is not None:
                             kept.add(arm, result)

@@ -31,6 +31,7 @@ class Loop:
     Args:
         setting: what is trained.
         bar: shows progress.
+        compiled: `compile_seconds` of its programs when the run began.
         folder: for the record; None keeps it in memory alone.
         saver: writes checkpoints, or None.
         start: where a run that was cut short goes on, or None.
@@ -40,6 +41,7 @@ class Loop:
         self,
         setting: Setting,
         bar: Any,
+        compiled: float,
         folder: Path | None = None,
         saver: Saver | None = None,
         start: Start | None = None,
@@ -53,7 +55,7 @@ class Loop:
         self.record = Record(setting.plan, self.state.table.shape[0], folder)
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
-        self._compiled = (0.0 if start is None else start.compile_seconds) - setting.programs.compile_seconds
+        self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
         self._in_flight: tuple[Dispatch, Any] | None = None
         # Clock, compile seconds and back-propagations when the device was last set going.
         self._window: tuple[float, float, int] | None = None

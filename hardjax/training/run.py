@@ -3,7 +3,7 @@
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,35 +127,34 @@ def train(
     # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
     check_output(output, overwrite, resume)
+    compiled = setting.programs.compile_seconds
     with ExitStack() as held:
         folder, start, saver = None, None, None
         if output is not None:
             performance = setting.performance
             limit = None if performance.checkpoint_gigabytes is None else 1e9 * performance.checkpoint_gigabytes
             check_space(limit, setting.state_shapes())
-            folder = held.enter_context(files.claim_folder(output, overwrite, keep=resume))
+            folder = held.enter_context(files.claim_folder(output, overwrite, keep=True))
             start = resuming.find(folder, setting) if resume else None
-            if resume and start is None:
-                said = f"Nothing to go on from in {str(output)!r}: the run begins at its start."
-                warnings.warn(said, RunWarning, stacklevel=2)
-                files.clear(folder)
-            files.write_json(folder / "config.json", plain)
             saver = Saver(folder, performance.save_every, limit)
         steps = setting.plan.steps
         bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
         # To the last file: a signal between two of them would leave a run that looks cut short.
         asked = held.enter_context(interruptible())
+        if start is not None and start.end is not None:
+            bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
+            result = _result(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
+            if folder is not None and not (folder / "summary.json").exists():  # killed between its last two files
+                _write(folder, result)
+            return result
         with _explained_memory(setting):
-            loop = Loop(setting, bar, folder, saver, start)
-            if start is not None and start.end is not None:
-                bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
-                result = _result(setting, loop, start.end, None)
-                if folder is not None and not (folder / "summary.json").exists():  # killed between its last two files
-                    _write(folder, result)
-                return result
-            if start is not None and folder is not None:
+            # What the device has no room for is refused before anything that is there is removed.
+            setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
+            if folder is not None:
+                _begin(folder, plain, resume and start is None, start is None)
+            if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
-                (folder / "summary.json").unlink(missing_ok=True)
+            loop = Loop(setting, bar, compiled, folder, saver, start)
             end = loop.go(asked)
         result = _result(setting, loop, end, asked.signal)
         if folder is not None:
@@ -164,6 +163,17 @@ def train(
                 saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
                 _write(folder, result)
     return result
+
+
+def _begin(folder: Path, plain: Mapping[str, Any], missed: bool, anew: bool) -> None:
+    """The folder as it is while a run is under way."""
+    if missed:
+        said = f"Nothing to go on from in {str(folder)!r}: the run begins at its start."
+        warnings.warn(said, RunWarning, stacklevel=3)
+    if anew:
+        files.clear(folder)
+    (folder / "summary.json").unlink(missing_ok=True)
+    files.write_json(folder / "config.json", plain)
 
 
 def _write(folder: Path, result: RunResult) -> None:
@@ -182,7 +192,8 @@ def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None
         config=setting.config,
         history=record.history.arrays(),
         state=loop.state,
-        summary=_summarise(setting, loop) | {"interrupted": end == "interrupted", "end": end} | _asked(asked),
+        summary=_summarise(setting, loop)
+        | {"interrupted": asked is not None, "end": end, "signal": None if asked is None else asked.name},
         replays=record.replays,
         replay_counts=np.asarray(loop.state.visits),
         drop_counts=np.asarray(loop.state.drops),
@@ -202,10 +213,6 @@ def _explained_memory(setting: Setting) -> Iterator[None]:
             f"Out of memory in training {setting.config.model} on batches of {setting.config.batch_size}: take a"
             " smaller batch, network, image size or Performance.eval_batch_size."
         ) from error
-
-
-def _asked(asked: signal.Signals | None) -> dict[str, Any]:
-    return {} if asked is None else {"signal": asked.name}
 
 
 def _summarise(setting: Setting, loop: Loop) -> dict[str, Any]:

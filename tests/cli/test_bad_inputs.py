@@ -21,7 +21,7 @@ JUNK = bytes(range(256)) * 4
 LONG = "n" * 300
 HUGE = 10**5000  # Python itself refuses to write it out
 FULL_WIDTH = "".join(chr(ord(digit) + 0xFEE0) for digit in "12")  # digits of another script
-IMAGES, LABELS = np.full((6, 4, 4, 1), 200, np.uint8), np.arange(6) % 3
+IMAGES, LABELS = np.arange(105, 201, dtype=np.uint8).reshape(6, 4, 4, 1), np.arange(6) % 3
 
 
 class Unshowable:
@@ -105,7 +105,7 @@ DATA = {
     "images a list of whole numbers": (arrays(IMAGES.tolist()), "dtype uint8 or float (0..1), got int64"),
     "images of text": (arrays(IMAGES.astype(str)), "dtype uint8 or float"),
     "complex images": (arrays(IMAGES.astype(complex)), "got complex128"),
-    "images up to 200 as floats": (arrays(IMAGES.astype(float)), "values from 200 to 200"),
+    "images up to 200 as floats": (arrays(IMAGES.astype(float)), "values from 105 to 200"),
     "images with nan": (arrays(IMAGES * np.nan), "got 96 NaN or infinite values"),
     "images of one axis": (arrays(np.zeros(6, np.uint8)), "got (6,)"),
     "images without pixels": (arrays(IMAGES[:, :0]), "at least one train image"),

@@ -10,6 +10,7 @@ import pytest
 from hardjax._validate import OutOfMemory
 from hardjax.cli import main, output, prepare
 from hardjax.cli.encoding import degrade
+from hardjax.training import spectra
 
 _use_compilation_cache = prepare.use_compilation_cache
 FAST = ["--epochs", "2", "--batch-size", "64", "--model-option", "widths=[8]", "--quiet"]
@@ -167,7 +168,7 @@ def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
     assert (run / "measures.png").stat().st_size > 10_000
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert {"c", "l", "C_K", "L_K", "batch_size", "learning_rate"} <= set(lines[0]) and lines[-1]["C_K"] > 1
-    assert np.load(run / "spectra.npz")["eigenvalues"].shape == (10, 64)
+    assert spectra.load(run)["eigenvalues"].shape == (10, 64)
     capsys.readouterr()
     assert command("measure", run, "--batches", 2, "--output", report) == 0
     shown = capsys.readouterr().out

@@ -28,7 +28,10 @@ def test_one_that_fails_is_a_line_of_warning(tmp_path, capsys, monkeypatch, argu
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(prepare, "use_compilation_cache", lambda: None)
     monkeypatch.setattr(f"hardjax.plots.{drawing}", _fails)
-    monkeypatch.setattr("hardjax.study.compare.run", lambda config, **rest: made_up(falling(), config.seed, epochs=1))
+    monkeypatch.setattr(
+        "hardjax.study.compare.train",
+        lambda setting, *rest, **more: made_up(falling(), setting.config.seed, epochs=1),
+    )
     with pytest.raises(SystemExit) as stop:
         main([arguments[0], *FAST, *arguments[1:], "--output", str(tmp_path / "run")])
     assert stop.value.code == 0

@@ -14,7 +14,7 @@ from made_up import comparison, falling, made_up
 import hardjax as hj
 from hardjax.cli import curves, folders, main
 from hardjax.study.compare import Comparison
-from hardjax.training import files
+from hardjax.training import files, lines
 
 MARKER = {"format": "results of hardjax", "version": 1}
 
@@ -37,7 +37,7 @@ def write(folder: Path, entries, summary=None, torn="", **settings) -> Path:
     files.write_json(folder / "hardjax.json", MARKER)
     files.write_json(folder / "config.json", hj.TrainConfig(**({"epochs": 8} | settings)).to_dict())
     for line in entries:
-        files.append_line(folder / "history.jsonl", line)
+        lines.append_line(folder / "history.jsonl", line)
     if torn:
         with (folder / "history.jsonl").open("a") as history:
             history.write(torn)
@@ -58,7 +58,7 @@ def write_comparison(folder: Path, found: Comparison, summary=True) -> Path:
     for arm, run in runs if summary else runs[:-1]:
         line = {"selection": arm.name, "delta": arm.delta, "seed": run.config.seed}
         more = {"history": run.history, "summary": run.summary | {"train_seconds": 2.0}}
-        files.append_line(folder / "history.jsonl", line | more)
+        lines.append_line(folder / "history.jsonl", line | more)
     if summary:
         files.write_json(folder / "summary.json", {"rows": found.rows, "interrupted": found.interrupted})
     return folder

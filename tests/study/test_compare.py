@@ -1,6 +1,7 @@
 """Rows of a comparison: paired differences, one threshold a seed, and runs that are left out by name."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -140,14 +141,15 @@ def test_what_any_arm_refuses_is_refused_before_the_first_is_trained():
 def test_ctrl_c_leaves_whole_pairs(monkeypatch, interrupted, arms, seeds):
     made = []
 
-    def run(config, **rest):
-        result = made_up(falling(), config.seed)
+    def train(setting, *rest, **more):
+        result = made_up(falling(), setting.config.seed)
         if len(made) == interrupted:
-            result.summary |= {"interrupted": True, "end": "interrupted"}
-        made.append((config.seed, config.selection))
+            result.summary |= {"signal": "SIGINT", "end": "interrupted"}
+        made.append((setting.config.seed, setting.config.selection))
         return result
 
-    monkeypatch.setattr(comparing, "run", run)
+    monkeypatch.setattr(comparing, "prepare", lambda config, *rest: types.SimpleNamespace(config=config))
+    monkeypatch.setattr(comparing, "train", train)
     result = comparing.compare(hj.TrainConfig(epochs=EPOCHS), make_arms((0.5,)), seeds=2, progress=False)
     assert (len(result.arms), len(result.results[0])) == (arms, seeds)
     assert result.interrupted == (interrupted is not None)
@@ -156,10 +158,12 @@ def test_ctrl_c_leaves_whole_pairs(monkeypatch, interrupted, arms, seeds):
 
 def test_ctrl_c_in_the_first_run_leaves_nothing(monkeypatch):
     result = made_up(falling())
-    result.summary |= {"interrupted": True, "end": "interrupted"}
-    monkeypatch.setattr(comparing, "run", lambda config, **rest: result)
-    with pytest.raises(KeyboardInterrupt):
+    result.summary |= {"signal": "SIGTERM", "end": "interrupted"}
+    monkeypatch.setattr(comparing, "prepare", lambda config, *rest: types.SimpleNamespace(config=config))
+    monkeypatch.setattr(comparing, "train", lambda *rest, **more: result)
+    with pytest.raises(comparing.Interrupted) as caught:
         comparing.compare(hj.TrainConfig(epochs=EPOCHS), make_arms((0.5,)), seeds=2, progress=False)
+    assert isinstance(caught.value, KeyboardInterrupt) and caught.value.signal == "SIGTERM"
 
 
 def test_a_curve_that_ends_finite_counts_whatever_lay_between():

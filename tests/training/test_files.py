@@ -84,7 +84,7 @@ def test_every_file_of_a_checkpoint_damaged_in_turn(state, tmp_path, damage):
         with pytest.warns(RunWarning, match="0000000007' is damaged: .*; the one at 5 back-propagations is taken"):
             chex.assert_trees_all_equal(_plain(checkpoint.restore(tmp_path / "run", state)), _plain(older))
         shutil.rmtree(tmp_path / "run" / "checkpoint" / "0000000005")
-        with pytest.raises(Refusal, match="The checkpoint .* is damaged: ") as caught:
+        with pytest.raises(Refusal, match=r"The checkpoint .* is damaged: ") as caught:
             checkpoint.restore(tmp_path / "run", state)
         assert "\n" not in str(caught.value) and (name.name in str(caught.value) or "files in all" in str(caught.value))
 
@@ -96,7 +96,7 @@ def test_a_digit_of_the_manifest_that_was_changed_is_noticed(state, tmp_path):
     assert checkpoint.kept(tmp_path)[0].facts == {}
     for text in ("[]", "{}", '{"format": "another"}'):
         path.write_text(text)
-        with pytest.raises(Refusal, match="hardjax.json is missing or unreadable"):
+        with pytest.raises(Refusal, match=r"hardjax.json is missing or unreadable"):
             checkpoint.restore(tmp_path, state)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 
 import flax.linen as nn
 import jax
@@ -24,7 +23,7 @@ from hardjax.engine.programs import Programs, programs_for
 from hardjax.engine.recipe import functions_of, zoo_functions
 from hardjax.study.arms import make_arms
 from hardjax.study.compare import compare
-from hardjax.training import checkpoint, loop, progress, run
+from hardjax.training import checkpoint, progress, run
 from hardjax.training.setting import prepare
 
 SMALL = dict(model="mlp", model_options={"widths": [8]}, batch_size=8, learning_rate=0.1)
@@ -336,7 +335,7 @@ def test_files_of_a_run(tiny, tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         hj.run(settings, dataset=tiny, output=folder, progress=False)
     assert json.loads((folder / "summary.json").read_text()) == summary
-    stale = [folder / name for name in ("spectra.npz", "measures.png", "hardest.png")]
+    stale = [folder / name for name in ("spectra.jsonl", "measures.png", "hardest.png")]
     for path in stale:
         path.write_text("of another run")
     hj.run(settings, dataset=tiny, output=folder, overwrite=True, progress=False)
@@ -437,24 +436,6 @@ def test_a_run_starts_from_given_variables_and_leaves_them(tiny):
     only = hj.run(settings, dataset=tiny, variables={"params": first.state.params}, progress=False)
     jax.tree.map(np.testing.assert_array_equal, only.state.params, first.state.params)
     assert "['params']['fc2']['kernel'] (3, 8) instead of (8, 3)" in str(error.value)
-
-
-def test_a_run_interrupted_right_after_a_test_point_trains_before_it_tests_again(tiny, monkeypatch):
-    """Ctrl-C while the next round is planned, or while the first measurement of it is taken."""
-    setting = prepare(hj.TrainConfig(**SMALL, epochs=3, measure=hj.fisher.FisherMeasure(every=3)), tiny)
-    for kind in ("plan", "look"):
-        one, interrupted = loop.Loop(setting, progress.Silent(), None), threading.Event()
-        issue = one._issue
-
-        def pressed(dispatch, kind=kind, one=one, issue=issue, interrupted=interrupted):
-            issue(dispatch)
-            if dispatch.kind == kind and one.position.backprops == 9:
-                interrupted.set()
-
-        monkeypatch.setattr(one, "_issue", pressed)
-        assert one.go(interrupted) == "interrupted"
-        entries = one.record.history.entries
-        assert [entry["backprops"] for entry in entries] == [9, 12] and np.isfinite(entries[-1]["train_loss"])
 
 
 def test_a_network_that_no_memory_holds_is_refused(tiny):

@@ -7,7 +7,14 @@ import hardjax as hj
 from hardjax.choose.selection import HardBatches
 from hardjax.training import loop
 
-EXACT = [{"steps_per_dispatch": 4}, {"steps_per_dispatch": 1}, {"steps_per_dispatch": 100}, {"donate": False}]
+EXACT = [
+    {"steps_per_dispatch": 4},
+    {"steps_per_dispatch": 1},
+    {"steps_per_dispatch": 100},
+    {"donate": False},
+    {"save_every": 1},
+    {"checkpoint_gigabytes": 1.0},
+]
 ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}]
 TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds"}
 
