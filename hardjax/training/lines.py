@@ -133,7 +133,8 @@ def cut(path: Path, mark: Mark) -> bool:
         with path.open("r+b") as file:
             if Mark(*_checksum(file, mark.size)) != mark:
                 return False
-            file.truncate(mark.size)
+            if file.seek(0, os.SEEK_END) != mark.size:
+                file.truncate(mark.size)
     except FileNotFoundError:
         return mark == Mark()
     return True

@@ -5,6 +5,7 @@ each belongs to it. What stands in no file yet (the round under way, means since
 beside the checkpoint.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,11 +66,12 @@ class History:
         self.entries: list[dict[str, Any]] = []
 
     def add(self, **entry: Any) -> dict[str, Any]:
-        # What is lacking, or was NaN when it was written.
+        # What is lacking, or NaN: one NaN for all of them, whose signs and payloads no file keeps.
         full = {name: entry.get(name) for name in FIELDS}
-        self.entries.append(
-            {name: _LACKING.get(name, float("nan")) if value is None else value for name, value in full.items()}
-        )
+        nothing = {
+            name: _LACKING.get(name, math.nan) for name, value in full.items() if value is None or value != value
+        }
+        self.entries.append(full | nothing)
         return self.entries[-1]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -92,7 +94,7 @@ class _Sum(NamedTuple):
 
     @property
     def mean(self) -> float:
-        return self.total / self.count if self.count else float("nan")
+        return self.total / self.count if self.count else math.nan
 
 
 class Record:
@@ -200,8 +202,7 @@ class Record:
         self._written = {spectra.FILE: len(self.spectra), ROUNDS: len(rounds)}
         # JSON has no NaN: a sum that is not finite came back as nothing.
         self._sums = {
-            name: _Sum(float("nan") if total is None else total, count)
-            for name, (total, count) in marks["sums"].items()
+            name: _Sum(math.nan if total is None else total, count) for name, (total, count) in marks["sums"].items()
         }
         self._share = marks["share"]
         self._under_way = None if marks["under_way"] is None else lines.unpack(marks["under_way"])

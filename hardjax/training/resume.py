@@ -98,18 +98,23 @@ def rounds_like(performance: Performance) -> dict[str, Any]:
     return {
         **made["versions"],
         "device": made["device_kind"],
-        "threads": _threads(),
+        "threads": threads(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **settings,
     }
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], above: str = "") -> list[str]:
     """What differs between two JSON objects, each as `name is old there and new here`; where data lies aside, which
     is no part of a run."""
-    old, new = _flat(there), _flat(here)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "data_dir"]
-    return [f"{name} is {shown(old.get(name))} there and {shown(new.get(name))} here" for name in names]
+    found = []
+    for name in {**there, **here}:
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{above}{name}.")
+        elif old != new and name != "data_dir":
+            found.append(f"{above}{name} is {shown(old)} there and {shown(new)} here")
+    return found
 
 
 def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
@@ -152,18 +157,7 @@ def _written_config(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        # An axis that is off here and on there differs as a whole.
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{above}{name}.")
-        else:
-            found[above + name] = value
-    return found
-
-
-def _threads() -> int:
+def threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

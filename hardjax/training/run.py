@@ -16,7 +16,7 @@ from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
-from hardjax.training import files
+from hardjax.training import checkpoint, files
 from hardjax.training import resume as resuming
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.loop import Loop
@@ -162,6 +162,8 @@ def train(
             if keep or end == "interrupted":
                 saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
                 _write(folder, result)
+        if end == "diverged":
+            warnings.warn(_last_words(loop, folder), RunWarning, stacklevel=2)
     return result
 
 
@@ -184,6 +186,14 @@ def _write(folder: Path, result: RunResult) -> None:
         drops=result.drop_counts,
         **({} if result.replays is None else {"by_round": result.replays}),
     )
+
+
+def _last_words(loop: Loop, folder: Path | None) -> str:
+    """Of a run that diverged: when, and what is left of before."""
+    bad = loop.record.first_bad
+    said = "The run diverged: a spectrum was not finite" if bad is None else f"The run diverged at step {bad + 1:,}"
+    kept = [] if folder is None else [one for one in checkpoint.kept(folder) if one.facts.get("finite")]
+    return f"{said}; the last checkpoint before that is {str(kept[-1].path)!r}." if kept else f"{said}."
 
 
 def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None) -> RunResult:

@@ -1,5 +1,6 @@
 """The record of spectra measured while training, raw, and where a run's folder keeps it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Spectra:
         self, step: int, epoch: float, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int
     ) -> None:
         """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
-        self._rows.append((step, epoch, learning_rate, np.asarray(values), float(mean_entry), slot))
+        entry = math.nan if np.isnan(mean_entry) else float(mean_entry)  # its sign is kept by no file
+        self._rows.append((step, epoch, learning_rate, np.asarray(values), entry, slot))
         self.all_finite &= bool(np.isfinite(values).all())
 
     def __len__(self) -> int:
