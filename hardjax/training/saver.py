@@ -57,7 +57,7 @@ class Saver:
 
     def save(self, state: TrainState, facts: Mapping[str, Any]) -> None:
         """Begin to write a state; what belongs to it is in the facts."""
-        self._wait()
+        self.wait()
         if self._failure is not None:
             warnings.warn(f"{self._failure} Training goes on, without it.", RunWarning, stacklevel=2)
             self._failure = None
@@ -73,7 +73,7 @@ class Saver:
         Raises:
             ValueError: it cannot be written.
         """
-        self._wait()
+        self.wait()
         self._failure = None
         self._write(checkpoint.on_host(state), dict(facts))
         if self._failure is not None:
@@ -88,7 +88,8 @@ class Saver:
         except OSError as error:
             self._failure = f"Old checkpoints in {str(self._folder)!r} cannot be removed: {error.strerror or error}."
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
