@@ -35,6 +35,7 @@ def test_the_readme_example_runs_as_written(capsys):
         ("docs/bring-your-own.md", 1, r"\(16, 16\)"),
         ("docs/bring-your-own.md", 2, r"\[.*\]"),
         ("docs/papers.md", 0, "condition_number.*covariance"),
+        ("docs/guarantees.md", 0, r"at \d\d places"),
     ],
 )
 def test_the_examples_of_the_site_run_as_written(page, index, says, capsys):
@@ -48,6 +49,7 @@ def test_every_example_of_the_site_is_among_them():
         "README.md": 1,
         "docs/bring-your-own.md": 3,
         "docs/papers.md": 1,
+        "docs/guarantees.md": 1,
     }
 
 
