@@ -194,7 +194,7 @@ def assemble(
         ValueError: see `Dataset.from_arrays`.
     """
     images = {split: _checked_images(split, images[split]) for split in ("train", "test")}
-    labels = {split: np.asarray(labels[split]) for split in ("train", "test")}
+    labels = {split: _array(f"{split} labels", labels[split]) for split in ("train", "test")}
     num_classes = _count_classes(num_classes, class_names, labels["train"])
     for split in images:
         _check_labels(split, labels[split], len(images[split]), num_classes)
@@ -306,8 +306,17 @@ def _counted_classes(labels: np.ndarray) -> int:
     return found
 
 
+def _array(what: str, given: Any) -> np.ndarray:
+    if np.ma.is_masked(given):
+        raise Refusal(f"Expected {what} without masked values, got {np.ma.count_masked(given)} of them.")
+    try:
+        return np.asarray(given)
+    except ValueError as error:  # lists of several lengths
+        raise Refusal(f"Expected {what} as an array: {error}") from None
+
+
 def _checked_images(split: str, images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images)
+    images = _array(f"{split} images", images)
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:

@@ -37,7 +37,7 @@ class Schedule:
         _validate.one_of(KINDS, schedule=self.kind)
         rising = all(a < b for a, b in zip((0.0, *self.decay_at), (*self.decay_at, 1.0), strict=True))
         if not rising:
-            raise Refusal(f"Expected decay_at={self.decay_at} to rise within (0, 1).")
+            raise Refusal(f"Expected decay_at={_validate.shown(self.decay_at)} to rise within (0, 1).")
         _validate.positive(decay_factor=self.decay_factor)
         _validate.in_unit(warmup=self.warmup)
         _validate.in_closed_unit(warmup_start=self.warmup_start)

@@ -125,9 +125,13 @@ def measures(
         Fields that are NaN where the eigenvalues are not finite; c is NaN where all of them are 0.
 
     Raises:
-        ValueError: a tolerance outside [0, 1).
+        ValueError: a tolerance outside [0, 1); a rate below 0 or a batch size of 0 that are plain numbers.
     """
     _validate.in_unit(tolerance=tolerance)
+    if isinstance(learning_rate, int | float):
+        _validate.not_negative(learning_rate=learning_rate)
+    if isinstance(batch_size, int | float):
+        _validate.positive(batch_size=batch_size)
     values = jnp.maximum(jnp.asarray(eigenvalues), 0)
     largest, trace = values.max(-1), values.sum(-1)
     covariance, signal = _noise(trace, mean_entry, batch_size)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, shown
 from hardjax.models.apply import init_variables
 from hardjax.models.zoo import ZOO, create
 
@@ -43,6 +43,8 @@ def from_torch(
             unexpected and wrongly shaped tensors, in one message.
     """
     module = create(name, num_classes, **options)
+    if not isinstance(state_dict, Mapping):
+        raise Refusal(f"Expected state_dict={shown(state_dict)} to be a mapping from names to tensors.")
     given = {key: _array(key, value) for key, value in state_dict.items()}
     shape = _image_shape(given, ZOO[name].image_shape)
     expected = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.key(0))

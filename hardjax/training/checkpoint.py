@@ -159,8 +159,8 @@ def newest(
     Raises:
         ValueError: there is no checkpoint, none that is undamaged, or it belongs to another configuration.
     """
-    folder = _validate.local_folder(checkpoint=folder).resolve()
-    candidates = kept(folder)
+    folder = _validate.local_folder(checkpoint=folder)
+    candidates = kept(folder.resolve())
     if not candidates:
         raise Refusal(f"No checkpoint in {str(folder)!r}; `hardjax train --output` writes one.")
     faults = []

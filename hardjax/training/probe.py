@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardjax._validate import Refusal
+from hardjax._validate import OutOfMemory, Refusal
 from hardjax.data.augment import output_shape
 from hardjax.engine.state import Recipe
 from hardjax.fisher import check
@@ -34,6 +34,9 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
     def forward(variables: Any, images: Any) -> Any:
         return recipe.apply(variables, images, True, jax.random.key(0))[0]
 
+    # Beyond 64 bits XLA fails with an error of its own; nothing of that size fits anywhere.
+    if (count := sum(leaf.size for leaf in jax.tree.leaves(variables))) >= 2**58:
+        raise OutOfMemory(f"Expected a network that some memory holds, got one of {count:.3g} parameters.")
     # Lowered, not compiled: it takes a trace, where compiling takes half a minute for the largest networks.
     lowered = jax.jit(forward).lower(variables, images)
     logits = lowered.out_info

@@ -1,13 +1,14 @@
 """What a run needs before its first step: configuration, data on the device, model and programs, checked together."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
 from hardjax.engine.memory import Need, check_network
@@ -125,8 +126,16 @@ def prepare(
     Raises:
         ValueError: data, model and configuration do not fit.
     """
+    performance = Performance() if performance is None else performance
+    for name, given, kind in (
+        ("config", config, TrainConfig),
+        ("dataset", dataset, Dataset),
+        ("performance", performance, Performance),
+        ("variables", variables, Mapping),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
-    performance = performance or Performance()
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:
         functions = functions_of(model)

@@ -1,6 +1,7 @@
 """Bad input of every kind: one clear line that says what, the value and what is allowed, and nothing is written."""
 
 import json
+import math
 import os
 import re
 from fractions import Fraction
@@ -97,6 +98,27 @@ CONFIGURATION = {
     "measuring never": (lambda: FisherMeasure(every=0), "every=0 to be a whole number of at least 1"),
     "tolerance 1": (lambda: FisherMeasure(tolerance=Fraction(1)), "tolerance=1.0 in [0, 1)"),
     "steps of a dispatch": (lambda: hj.Performance(steps_per_dispatch=0), "steps_per_dispatch=0"),
+    "saving at no test point": (
+        lambda: hj.Performance(save_every=0),
+        "save_every=0 to be a whole number of at least 1",
+    ),
+    "saving soon": (
+        lambda: hj.Performance(save_every="soon"),
+        "save_every='soon' to be a number of test points, a time",
+    ),
+    "saving in the past": (lambda: hj.Performance(save_every="-5min"), "save_every='-5min' to be"),
+    "saving by a truth value": (lambda: hj.Performance(save_every=True), "save_every=True to be"),
+    "no disk for checkpoints": (lambda: hj.Performance(checkpoint_gigabytes=0), "checkpoint_gigabytes=0.0 to be a"),
+    "a run of a mapping": (lambda: hj.run({"epochs": 1}), "config={'epochs': 1} to be a TrainConfig"),
+    "a run of arrays": (lambda: hj.run(hj.TrainConfig(), dataset=IMAGES), "to be a Dataset"),
+    "a run from a number": (lambda: hj.run(hj.TrainConfig(), variables=3), "variables=3 to be a Mapping"),
+    "a run at any speed": (lambda: hj.run(hj.TrainConfig(), performance={}), "performance={} to be a Performance"),
+    "going on with nothing": (lambda: hj.run(hj.TrainConfig(), resume=True), "Expected output= with resume=True"),
+    "a share of a loss": (lambda: hj.trimming.trimmed_mean(np.ones(4), 1.5), "keep_count=1.5 to be a whole number"),
+    "measures of no batch": (lambda: hj.fisher.measures(np.ones(4), 0.1, 0), "batch_size=0 to be a finite number"),
+    "measures at no rate": (lambda: hj.fisher.measures(np.ones(4), math.nan, 4), "learning_rate=nan to be a finite"),
+    "weights that are a number": (lambda: hj.models.from_torch("resnet8", 3), "state_dict=3 to be a mapping"),
+    "a thousand decays": (lambda: hj.Schedule(decay_at=tuple(range(1000))), "to rise within (0, 1)"),
     "evaluation too large": (lambda: hj.Performance(eval_batch_size=HUGE), "to be a whole number of 64 bits"),
 }
 
@@ -107,6 +129,8 @@ DATA = {
     "complex images": (arrays(IMAGES.astype(complex)), "got complex128"),
     "images up to 200 as floats": (arrays(IMAGES.astype(float)), "values from 105 to 200"),
     "images with nan": (arrays(IMAGES * np.nan), "got 96 NaN or infinite values"),
+    "images of several lengths": (arrays([[1], [1, 2]]), "train images as an array: "),
+    "images behind a mask": (arrays(np.ma.masked_array(IMAGES, IMAGES > 190)), "without masked values, got 10 of them"),
     "images of one axis": (arrays(np.zeros(6, np.uint8)), "got (6,)"),
     "images without pixels": (arrays(IMAGES[:, :0]), "at least one train image"),
     "images of two sizes": (arrays(test=IMAGES[:, 1:]), "one shape (H, W, C), got (4, 4, 1) and (3, 4, 1)"),
@@ -156,7 +180,7 @@ def with_config(content: bytes):
 def with_spectra(content: bytes):
     def make(folder: Path) -> None:
         a_run(folder)
-        (folder / "run" / "spectra.npz").write_bytes(content)
+        (folder / "run" / "spectra.jsonl").write_bytes(content)
 
     return make
 
@@ -234,9 +258,8 @@ FILES = {
     ),
     "a comparison for a run": (with_config(b'{"arms": []}'), MEASURE, "holds a comparison"),
     "no spectra": (a_run, MEASURE, "No spectra in 'run'"),
-    "spectra of junk": (with_spectra(JUNK), MEASURE, "Damaged spectra.npz"),
-    "empty spectra": (with_spectra(b""), MEASURE, "Damaged spectra.npz"),
-    "spectra cut short": (with_spectra(b"PK\x03\x04"), MEASURE, "Damaged spectra.npz"),
+    "spectra of junk": (with_spectra(JUNK + b"\n{}\n"), MEASURE, "Damaged spectra.jsonl in 'run'"),
+    "spectra of something else": (with_spectra(b"{}\n"), MEASURE, "Damaged spectra.jsonl in 'run'"),
     "options of final states without any": (a_run, (*MEASURE, "--float64"), "--float64 goes with final states"),
     "a batch below 0": (a_run, ("measure", "run", "--batches", "-1"), "batches=-1"),
     "a tolerance that is no number": (a_run, ("measure", "run", "--tolerance", "nan"), "tolerance=nan in [0, 1)"),
@@ -262,20 +285,28 @@ FILES = {
     "data with an empty description": (prepared(b""), MNIST, "unreadable dataset_info.json"),
     "data with a description of junk": (prepared(JUNK), MNIST, "unreadable dataset_info.json"),
     "data with a description of something else": (prepared({"splits": 3}), MNIST, "unreadable dataset_info.json"),
-    "data in another format": (prepared({"splits": [], "fileFormat": "tfrecord"}), MNIST, "stored as tfrecord"),
+    "data in another format": (
+        prepared({"name": "mnist", "splits": [], "fileFormat": "tfrecord"}),
+        MNIST,
+        "stored as tfrecord",
+    ),
     "data without a split": (
-        prepared({"splits": SPLITS[:1], "fileFormat": "array_record"}),
+        prepared({"name": "mnist", "splits": SPLITS[:1], "fileFormat": "array_record"}),
         ("data", "check", *MNIST[2:]),
         "has 0 of 1 files of split 'train'",
     ),
-    "data without its files": (prepared({"splits": SPLITS, "fileFormat": "array_record"}), MNIST, "has 0 of 1 files"),
+    "data without its files": (
+        prepared({"name": "mnist", "splits": SPLITS, "fileFormat": "array_record"}),
+        MNIST,
+        "has 0 of 1 files",
+    ),
     "a configuration that may not be read": (locked, MEASURE, "to be readable: Permission denied"),
 }
 
 _CHECKPOINTS = {  # behind a compiled initial state
     "no checkpoint": (with_checkpoint(lambda path: None), FINAL, "No checkpoint in 'run'"),
     "a file for the checkpoint": (with_checkpoint(Path.touch), FINAL, "No checkpoint in 'run'"),
-    "an empty checkpoint": (with_checkpoint(Path.mkdir), FINAL, "hardjax.json is missing or unreadable"),
+    "an empty checkpoint": (with_checkpoint(Path.mkdir), FINAL, "No checkpoint in 'run'"),
 }
 
 COMMANDS = {
@@ -379,6 +410,15 @@ COMMANDS = {
     "fixed batches of another strategy": ("train --fixed --selection hard-batches", "--fixed goes with all-batches"),
     "a control that nothing reads": ("train --trim-keep random", "--trim-keep random goes with --trim-end"),
     "a measure that nothing takes": ("train --measure-rows frozen", "--measure-rows frozen goes with --measure-every"),
+    "to go on and to overwrite": ("train --resume --overwrite", "--overwrite) or resume=True (--resume), not both"),
+    "to go on with a comparison and not": ("compare --resume --overwrite", "(--resume), not both"),
+    "saving never": ("train --save-every never", "save_every='never' to be a number of test points, a time such as"),
+    "saving at no test point": ("compare --save-every 0", "save_every=0 to be a whole number of at least 1"),
+    "no disk at all": ("train --checkpoint-gigabytes -1", "checkpoint_gigabytes=-1.0 to be a finite number above 0"),
+    "a network wider than 64 bits": (
+        "train --model-option widths=[9223372036854775807]",
+        "Expected a network that some memory holds, got one of",
+    ),
     "a chunk that nothing reads": ("train --gram-chunk 4", "--gram-chunk 4 goes with --measure-every"),
     "momentum that nothing reads": (
         "train --optimizer adam --momentum 0.5",
