@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +24,11 @@ from hardjax._validate import Refusal
 from hardjax.data import catalog
 from hardjax.data.dataset import pixel_statistics
 
+try:
+    import fcntl
+except ImportError:  # Windows: without locks
+    fcntl = None  # type: ignore[assignment]
+
 # tensorflow_datasets takes half a second to import, so it is imported where it is used.
 
 _BATCH = 500
@@ -28,6 +36,7 @@ _BATCH = 500
 _DECODER = 1
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _TRIES = 10  # at putting a cache entry in place; another process must come between at every one of them to use them up
+_BEGINNING = 60.0  # seconds
 # Features are classes that TFDS imports by the names in features.json: no other module's are.
 _FEATURES = "tensorflow_datasets."
 
@@ -420,7 +429,8 @@ def _write_cache(folder: Path, source: Path, decoded: Decoded) -> None:
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        _clear_dead(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, _held(scratch):
             whole = Path(scratch) / "whole"
             whole.mkdir()
             for name, array in decoded.arrays.items():
@@ -431,6 +441,35 @@ def _write_cache(folder: Path, source: Path, decoded: Decoded) -> None:
         warnings.warn(
             f"Decoded data is not kept for next time: {error} (HARDJAX_CACHE names the folder).", stacklevel=4
         )
+
+
+@contextlib.contextmanager
+def _held(scratch: str | Path) -> Iterator[bool]:
+    """Lock a folder until the end of the block or of the process; gives whether nobody else holds it."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # some network file systems know no locks: then nobody is taken for dead
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _clear_dead(folder: Path) -> None:
+    """Take away what writers of this entry left that were killed: as much as the data set each."""
+    for scratch in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        with contextlib.suppress(OSError):  # its writer may have come to its end meanwhile
+            # One that has just begun may not have taken its lock yet.
+            if time.time() - scratch.stat().st_mtime > _BEGINNING:
+                with _held(scratch) as dead:
+                    if dead:
+                        shutil.rmtree(scratch)
 
 
 def _put_in_place(whole: Path, folder: Path, source: Path, scratch: Path) -> None:

@@ -65,6 +65,8 @@ class Rows:
         """
         found = {"rows": table, "thresholds": thresholds, "left_out": left_out, "interrupted": interrupted}
         files.write_json(self._folder / "summary.json", found | files.environment())
+        if not interrupted:  # the end may have come between the line of the last run and the removal of its folder
+            shutil.rmtree(self._folder / files.UNDER_WAY, ignore_errors=True)
 
 
 @contextmanager
@@ -102,8 +104,13 @@ def check(output: str | os.PathLike, plain: Mapping[str, Any] | None, overwrite:
         return
     try:
         there = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return  # nothing was done, or nothing that could be told from another comparison
+    except (OSError, ValueError, RecursionError):
+        # Its lines name arm and seed alone: those of another comparison would be taken for this one's.
+        if (folder / HISTORY).exists():
+            raise Refusal(
+                f"Damaged or missing config.json in {str(folder)!r}: whose the runs in {HISTORY} are is not known."
+            ) from None
+        return
     if not isinstance(there, dict) or "arms" not in there:
         raise Refusal(f"{str(folder)!r} holds a run; name the folder of a comparison.")
     if plain is not None and (differ := differences(there, json.loads(lines.encode(plain)))):

@@ -37,6 +37,7 @@ _ADDED = {2: ("samples_hash",)}
 _MANIFEST = "hardjax.json"
 _FORMAT = "checkpoint of hardjax"
 _SCRATCH = ".writing-"
+_REPLACED = "replaced-"
 # Orbax looks for the parts of a checkpoint with glob patterns made from the whole path, and TensorStore takes a
 # backslash for a slash: under `runs/lr[0.1]` or `a\b` the arrays are never merged into the checkpoint, which is then
 # written without an error and cannot be read. Of other characters none is known to matter.
@@ -125,7 +126,7 @@ def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, A
                 checkpointer.save(where / fresh.name, host)
             _write_manifest(fresh, {"hardjax": __version__, **facts, "files": _files(fresh)})
             if path.exists():
-                path.replace(Path(scratch) / "old")
+                path.replace(Path(scratch) / f"{_REPLACED}{path.name}")
             fresh.replace(path)
     except OSError as error:
         raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {error.strerror or error}.") from error
@@ -206,9 +207,23 @@ def prune(folder: str | os.PathLike, last: int, limit: float | None = None) -> N
 
 
 def clean(folder: str | os.PathLike) -> None:
-    """Take away what writers that were killed left; call it where nobody else writes."""
-    for path in (Path(folder) / FOLDER).glob(f"{_SCRATCH}*"):
+    """Take away what writers that were killed left; call it where nobody else writes, before anything is read."""
+    home = Path(folder) / FOLDER
+    for path in home.glob(f"{_SCRATCH}*"):
+        # Killed between two renames: the one that was to be replaced is still the newest.
+        for old in path.glob(f"{_REPLACED}*"):
+            if not (home / old.name.removeprefix(_REPLACED)).exists():
+                old.replace(home / old.name.removeprefix(_REPLACED))
         shutil.rmtree(path, ignore_errors=True)
+
+
+def forget(folder: str | os.PathLike, step: int) -> None:
+    """Take away the checkpoints beyond the one that a run goes on from: they are damaged, or no longer fit its record,
+    and would count among the newest."""
+    with lines.refused(Path(folder) / FOLDER, "to be writable"):
+        for one in kept(folder):
+            if one.step > step:
+                _remove(one.path)
 
 
 def is_ours(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """`run`: a configuration in, history and final state out."""
 
+import json
 import os
 import signal
 import warnings
@@ -16,7 +17,7 @@ from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
-from hardjax.training import checkpoint, files
+from hardjax.training import checkpoint, files, lines
 from hardjax.training import resume as resuming
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.loop import Loop
@@ -135,6 +136,7 @@ def train(
             limit = None if performance.checkpoint_gigabytes is None else 1e9 * performance.checkpoint_gigabytes
             check_space(limit, setting.state_shapes())
             folder = held.enter_context(files.claim_folder(output, overwrite, keep=True))
+            checkpoint.clean(folder)
             start = resuming.find(folder, setting) if resume else None
             saver = Saver(folder, performance.save_every, limit)
         steps = setting.plan.steps
@@ -144,7 +146,7 @@ def train(
         if start is not None and start.end is not None:
             bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
             result = _result(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
-            if folder is not None and not (folder / "summary.json").exists():  # killed between its last two files
+            if folder is not None and not _told(folder, result):  # killed before its last files, or they were damaged
                 _write(folder, result)
             return result
         with _explained_memory(setting):
@@ -152,6 +154,8 @@ def train(
             setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
                 _begin(folder, plain, resume and start is None, start is None)
+                if start is not None:
+                    checkpoint.forget(folder, start.position.backprops)
             if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
             loop = Loop(setting, bar, compiled, folder, saver, start)
@@ -179,13 +183,25 @@ def _begin(folder: Path, plain: Mapping[str, Any], missed: bool, anew: bool) -> 
 
 
 def _write(folder: Path, result: RunResult) -> None:
-    files.write_json(folder / "summary.json", result.summary)
     files.save_arrays(
         folder / "replays.npz",
         counts=result.replay_counts,
         drops=result.drop_counts,
         **({} if result.replays is None else {"by_round": result.replays}),
     )
+    # Last: where it is, everything is.
+    files.write_json(folder / "summary.json", result.summary)
+
+
+def _told(folder: Path, result: RunResult) -> bool:
+    """Whether summary.json says what the run came to, wherever it was trained."""
+    try:
+        there = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    here = json.loads(lines.encode(result.summary))
+    where = ("compile_seconds", "interrupted", "signal", *files.environment())
+    return isinstance(there, dict) and all(there.get(name) == here[name] for name in here if name not in where)
 
 
 def _last_words(loop: Loop, folder: Path | None) -> str:

@@ -41,7 +41,6 @@ class Saver:
         self._last = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
-        checkpoint.clean(folder)
 
     def due(self, tested: int | None) -> bool:
         """Whether to save now.
