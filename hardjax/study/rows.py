@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +44,7 @@ class Rows:
             same = False
         # Another one's is left of a run whose line was written just before the end of the process.
         if not same:
-            shutil.rmtree(path, ignore_errors=True)
+            files.discard(path)
         return path, same
 
     def add(self, arm: Arm, result: RunResult) -> None:
@@ -55,7 +54,7 @@ class Rows:
             ValueError: it cannot be written (a full disk).
         """
         lines.append_line(self._folder / HISTORY, _row(arm, result))
-        shutil.rmtree(self._folder / files.UNDER_WAY, ignore_errors=True)
+        files.discard(self._folder / files.UNDER_WAY)
 
     def summarise(self, table: Any, thresholds: Any, left_out: Any, interrupted: bool) -> None:
         """What the comparison came to.
@@ -103,7 +102,13 @@ def check(output: str | os.PathLike, plain: Mapping[str, Any] | None, overwrite:
     try:
         there = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        return  # nothing was done, or nothing that could be told from another comparison
+        # Rows of nobody knows which settings would be taken for rows of these.
+        if lines.read_lines(folder / HISTORY):
+            raise Refusal(
+                f"The config.json in {str(folder)!r} is gone or damaged: nobody knows whose the results there are; name"
+                " another folder, or pass --overwrite (overwrite=True)."
+            ) from None
+        return
     if not isinstance(there, dict) or "arms" not in there:
         raise Refusal(f"{str(folder)!r} holds a run; name the folder of a comparison.")
     if plain is not None and (differ := differences(there, json.loads(lines.encode(plain)))):

@@ -137,6 +137,7 @@ def train(
             folder = held.enter_context(files.claim_folder(output, overwrite, keep=True))
             start = resuming.find(folder, setting) if resume else None
             saver = Saver(folder, performance.save_every, limit)
+            held.push(saver.leave)
         steps = setting.plan.steps
         bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
         # To the last file: a signal between two of them would leave a run that looks cut short.
@@ -144,7 +145,7 @@ def train(
         if start is not None and start.end is not None:
             bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
             result = _result(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
-            if folder is not None and not (folder / "summary.json").exists():  # killed between its last two files
+            if folder is not None and not (folder / "summary.json").exists():  # killed before its last files
                 _write(folder, result)
             return result
         with _explained_memory(setting):
@@ -179,13 +180,13 @@ def _begin(folder: Path, plain: Mapping[str, Any], missed: bool, anew: bool) -> 
 
 
 def _write(folder: Path, result: RunResult) -> None:
-    files.write_json(folder / "summary.json", result.summary)
     files.save_arrays(
         folder / "replays.npz",
         counts=result.replay_counts,
         drops=result.drop_counts,
         **({} if result.replays is None else {"by_round": result.replays}),
     )
+    files.write_json(folder / "summary.json", result.summary)  # the last: where it is, all others are
 
 
 def _last_words(loop: Loop, folder: Path | None) -> str:
