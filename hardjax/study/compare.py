@@ -86,6 +86,11 @@ def compare(
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     config = dataclasses.replace(config, dataset=dataset.name, model=config.model if model is None else model.name)
     plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": seeds, "data": dataset.checksum}
+    # Two arms of one's own may share a label, and two networks a name.
+    plain["settings"] = {arm.label: _settings_of(config, arm) for arm in arms}
+    if output is not None and model is not None:
+        first = dataclasses.replace(config, **arms[0].settings)
+        plain["network"] = prepare(first, dataset, model, performance).network
     done: list[list[RunResult]] = []
     interrupted: str | None = None
     with ExitStack() as held:
@@ -125,6 +130,12 @@ def compare(
         if kept is not None:
             kept.summarise(found.rows, found.thresholds, found.left_out, found.interrupted)
     return found
+
+
+def _settings_of(config: TrainConfig, arm: Arm) -> dict[str, Any]:
+    """What an arm sets, as JSON."""
+    plain = dataclasses.replace(config, **arm.settings).to_dict()
+    return {name: plain[name] for name in arm.settings}
 
 
 class Interrupted(KeyboardInterrupt):

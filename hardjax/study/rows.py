@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +44,7 @@ class Rows:
             same = False
         # Another one's is left of a run whose line was written just before the end of the process.
         if not same:
-            shutil.rmtree(path, ignore_errors=True)
+            files.discard(path)
         return path, same
 
     def add(self, arm: Arm, result: RunResult) -> None:
@@ -55,7 +54,7 @@ class Rows:
             ValueError: it cannot be written (a full disk).
         """
         lines.append_line(self._folder / HISTORY, _row(arm, result))
-        shutil.rmtree(self._folder / files.UNDER_WAY, ignore_errors=True)
+        files.discard(self._folder / files.UNDER_WAY)
 
     def summarise(self, table: Any, thresholds: Any, left_out: Any, interrupted: bool) -> None:
         """What the comparison came to.
@@ -66,7 +65,7 @@ class Rows:
         found = {"rows": table, "thresholds": thresholds, "left_out": left_out, "interrupted": interrupted}
         files.write_json(self._folder / "summary.json", found | files.environment())
         if not interrupted:  # the end may have come between the line of the last run and the removal of its folder
-            shutil.rmtree(self._folder / files.UNDER_WAY, ignore_errors=True)
+            files.discard(self._folder / files.UNDER_WAY)
 
 
 @contextmanager
@@ -106,9 +105,10 @@ def check(output: str | os.PathLike, plain: Mapping[str, Any] | None, overwrite:
         there = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
         # Its lines name arm and seed alone: those of another comparison would be taken for this one's.
-        if (folder / HISTORY).exists():
+        if (folder / HISTORY).exists() and lines.read_lines(folder / HISTORY):
             raise Refusal(
-                f"Damaged or missing config.json in {str(folder)!r}: whose the runs in {HISTORY} are is not known."
+                f"The config.json in {str(folder)!r} is gone or damaged: nobody knows whose the results there are; name"
+                " another folder, or pass --overwrite (overwrite=True)."
             ) from None
         return
     if not isinstance(there, dict) or "arms" not in there:

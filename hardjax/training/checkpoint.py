@@ -232,7 +232,9 @@ def is_ours(path: Path) -> bool:
     if (path / _MANIFEST).is_file():
         return _manifest(path).get("format") == _FORMAT
     return all(
-        child.name.startswith(_SCRATCH) or (child.name.isdecimal() and (child / _MANIFEST).is_file())
+        child.name.startswith(_SCRATCH)
+        # Empty where it was being taken away.
+        or (child.name.isdecimal() and child.is_dir() and ((child / _MANIFEST).is_file() or not any(child.iterdir())))
         for child in path.iterdir()
     )
 

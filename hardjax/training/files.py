@@ -5,11 +5,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +107,13 @@ def clear(folder: Path) -> None:
     """
     with refused(folder, "to be a folder to write in"):
         for path in (folder / name for name in FILES):
-            # A link is taken away, never what it points to: somebody keeps checkpoints on a larger disk.
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def discard(folder: Path) -> None:
+    """Take a run's folder away, as far as that is possible."""
+    with suppress(OSError):
+        _remove(folder)
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -147,13 +148,13 @@ def check_resumable(folder: Path) -> None:
     Raises:
         ValueError: a comparison, or a finished run without its checkpoints.
     """
-    try:
-        plain = json.loads((folder / "config.json").read_text())
-        ended = json.loads((folder / "summary.json").read_text()).get("end", "interrupted")
-    except (OSError, ValueError, AttributeError):
-        plain, ended = {}, "interrupted"
-    if isinstance(plain, dict) and "arms" in plain:
+    # Each by itself: a comparison that was killed has no summary.
+    plain, summary = (_object(folder / name) for name in ("config.json", "summary.json"))
+    ended = summary.get("end", "interrupted")
+    if "arms" in plain or os.path.lexists(folder / UNDER_WAY) or _holds_rows(folder):
         raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
+    if os.path.lexists(folder / "measure.json"):
+        raise Refusal(f"{str(folder)!r} holds a measurement; name the folder of one run of `hardjax train`.")
     if ended != "interrupted" and not checkpoint.kept(folder):
         raise Refusal(
             f"The run in {str(folder)!r} is finished and its checkpoints are gone: there is nothing to go on from; name"
@@ -215,6 +216,34 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "") or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holds_rows(folder: Path) -> bool:
+    """Whether the history is a comparison's, which its settings would say if they could be read."""
+    try:
+        return any(isinstance(entry, dict) and "arm" in entry for entry in lines.read_lines(folder / record.HISTORY))
+    except Refusal:
+        return False
+
+
+def _remove(path: Path) -> None:
+    # A link is taken away, never what it points to: somebody keeps checkpoints on a larger disk.
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    # Marker or manifest last: killed meanwhile, what is left is still known as ours.
+    for child in sorted(path.iterdir(), key=lambda child: child.name == MARKER):
+        _remove(child)
+    path.rmdir()
 
 
 def _ours(folder: Path, name: str) -> bool:

@@ -106,7 +106,8 @@ class Loop:
             compile_seconds=self.compile_seconds,
             resumed_at=list(self.resumed_at),
             end=end,
-            finite=self.record.bad_steps == 0,
+            # A step that was skipped left nothing behind.
+            finite=self.setting.config.on_nan == "skip-step" or self.record.bad_steps == 0,
             validation={"top1": tested[0]["validation_top1"], "loss": tested[0]["validation_loss"]} if scored else None,
         )
 

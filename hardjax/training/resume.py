@@ -21,6 +21,7 @@ from hardjax.training.checkpoint import Kept, RunWarning
 from hardjax.training.lines import Mark
 from hardjax.training.setting import Setting
 
+_LOWERED_BY = ("jax", "jaxlib", "flax", "hardjax", "device")  # what the text of a network's program depends on
 _SHOWN = 4  # differing fields named in one line
 
 
@@ -86,6 +87,8 @@ def identity(setting: Setting) -> dict[str, Any]:
     return {
         "config": setting.config.to_dict(),
         "data": setting.whole.checksum,
+        # To a tolerance: they are sums, which another machine may round otherwise.
+        "normalisation": [np.ravel(found).tolist() for found in (setting.dataset.mean, setting.dataset.std)],
         "variables": start,
         "network": setting.network,
     }
@@ -130,10 +133,13 @@ def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
         raise Refusal(f"The run in {str(folder)!r} was trained on other data (checksum {there['data']}).")
     if there["variables"] != here["variables"]:
         raise Refusal(f"The run in {str(folder)!r} started from other variables than those given.")
-    same_jax = one.facts["rounds_like"].get("jax") == jax.__version__
-    same_device = one.facts["rounds_like"].get("device") == files.environment()["device_kind"]
+    if "normalisation" in there and not np.allclose(there["normalisation"], here["normalisation"], rtol=1e-5):
+        raise Refusal(f"The run in {str(folder)!r} was trained on images of another mean or standard deviation.")
+    made = files.environment()
+    now = {**made["versions"], "device": made["device_kind"]}
     # Lowered by another version, the same network has another text.
-    if there["network"] != here["network"] and same_jax and same_device:
+    alike = all(one.facts["rounds_like"].get(name) == now[name] for name in _LOWERED_BY)
+    if there["network"] != here["network"] and alike:
         raise Refusal(f"The run in {str(folder)!r} trained another network: its forward pass is not the one given.")
     lost = [name for name, mark in one.facts["record"]["files"].items() if not lines.holds(folder / name, Mark(*mark))]
     return f"{lost[0]} is not as it was then" if lost else ""

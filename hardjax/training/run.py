@@ -139,6 +139,7 @@ def train(
             checkpoint.clean(folder)
             start = resuming.find(folder, setting) if resume else None
             saver = Saver(folder, performance.save_every, limit)
+            held.push(saver.leave)
         steps = setting.plan.steps
         bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
         # To the last file: a signal between two of them would leave a run that looks cut short.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from hardjax._validate import Refusal
 from hardjax.engine.state import TrainState
@@ -63,7 +64,7 @@ class Saver:
         self._last = time.monotonic()
         plain = checkpoint.on_host(state)
         # A daemon: a second Ctrl-C need not wait for a disk, and a checkpoint cut short is no checkpoint.
-        self._thread = threading.Thread(target=self._write, args=(plain, dict(facts)), daemon=True)
+        self._thread = threading.Thread(target=self._write_aside, args=(plain, dict(facts)), daemon=True)
         self._thread.start()
 
     def finish(self, state: TrainState, facts: Mapping[str, Any]) -> None:
@@ -78,7 +79,22 @@ class Saver:
         if self._failure is not None:
             raise Refusal(self._failure)
 
+    def leave(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """For an `ExitStack`: nothing is written any more once the folder belongs to somebody else."""
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self.wait()
+
+    def _write_aside(self, plain: dict[str, Any], facts: dict[str, Any]) -> None:
+        try:
+            self._write(plain, facts)
+        except Exception as error:  # a thread that ends in an error would end unheard (no memory for a second state)
+            self._failure = (
+                f"The checkpoint in {str(self._folder)!r} cannot be written: {type(error).__name__}: {error}."
+            )
+
     def _write(self, plain: dict[str, Any], facts: dict[str, Any]) -> None:
+        # A step may overflow with a loss that is finite: the next one would be the first to tell.
+        facts = facts | {"finite": bool(facts.get("finite")) and _is_finite(plain)}
         try:
             checkpoint.write(self._folder, plain, facts)
             checkpoint.prune(self._folder, LAST, self._limit)
@@ -92,6 +108,11 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def _is_finite(plain: dict[str, Any]) -> bool:
+    leaves = jax.tree.leaves([plain[name] for name in ("params", "batch_stats", "opt_state")])
+    return all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 def seconds_of(every: int | str | None) -> float | None:

@@ -667,7 +667,7 @@ def test_a_comparison_whose_configuration_is_lost(tmp_path):
     (tmp_path / "config.json").write_text("{")
     rows.check(tmp_path, {}, False, True)
     (tmp_path / "history.jsonl").write_text("{}\n")
-    with pytest.raises(Refusal, match=r"config\.json .* is not known"):
+    with pytest.raises(Refusal, match=r"config\.json .* is gone or damaged"):
         rows.check(tmp_path, {}, False, True)
 
 
