@@ -24,7 +24,8 @@ class Saver:
     """The checkpoints of one run.
 
     One save is written at a time, from a copy of the state on the host: the device goes on meanwhile. A save that
-    failed is said at the next one, and the checkpoints before it are kept.
+    failed is said at the next one, and the checkpoints before it are kept. Leaving its block waits for the one under way:
+    who holds the folder next must not meet it there.
 
     Args:
         folder: of the run.
@@ -41,6 +42,14 @@ class Saver:
         self._last = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # A second Ctrl-C is not to wait for a disk.
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self._wait()
 
     def due(self, tested: int | None) -> bool:
         """Whether to save now.

@@ -52,16 +52,14 @@ class Run:
 
     Args:
         command: as the command line takes it, without --output.
-        folder: for the run; what its processes print lies beside it.
+        folder: for the run.
     """
 
     def __init__(self, command: list[Any], folder: Path) -> None:
-        self.command, self.folder, self._count = command, folder, 0
+        self.command, self.folder = command, folder
 
     def start(self, *more: str) -> Child:
-        self._count += 1
-        log = self.folder.with_name(f"{self.folder.name}.{self._count}.log")
-        return Child(*self.command, "--output", self.folder, *more, log=log)
+        return Child(*self.command, "--output", self.folder, *more)
 
     def saves(self) -> set[str]:
         """Names of checkpoints, those that are being written too."""
@@ -238,10 +236,9 @@ config = TrainConfig(
     model="mlp", model_options={"widths": [8]}, epochs=4, batch_size=2, validation=0.2, learning_rate=0.001,
     selection=hj.selection.HardBatches(0.5), measure=hj.fisher.FisherMeasure(every=100),
 )
-hj.run(
-    config, performance=Performance(steps_per_dispatch=7, save_every="0.05s"), output=sys.argv[2],
-    resume="--resume" in sys.argv, progress=False,
-)
+often = Performance(steps_per_dispatch=7, save_every="0.05s")
+resume = "--resume" in sys.argv
+hj.run(config, performance=often, output=sys.argv[2], resume=resume, progress=False)
 """
 
 
@@ -287,11 +284,11 @@ print(data.load("mnist", sys.argv[1]).checksum)
 )
 def test_a_decoded_cache_whose_writer_is_killed(tmp_path, kills, seed):
     folder, arrays = make_prepared(tmp_path / "data", shards={"train": [3000], "test": [500]})
-    cache, rng, log = tmp_path / "cache", np.random.default_rng(seed), tmp_path / "log"
+    cache, rng = tmp_path / "cache", np.random.default_rng(seed)
     entry = cache / "datasets" / tfds.cache_entry("mnist", folder).name
 
     def start(place: Path = cache, slowness: float = 0.0) -> Child:
-        return Child("-c", _LOAD, tmp_path / "data", slowness, log=log, cache=place)
+        return Child("-c", _LOAD, tmp_path / "data", slowness, cache=place)
 
     def half_written() -> list[Path]:
         return list(entry.parent.glob(f".{entry.name}-*"))
@@ -343,7 +340,8 @@ state = prepare(TrainConfig(model="mlp", model_options={"widths": [8]}, batch_si
 first = int(sys.argv[2])
 for turn in range(first, first + 3000):
     # Each step twice: the second time it replaces the first.
-    saved = state.replace(step=jnp.int32(turn // 2), table=jnp.full_like(state.table, turn))
+    changed = {"step": jnp.int32(turn // 2), "table": jnp.full_like(state.table, turn)}
+    saved = type(state)(**{**state.__dict__, **changed})
     checkpoint.save(sys.argv[1], saved, {"turn": turn, "finite": turn % 7 == 0})
     checkpoint.prune(sys.argv[1], 2)
     print(turn, flush=True)
@@ -354,11 +352,11 @@ for turn in range(first, first + 3000):
     "kills, seed", [pytest.param(1, 10, marks=pytest.mark.ci), pytest.param(4, 11, marks=pytest.mark.slow)]
 )
 def test_a_writer_of_checkpoints_that_is_killed(tmp_path, kills, seed):
-    folder, log, rng, turn = tmp_path / "run", tmp_path / "log", np.random.default_rng(seed), 0
+    folder, rng, turn = tmp_path / "run", np.random.default_rng(seed), 0
     folder.mkdir()
     setting = prepare(TrainConfig(model="mlp", model_options={"widths": [8]}, batch_size=256))
     for _ in range(kills):
-        with Child("-c", _SAVE, folder, turn, log=log) as child:
+        with Child("-c", _SAVE, folder, turn) as child:
             assert child.shows(lambda child=child: child.printed), child.printed
             time.sleep(rng.uniform(0, 1.5))
             child.strike(signal.SIGKILL)
