@@ -24,8 +24,8 @@ class Saver:
     """The checkpoints of one run.
 
     One save is written at a time, from a copy of the state on the host: the device goes on meanwhile. A save that
-    failed is said at the next one, and the checkpoints before it are kept. Leaving its block waits for the one under way:
-    who holds the folder next must not meet it there.
+    failed is said at the next one, and the checkpoints before it are kept. Leaving the block waits for the save under
+    way: who holds the folder next must not meet it there.
 
     Args:
         folder: of the run.
