@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,28 +16,37 @@ _PATIENCE = 300.0  # seconds for a process on a busy machine
 
 
 class Child:
-    """A Python process of its own, with what it prints in a file: a pipe that nobody reads would stop it.
+    """A Python process of its own.
 
     Args:
         arguments: of the interpreter.
-        log: file for standard output and standard error together.
         cache: HARDJAX_CACHE; None takes one that lives as long as the tests' compilation cache.
     """
 
-    def __init__(self, *arguments: object, log: Path, cache: Path | None = None) -> None:
+    def __init__(self, *arguments: object, cache: Path | None = None) -> None:
         kept = cache or Path(jax.config.jax_compilation_cache_dir) / "processes"
         # This very code, wherever the package is installed.
         search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"HARDJAX_CACHE": str(kept), "PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "2"}
-        self._log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        )
+        # A file would meet the limits that are set on those of the process; a pipe that nobody reads would stop it.
+        self._printed: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            self._printed += pipe
 
     @property
     def printed(self) -> str:
-        return self._log.read_text()
+        """Standard output and standard error so far, to the last whole line."""
+        if self.process.poll() is not None:
+            self._reader.join(10)
+        return b"".join(self._printed).decode()
 
     def ends(self, seconds: float = _PATIENCE) -> int:
         """Its exit code; negative for a signal."""
@@ -68,8 +78,3 @@ class Child:
     def __exit__(self, *error: object) -> None:
         self.strike(signal.SIGKILL)
         self.process.wait()
-
-
-def hardjax(*arguments: object, log: Path, cache: Path | None = None) -> Child:
-    """`hardjax ...` as a user starts it."""
-    return Child("-m", "hardjax", *arguments, log=log, cache=cache)

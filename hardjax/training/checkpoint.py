@@ -6,9 +6,11 @@ was saved.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 import zlib
@@ -121,7 +123,7 @@ def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, A
         # Beside it, so that moving is renaming; hidden and with a name of its own, so that nobody's copy is in the way.
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=home) as scratch:
             fresh = Path(scratch) / "fresh"
-            with _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+            with _one_voice(), _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
                 # The checkpointer writes in the background; leaving the block waits for it.
                 checkpointer.save(where / fresh.name, host)
             _write_manifest(fresh, {"hardjax": __version__, **facts, "files": _files(fresh)})
@@ -131,8 +133,10 @@ def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, A
     except OSError as error:
         raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {error.strerror or error}.") from error
     except (ValueError, RuntimeError) as error:  # TensorStore's own, which says in its text what the system refused
-        reason = " ".join(str(error).split())
-        raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {reason[:300]}") from error
+        text = " ".join(str(error).split())
+        system = re.search(r"([^:]+) \[os_error_code=", text)
+        reason = f"{system[1].strip()}." if system else text[:300]
+        raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {reason}") from error
     return path
 
 
@@ -330,6 +334,26 @@ def _checksum(file: Path) -> int:
         while block := stream.read(1 << 20):
             total = zlib.crc32(block, total)
     return total
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """A write that fails is told by what it raises alone: Orbax's threads print pages of tracebacks beside it."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def unraisable(found: Any) -> None:
+        # TensorStore answers an event loop that has given up meanwhile.
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 @contextmanager

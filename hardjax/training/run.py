@@ -138,8 +138,7 @@ def train(
             folder = held.enter_context(files.claim_folder(output, overwrite, keep=True))
             checkpoint.clean(folder)
             start = resuming.find(folder, setting) if resume else None
-            saver = Saver(folder, performance.save_every, limit)
-            held.push(saver.leave)
+            saver = held.enter_context(Saver(folder, performance.save_every, limit))
         steps = setting.plan.steps
         bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
         # To the last file: a signal between two of them would leave a run that looks cut short.

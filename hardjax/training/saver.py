@@ -25,7 +25,8 @@ class Saver:
     """The checkpoints of one run.
 
     One save is written at a time, from a copy of the state on the host: the device goes on meanwhile. A save that
-    failed is said at the next one, and the checkpoints before it are kept.
+    failed is said at the next one, and the checkpoints before it are kept. Leaving the block waits for the save under
+    way: who holds the folder next must not meet it there.
 
     Args:
         folder: of the run.
@@ -42,6 +43,14 @@ class Saver:
         self._last = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # A second Ctrl-C is not to wait for a disk.
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self.wait()
 
     def due(self, tested: int | None) -> bool:
         """Whether to save now.
@@ -78,11 +87,6 @@ class Saver:
         self._write(checkpoint.on_host(state), dict(facts))
         if self._failure is not None:
             raise Refusal(self._failure)
-
-    def leave(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """For an `ExitStack`: nothing is written any more once the folder belongs to somebody else."""
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
-            self.wait()
 
     def _write_aside(self, plain: dict[str, Any], facts: dict[str, Any]) -> None:
         try:

@@ -52,16 +52,14 @@ class Run:
 
     Args:
         command: as the command line takes it, without --output.
-        folder: for the run; what its processes print lies beside it.
+        folder: for the run.
     """
 
     def __init__(self, command: list[Any], folder: Path) -> None:
-        self.command, self.folder, self._count = command, folder, 0
+        self.command, self.folder = command, folder
 
     def start(self, *more: str) -> Child:
-        self._count += 1
-        log = self.folder.with_name(f"{self.folder.name}.{self._count}.log")
-        return Child(*self.command, "--output", self.folder, *more, log=log)
+        return Child(*self.command, "--output", self.folder, *more)
 
     def saves(self) -> set[str]:
         """Names of checkpoints, those that are being written too."""
@@ -172,9 +170,14 @@ def _setting(folder: Path) -> Setting:
 _SETTINGS: dict[str, Setting] = {}
 
 
-def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
+def _timeless(tree: Any) -> Any:
     """Without clock times and where the run was cut."""
-    return {name: found for name, found in entry.items() if "seconds" not in name and name != "resumed_at"}
+    if isinstance(tree, list):
+        return [_timeless(branch) for branch in tree]
+    if not isinstance(tree, dict):
+        return tree
+    other = ("resumed_at", "time_ratio")
+    return {name: _timeless(found) for name, found in tree.items() if "seconds" not in name and name not in other}
 
 
 def compared(folder: Path) -> dict[str, Any]:
@@ -185,12 +188,7 @@ def compared(folder: Path) -> dict[str, Any]:
         assert (row["arm"], row["seed"]) not in runs, "a run is written twice"
         runs[row["arm"], row["seed"]] = row | plain
     summary = json.loads((folder / "summary.json").read_text())
-    rows = [{k: v for k, v in row.items() if not _of_time(k)} for row in summary["rows"]]
-    return {"runs": runs, "rows": rows, "rest": {k: v for k, v in summary.items() if k != "rows"}}
-
-
-def _of_time(name: str) -> bool:
-    return "seconds" in name
+    return {"runs": runs, "summary": _timeless(summary)}
 
 
 def _nothing_left(folder: Path) -> None:
@@ -238,10 +236,9 @@ config = TrainConfig(
     model="mlp", model_options={"widths": [8]}, epochs=4, batch_size=2, validation=0.2, learning_rate=0.001,
     selection=hj.selection.HardBatches(0.5), measure=hj.fisher.FisherMeasure(every=100),
 )
-hj.run(
-    config, performance=Performance(steps_per_dispatch=7, save_every="0.05s"), output=sys.argv[2],
-    resume="--resume" in sys.argv, progress=False,
-)
+often = Performance(steps_per_dispatch=7, save_every="0.05s")
+resume = "--resume" in sys.argv
+hj.run(config, performance=often, output=sys.argv[2], resume=resume, progress=False)
 """
 
 
@@ -287,11 +284,11 @@ print(data.load("mnist", sys.argv[1]).checksum)
 )
 def test_a_decoded_cache_whose_writer_is_killed(tmp_path, kills, seed):
     folder, arrays = make_prepared(tmp_path / "data", shards={"train": [3000], "test": [500]})
-    cache, rng, log = tmp_path / "cache", np.random.default_rng(seed), tmp_path / "log"
+    cache, rng = tmp_path / "cache", np.random.default_rng(seed)
     entry = cache / "datasets" / tfds.cache_entry("mnist", folder).name
 
     def start(place: Path = cache, slowness: float = 0.0) -> Child:
-        return Child("-c", _LOAD, tmp_path / "data", slowness, log=log, cache=place)
+        return Child("-c", _LOAD, tmp_path / "data", slowness, cache=place)
 
     def half_written() -> list[Path]:
         return list(entry.parent.glob(f".{entry.name}-*"))
@@ -343,7 +340,8 @@ state = prepare(TrainConfig(model="mlp", model_options={"widths": [8]}, batch_si
 first = int(sys.argv[2])
 for turn in range(first, first + 3000):
     # Each step twice: the second time it replaces the first.
-    saved = state.replace(step=jnp.int32(turn // 2), table=jnp.full_like(state.table, turn))
+    changed = {"step": jnp.int32(turn // 2), "table": jnp.full_like(state.table, turn)}
+    saved = type(state)(**{**state.__dict__, **changed})
     checkpoint.save(sys.argv[1], saved, {"turn": turn, "finite": turn % 7 == 0})
     checkpoint.prune(sys.argv[1], 2)
     print(turn, flush=True)
@@ -354,11 +352,11 @@ for turn in range(first, first + 3000):
     "kills, seed", [pytest.param(1, 10, marks=pytest.mark.ci), pytest.param(4, 11, marks=pytest.mark.slow)]
 )
 def test_a_writer_of_checkpoints_that_is_killed(tmp_path, kills, seed):
-    folder, log, rng, turn = tmp_path / "run", tmp_path / "log", np.random.default_rng(seed), 0
+    folder, rng, turn = tmp_path / "run", np.random.default_rng(seed), 0
     folder.mkdir()
     setting = prepare(TrainConfig(model="mlp", model_options={"widths": [8]}, batch_size=256))
     for _ in range(kills):
-        with Child("-c", _SAVE, folder, turn, log=log) as child:
+        with Child("-c", _SAVE, folder, turn) as child:
             assert child.shows(lambda child=child: child.printed), child.printed
             time.sleep(rng.uniform(0, 1.5))
             child.strike(signal.SIGKILL)
@@ -649,6 +647,8 @@ def test_whatever_file_is_damaged_nothing_else_comes_out(tiny, tmp_path, monkeyp
                     refused.append(where)
                 else:
                     same(outcome(copy, setting), expected)
+                    # One that is damaged is not kept as one of the newest.
+                    assert all(one.facts and len(checkpoint.kept(copy)) <= 4 for one in checkpoint.kept(copy)), where
                     _nothing_left(copy)
             said = [str(one.message) for one in caught if issubclass(one.category, RunWarning)]
             if checkpoint.FOLDER in name.parts and where not in refused:
@@ -662,6 +662,78 @@ def test_whatever_file_is_damaged_nothing_else_comes_out(tiny, tmp_path, monkeyp
     assert lost <= {"history.jsonl", "rounds.jsonl", "spectra.jsonl"}, refused
 
 
+@pytest.mark.ci
+def test_a_finished_run_whose_last_files_are_lost(tiny, tmp_path):
+    """As a kill between them leaves it, or a disk that damages one."""
+    config = TrainConfig(model="mlp", model_options={"widths": [4]}, epochs=2, batch_size=10, learning_rate=0.01)
+    setting = prepare(config, tiny)
+    running.train(setting, tmp_path / "run", progress=False)
+    expected = outcome(tmp_path / "run", setting)
+    summary, replays = tmp_path / "run" / "summary.json", tmp_path / "run" / "replays.npz"
+    inode = summary.stat().st_ino
+    running.train(setting, tmp_path / "run", resume=True, progress=False)
+    assert summary.stat().st_ino == inode  # what is whole stays as it is
+    text = summary.read_text()
+    for damaged in (None, text[:-9], text.replace('"backprops": 14', '"backprops": 15')):
+        assert damaged != text
+        summary.unlink()
+        replays.unlink()
+        if damaged is not None:
+            summary.write_text(damaged)
+        running.train(setting, tmp_path / "run", resume=True, progress=False)
+        same(outcome(tmp_path / "run", setting), expected)
+
+
+@pytest.mark.ci
+def test_replays_are_written_before_the_summary(tiny, tmp_path, monkeypatch):
+    """Where summary.json is, everything is: a kill between the two leaves a run whose last files are written anew."""
+    config = TrainConfig(model="mlp", model_options={"widths": [4]}, epochs=1, batch_size=10, learning_rate=0.01)
+    present = []
+    write = running.files.write_json
+
+    def watched(path: Path, content: Any) -> None:
+        present.append((path.name, (path.parent / "replays.npz").exists()))
+        write(path, content)
+
+    monkeypatch.setattr(running.files, "write_json", watched)
+    running.train(prepare(config, tiny), tmp_path / "run", progress=False)
+    assert present[-1] == ("summary.json", True)
+
+
+def test_a_save_under_way_is_waited_for(tiny, tmp_path, monkeypatch):
+    """A comparison removes the folder of a run that is done: a writer must not put a checkpoint there afterwards."""
+    config = TrainConfig(model="mlp", model_options={"widths": [4]}, epochs=3, batch_size=10, learning_rate=0.01)
+    write, ended = checkpoint.write, []
+
+    def slowly(*given: Any) -> Path:
+        time.sleep(0.3)
+        path = write(*given)
+        ended.append(path)
+        return path
+
+    monkeypatch.setattr(checkpoint, "write", slowly)
+    setting = prepare(config, tiny, performance=Performance(save_every=2))
+    running.train(setting, tmp_path / "run", progress=False, keep=False)
+    assert len(ended) == 1
+
+
+@pytest.mark.ci
+def test_what_killed_writers_of_the_cache_left_is_cleared_and_what_others_write_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache"))
+    folder, _ = make_prepared(tmp_path / "data")
+    entry = tfds.cache_entry("mnist", folder)
+    dead, young, held = (entry.parent / f".{entry.name}-{name}" for name in ("dead", "young", "held"))
+    for path in (dead, young, held):
+        path.mkdir(parents=True)
+        (path / "train_images.npy").write_bytes(b"half")
+    for path in (dead, held):
+        os.utime(path, (0, 0))
+    with tfds._held(held) as ours:
+        assert ours
+        hj.data.load("mnist", tmp_path / "data")
+    assert entry.exists() and not dead.exists() and young.exists() and held.exists()
+
+
 def test_a_comparison_whose_configuration_is_lost(tmp_path):
     (tmp_path / "hardjax.json").write_text(json.dumps({"format": "results of hardjax", "version": 1}))
     (tmp_path / "config.json").write_text("{")
@@ -671,17 +743,18 @@ def test_a_comparison_whose_configuration_is_lost(tmp_path):
         rows.check(tmp_path, {}, False, True)
 
 
-# --- saved by another version
+# --- saved by an earlier version: run_v1 holds a state alone, run_v2 was cut short by SIGTERM
 
 
 @pytest.mark.ci
 def test_a_run_that_an_earlier_version_saved(tmp_path):
     shutil.copytree(KEPT / "run_v2", tmp_path / "run")
     config = TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
-    whole = hj.run(config, progress=False)
+    setting = prepare(config)
+    whole = running.train(setting, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)  # it names what differs from where it was saved
-        resumed = hj.run(config, output=tmp_path / "run", resume=True, progress=False)
+        resumed = running.train(setting, tmp_path / "run", resume=True, progress=False)
     assert resumed.summary["resumed_at"] == [376] and resumed.summary["end"] == "budget spent"
     np.testing.assert_array_equal(resumed.history["samples_hash"], whole.history["samples_hash"])
     for name in ("train_loss", "full_train_loss", "validation_loss", "C_K", "learning_rate"):
@@ -703,5 +776,5 @@ def test_a_state_of_the_first_format_is_measured_and_not_gone_on_with(tmp_path):
     report = measure_run(run, batches=1)
     assert np.isfinite(report.final["c"]).all()
     with pytest.raises(Refusal, match="without its place in the run: it can be measured, but not gone on with"):
-        hj.run(config, output=run, resume=True, progress=False)
+        running.train(setting, run, resume=True, progress=False)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
