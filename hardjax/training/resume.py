@@ -64,7 +64,9 @@ def find(folder: Path, setting: Setting) -> Start | None:
     facts = found.facts
     position = Position(**facts["position"])
     ended = facts["end"] is not None
-    if not ended and (differ := differences(facts["rounds_like"], rounds_like(setting.performance))):
+    made = facts["rounds_like"]
+    here = {name: value for name, value in rounds_like(setting.performance).items() if name in made}
+    if not ended and (differ := differences(made, here)):
         said = f"Going on from {found.step:,} back-propagations, equal to rounding and not to the bit"
         warnings.warn(f"{said}: {'; '.join(differ)}.", RunWarning, stacklevel=2)
     resumed = tuple(facts["resumed_at"])
@@ -90,6 +92,7 @@ def identity(setting: Setting) -> dict[str, Any]:
         # To a tolerance: they are sums, which another machine may round otherwise.
         "normalisation": [np.ravel(found).tolist() for found in (setting.dataset.mean, setting.dataset.std)],
         "variables": start,
+        "draws": _draws(),
         "network": setting.network,
     }
 
@@ -103,6 +106,7 @@ def rounds_like(performance: Performance) -> dict[str, Any]:
         "device": made["device_kind"],
         "threads": threads(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "jax_enable_x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         **settings,
     }
 
@@ -133,6 +137,8 @@ def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
         raise Refusal(f"The run in {str(folder)!r} was trained on other data (checksum {there['data']}).")
     if there["variables"] != here["variables"]:
         raise Refusal(f"The run in {str(folder)!r} started from other variables than those given.")
+    if there.get("draws", here["draws"]) != here["draws"]:
+        raise Refusal(f"The run in {str(folder)!r} drew its random numbers as {there['draws']}, not {here['draws']}.")
     if "normalisation" in there and not np.allclose(there["normalisation"], here["normalisation"], rtol=1e-5):
         raise Refusal(f"The run in {str(folder)!r} was trained on images of another mean or standard deviation.")
     made = files.environment()
@@ -166,6 +172,12 @@ def _written_config(folder: Path) -> dict[str, Any] | None:
 def threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _draws() -> str:
+    """What jax makes random numbers of, besides the key."""
+    kind = "partitionable" if jax.config.jax_threefry_partitionable else "not partitionable"  # type: ignore[attr-defined]
+    return f"{jax.config.jax_default_prng_impl}, {kind}"  # type: ignore[attr-defined]
 
 
 def facts(setting: Setting, position: Position, **rest: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -235,3 +236,16 @@ def test_a_save_without_memory_is_said_at_the_next_one(tiny, tmp_path, monkeypat
     with pytest.warns(checkpoint.RunWarning, match=r"cannot be written: MemoryError: no room. Training goes on"):
         found = run(tiny, tmp_path, performance=OFTEN)
     assert found.summary["end"] == "budget spent"
+
+
+@pytest.mark.ci
+def test_settings_of_jax_are_part_of_what_must_be_alike(tiny, tmp_path, monkeypatch):
+    """Doubles round otherwise, which is said; other random numbers are another run."""
+    killed(tiny, tmp_path, monkeypatch, 2)
+    setting = prepare(config(), tiny, performance=OFTEN)
+    with jax.enable_x64(True), pytest.warns(checkpoint.RunWarning, match="jax_enable_x64 is False there and True here"):
+        resume.find(tmp_path, setting)
+    with jax.threefry_partitionable(False), pytest.raises(Refusal, match="not threefry2x32, not partitionable"):
+        resume.find(tmp_path, setting)
+    with jax.default_prng_impl("rbg"), pytest.raises(Refusal, match="not rbg, partitionable"):
+        resume.find(tmp_path, setting)
