@@ -241,9 +241,9 @@ def _of_groups(root: Path) -> Iterable[int]:
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            top, limit, usage, cache = mounted, "memory.max", "memory.current", "inactive_file"
+            top, limit, usage, cache = mounted, "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
-            top, cache = mounted / "memory", "total_inactive_file"
+            top, cache = mounted / "memory", "total_"
             limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
@@ -254,7 +254,7 @@ def _of_groups(root: Path) -> Iterable[int]:
             if most is not None and used is not None:
                 stat = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat"))
                 # The kernel drops pages of files before it refuses memory.
-                yield most - used + int(stat.get(cache, 0))
+                yield most - used + sum(int(stat.get(f"{cache}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def _number(path: Path) -> int | None:

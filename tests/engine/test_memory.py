@@ -102,7 +102,7 @@ SECOND, FIRST = "0::/a/b", "4:cpu:/c\n3:cpuset,memory:/a/b\n0::/"
                 "proc/self/cgroup": SECOND,
                 "sys/fs/cgroup/a/b/memory.max": "900000",
                 "sys/fs/cgroup/a/b/memory.current": "100000",
-                "sys/fs/cgroup/a/b/memory.stat": "anon 5\ninactive_file 20000",
+                "sys/fs/cgroup/a/b/memory.stat": "anon 5\nactive_file 5000\ninactive_file 15000",
             },
             820_000,
         ),
