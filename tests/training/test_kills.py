@@ -321,8 +321,8 @@ def test_a_decoded_cache_whose_writer_is_killed(tmp_path, kills, seed):
             continue
         missed, seconds = missed + 1, seconds / 2
         assert missed < 8, "processes were faster than every kill"
-        shutil.rmtree(cache)
-    assert torn and half_written()
+        shutil.rmtree(entry, ignore_errors=True)
+    assert torn
     for left in half_written():
         os.utime(left, (0, 0))  # of long ago, not of a writer that has just begun
     for _ in range(2):
