@@ -542,6 +542,7 @@ def test_saves_that_fail_for_a_while(undisturbed, small_disk):
 
 
 @pytest.mark.ci
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process are set on Linux alone")
 def test_files_that_may_not_grow(undisturbed, tmp_path):
     """As a full disk, without one: a limit on the size of files, set while the process runs."""
     folder, _ = undisturbed("plain")
