@@ -5,6 +5,7 @@ and renamed, so that it is there whole or not at all; which there are is read fr
 was saved.
 """
 
+import functools
 import json
 import logging
 import os
@@ -134,8 +135,8 @@ def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, A
         raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {error.strerror or error}.") from error
     except (ValueError, RuntimeError) as error:  # TensorStore's own, which says in its text what the system refused
         text = " ".join(str(error).split())
-        system = re.search(r"([^:]+) \[os_error_code=", text)
-        reason = f"{system[1].strip()}." if system else text[:300]
+        system = re.search(r"os_error_code='(\d+)'", text)
+        reason = f"{os.strerror(int(system[1]))}." if system else text[:300]
         raise Refusal(f"The checkpoint in {str(folder)!r} cannot be written: {reason}") from error
     return path
 
@@ -339,21 +340,26 @@ def _checksum(file: Path) -> int:
 @contextmanager
 def _one_voice() -> Iterator[None]:
     """A write that fails is told by what it raises alone: Orbax's threads print pages of tracebacks beside it."""
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    _leave_closed_loops_alone()
+    logger = logging.getLogger("absl")
     level = logger.level
-
-    def unraisable(found: Any) -> None:
-        # TensorStore answers an event loop that has given up meanwhile.
-        if str(found.exc_value) != "Event loop is closed":
-            hook(found)
-
     logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = unraisable
     try:
         yield
     finally:
         logger.setLevel(level)
-        sys.unraisablehook = hook
+
+
+@functools.cache
+def _leave_closed_loops_alone() -> None:
+    """After a write that failed TensorStore goes on to answer an event loop that has given up, at any later time."""
+    hook = sys.unraisablehook
+
+    def unraisable(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = unraisable
 
 
 @contextmanager
