@@ -22,8 +22,10 @@ from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
-from hardjax.fisher import by_layers, capture, check, definition, executables, memory
-from hardjax.fisher.unchecked import Rows, defined_rows, find, make_unchecked
+from hardjax.fisher import by_uses, check, executables, memory
+from hardjax.fisher.names import named_leaves
+from hardjax.fisher.unchecked import Rows, defined_rows, make_unchecked
+from hardjax.models.apply import as_apply
 from hardjax.models.modes import plain
 
 ROWS = ("contribution", "coupled", "frozen")
@@ -154,12 +156,11 @@ def jacobian(
     variables = plain(variables)
     _check_batch(images, labels)
     check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
+    apply = as_apply(model)
     with jax.default_matmul_precision("highest"):
-        forward = capture.forward_of(model, variables, images, key)
         if rows == "coupled" or method == "vmap":
-            tree = defined_rows(forward, rows, variables, images, labels, None)
-            return capture.named_leaves(tree)
-        return by_layers.rows(find(model, forward, rows, variables, images, labels))
+            return named_leaves(defined_rows(apply, rows, variables, images, labels, key))
+        return by_uses.rows(by_uses.problem(apply, variables, images, labels, key, rows != "frozen"))
 
 
 def coverage(
@@ -204,11 +205,11 @@ def coverage(
 def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
     """What the compiled function gives; what went wrong on the device is said in one line."""
     rows, method, chunk, _ = settings
-    variables, images, labels, key = inputs
+    variables, images, _, key = inputs
     fn = executables.compiled(model, settings, inputs)
     try:
         # Waited for: a device that runs out of memory says so here, where what to set can be said.
-        found = jax.block_until_ready(fn(*inputs))
+        return jax.block_until_ready(fn(*inputs))
     except jax.errors.JaxRuntimeError as error:
         if not ran_out_of_memory(error):
             raise
@@ -216,31 +217,6 @@ def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
         where = memory.largest(memory.plan(model, variables, images, key=key)) if layered else ""
         advice = memory.advice(rows, method, chunk, len(images))
         raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{where}: {advice}.") from error
-    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
-    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
-        _explain_nan(model, variables, images, labels, rows, method, key)
-    return found
-
-
-def _explain_nan(
-    model: Any, variables: Mapping[str, Any], images: Array, labels: Array, rows: str, method: str, key: Array | None
-) -> None:
-    """Raises ValueError where a Gram matrix is not finite though the losses are: the rows would have been wrong."""
-    forward = capture.forward_of(model, variables, images, key)
-    if not jnp.isfinite(definition.losses(forward(variables, images, rows != "frozen"), labels)).all():
-        return
-    if method == "layers" and rows != "coupled":
-        found = by_layers.missed(find(model, forward, rows, variables, images, labels))
-        if layers := [name for name, wrong in found.items() if wrong]:
-            raise Refusal(
-                f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
-                ' method="vmap" takes it.'
-            )
-    if method == "vmap" and rows == "contribution":
-        raise Refusal(
-            'method="vmap" gives every sample its own copy of the parameters; in this model samples are coupled by more'
-            ' than batch norm, or share a dropout mask. Take method="layers", or rows="coupled".'
-        )
 
 
 def _is_traced(*args: Any) -> bool:
@@ -268,7 +244,8 @@ def _check_batch(images: Array, labels: Array) -> None:
 
 def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None) -> None:
     """Concrete labels must lie in the model's classes."""
-    logits = jax.eval_shape(lambda: capture.forward_of(model, variables, images, key)(variables, images, False))
+    apply = as_apply(model)
+    logits = jax.eval_shape(lambda: apply(variables, images, False, key)[0])
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
     if isinstance(labels, Tracer):
