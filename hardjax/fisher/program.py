@@ -179,6 +179,7 @@ class _Walk:
         self.sizes = sizes
         self.values: list[Value] = []
         self.constants: dict[int, Any] = {}
+        self.names: dict[int, str] = {}  # of a weight-side value: one parameter that it depends on
 
     def program(self, here: Any, there: Any, variables: Any, images: Any, key: Any) -> Program:
         params, rest, _, keys = _arguments(variables, images, key)
@@ -192,6 +193,8 @@ class _Walk:
             kind = "const" if kind == "weight" and not aval.inexact else kind
             layout = ((0, 1, self.sizes.batch, 1),) if kind == "batched" else None
             args.append(self.value(aval, kind, layout and (layouts.Part(*layout[0]),)))
+        of_params = dict(zip(named_leaves(params), args, strict=False))
+        self.names = {at: name for name, at in of_params.items()}
         if len(here.jaxpr.outvars) != 1:
             raise Uncovered("it gives more than the logits.")
         nodes, (output,) = self.walk(here, there, args, [True])
@@ -204,7 +207,7 @@ class _Walk:
             self.values,
             self.constants,
             tuple(args),
-            dict(zip(named_leaves(params), args, strict=False)),
+            of_params,
             output,
         )
 
@@ -279,8 +282,10 @@ class _Walk:
             # Nothing is differentiated through these.
             fixed = of_out == "weight" and (not aval.inexact or name == "stop_gradient")
             outs.append(self.value(aval, "shared" if fixed else of_out, layout))
-        operands = [i for i, key in enumerate(ins) if self.values[key].kind == "weight"] if use else []
-        return [Op(eqn, tuple(ins), tuple(outs), tuple(operands))], outs
+        weights = [i for i, key in enumerate(ins) if self.values[key].kind == "weight"]
+        if weights:
+            self.names.update(dict.fromkeys(outs, self.names[ins[weights[0]]]))
+        return [Op(eqn, tuple(ins), tuple(outs), tuple(weights) if use else ())], outs
 
     def region(self, eqn: Any, other: Any, ins: list[int], wanted: list[bool]) -> tuple[list[Node], list[int]]:
         nodes, outs = self.walk(eqn.params["jaxpr"], other.params["jaxpr"], ins, wanted)
@@ -322,8 +327,7 @@ class _Walk:
             raise Uncovered(f"{self._where(ins)} is used inside {name}, which couples samples.")
 
     def _where(self, ins: list[int]) -> str:
-        shapes = [self.values[key].aval.shape for key in ins if self.values[key].kind == "weight"]
-        return f"a parameter of shape {shapes[0]}"
+        return f"parameter {next(self.names[key] for key in ins if self.values[key].kind == 'weight')}"
 
 
 def _aval(var: Any, other: Any) -> Aval:

@@ -247,13 +247,15 @@ class Various(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        table, gain = self.param("table", nn.initializers.normal(1), (7, 4)), self.param("gain", nn.initializers.ones, (4,))
+        normal, ones = nn.initializers.normal(1), nn.initializers.ones
+        table, gain = self.param("table", normal, (7, 4)), self.param("gain", ones, (4,))
         tokens = jnp.take(table, jnp.abs(x[:, :3, 0, 0] * 3).astype(int) % 7, axis=0)
-        place = jnp.broadcast_to(self.param("place", nn.initializers.normal(1), (3, 4)), tokens.shape)
+        place = jnp.broadcast_to(self.param("place", normal, (3, 4)), tokens.shape)
         kept = jnp.einsum("btc,c->bt", jnp.tanh(tokens + jnp.sin(place)), gain)
-        kept = kept + jnp.tile(self.param("line", nn.initializers.normal(1), (1, 3)), (len(x), 1))
+        kept = kept + jnp.tile(self.param("line", normal, (1, 3)), (len(x), 1))
         x = nn.relu(nn.Conv(3, (3, 3), use_bias=False)(x)).mean((1, 2))
-        return nn.Dense(3, use_bias=False)(jnp.concatenate([x, kept], 1)) * self.param("scale", nn.initializers.ones, (3,))
+        x = nn.Dense(3, use_bias=False)(jnp.concatenate([x, kept], 1))
+        return x * self.param("scale", ones, (3,))
 
 
 BREAKABLE = ["Product", "Convolution", "Broadcast", "Elementwise", "Lookup", "Whole"]
