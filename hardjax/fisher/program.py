@@ -136,12 +136,13 @@ def trace(apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, tra
     def logits(params: Any, rest: Any, images: Array, key: Any) -> Array:
         return apply({**rest, "params": params}, images, train, key)[0]
 
-    here = jax.make_jaxpr(logits)(*_shapes(_arguments(variables, images, key)))
+    arguments = _shapes(_arguments(variables, images, key))
+    here, images = jax.make_jaxpr(logits)(*arguments), arguments[2]
     reason: Exception | None = None
     for size in dict.fromkeys(other(batch) for other in _OTHERS):
         if size < 2:
             continue
-        resized = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+        resized = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype, weak_type=images.weak_type)
         try:
             there = jax.make_jaxpr(logits)(*_shapes(_arguments(variables, resized, key)))
             return _Walk(Sizes(batch, size)).program(here, there, variables, images, key)
