@@ -5,6 +5,7 @@ matrix from it and the use's own inputs, and hands the share on as the cotangent
 differentiation adds the shares up, and no cotangent outlives its use.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,15 +91,12 @@ def problem(
         ValueError: a parameter meets the batch where samples are mixed or out of order.
     """
     program = trace(apply, variables, images, key, train)
-    made_by = {key: op for op in program.ops() for key in op.outs}
-    chains: dict[int, Chain] = {}
-    found = []
-    for op in program.ops():
-        for at in op.operands:
-            if op.ins[at] not in chains:
-                chains[op.ins[at]] = chain_of(program, made_by, op.ins[at])
-        if op.operands:
-            found.append((op, rules.rule_of(program, op), tuple(chains[op.ins[at]] for at in op.operands)))
+    found = _found(program)
+    if any(isinstance(rule, rules.Whole) for _, rule, _ in found):
+        # Of a network that takes a single sample, these equations are had for one.
+        with contextlib.suppress(ValueError, TypeError):
+            program = trace(apply, variables, images, key, train, beside_one=True)
+            found = _found(program)
     counts = Counter(name for _, _, some in found for name in {name for chain in some for name in chain.params})
     shared = frozenset(name for name, count in counts.items() if count > 1)
     uses = tuple(
@@ -110,6 +108,19 @@ def problem(
     dtype = jnp.result_type(jnp.float32, images, *inexact)
     shapes = {name: program.values[key].aval.shape for name, key in program.params.items()}
     return Problem(program, program.environment(variables, images, key), labels, uses, shared, shapes, dtype)
+
+
+def _found(program: Program) -> list[tuple[Op, rules.Rule, tuple[Chain, ...]]]:
+    made_by = {key: op for op in program.ops() for key in op.outs}
+    chains: dict[int, Chain] = {}
+    found = []
+    for op in program.ops():
+        for at in op.operands:
+            if op.ins[at] not in chains:
+                chains[op.ins[at]] = chain_of(program, made_by, op.ins[at])
+        if op.operands:
+            found.append((op, rules.rule_of(program, op), tuple(chains[op.ins[at]] for at in op.operands)))
+    return found
 
 
 def gram(problem: Problem, chunk: int | None) -> Array:

@@ -61,12 +61,14 @@ class Op:
 
     Attributes:
         operands: positions of the weight-side inputs, if it is a use.
+        single: the same equation for a batch of one, where the program was traced beside that.
     """
 
     eqn: Any
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     operands: tuple[int, ...] = ()
+    single: Any = None
 
     def bind(self, *values: Any) -> list[Any]:
         return bind(self.eqn, *values)
@@ -125,8 +127,13 @@ def bind(eqn: Any, *values: Any) -> list[Any]:
     return list(found) if eqn.primitive.multiple_results else [found]
 
 
-def trace(apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, train: bool) -> Program:
+def trace(
+    apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, train: bool, *, beside_one: bool = False
+) -> Program:
     """Traces the network at its batch size and at another one; computes nothing.
+
+    Args:
+        beside_one: the other one is a single sample, of which many networks take no batch.
 
     Raises:
         ValueError: no other batch size gives the same equations, or the batch is not the logits' leading axis.
@@ -139,9 +146,7 @@ def trace(apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, tra
     arguments = _shapes(_arguments(variables, images, key))
     here, images = jax.make_jaxpr(logits)(*arguments), arguments[2]
     reason: Exception | None = None
-    for size in dict.fromkeys(other(batch) for other in _OTHERS):
-        if size < 2:
-            continue
+    for size in [1] if beside_one else dict.fromkeys(other(batch) for other in _OTHERS if other(batch) > 1):
         resized = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype, weak_type=images.weak_type)
         try:
             there = jax.make_jaxpr(logits)(*_shapes(_arguments(variables, resized, key)))
@@ -286,7 +291,8 @@ class _Walk:
         weights = [i for i, key in enumerate(ins) if self.values[key].kind == "weight"]
         if weights:
             self.names.update(dict.fromkeys(outs, self.names[ins[weights[0]]]))
-        return [Op(eqn, tuple(ins), tuple(outs), tuple(weights) if use else ())], outs
+        single = other if self.sizes.other == 1 else None
+        return [Op(eqn, tuple(ins), tuple(outs), tuple(weights) if use else (), single)], outs
 
     def region(self, eqn: Any, other: Any, ins: list[int], wanted: list[bool]) -> tuple[list[Node], list[int]]:
         nodes, outs = self.walk(eqn.params["jaxpr"], other.params["jaxpr"], ins, wanted)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax.fisher.definition import outer
-from hardjax.fisher.layouts import Aval, Layout, Part, front, front_shape, sample_of
-from hardjax.fisher.program import Op, Program, bind
+from hardjax.fisher.layouts import Layout, Part, front, front_shape, sample_of
+from hardjax.fisher.program import Op, Program, Value, bind
 
 # TF32 or bfloat16 products would decide which eigenvalues count as zero.
 _HIGHEST = lax.Precision.HIGHEST
@@ -84,7 +84,7 @@ def rule_of(program: Program, op: Op) -> Rule:
                     return made
         if name in _ELEMENTWISE and (part := _part(weight.layout)) is not None:
             return Elementwise(op.eqn, at, weight.aval.shape, out.aval.shape, out.layout, part)
-    return Whole(op, batch, tuple(ins[i].aval.shape for i in op.operands), tuple((v.aval, v.layout) for v in outs))
+    return Whole(op, batch, tuple(ins), tuple(outs))
 
 
 def _seen_through(eqn: Any) -> tuple[Any, list[int]]:
@@ -505,42 +505,72 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Whole(_Small):
-    """Any other equation, which works sample by sample: pulled back once a sample, from a cotangent that is zero
-    elsewhere."""
+    """Any other equation, which works sample by sample: that of one sample pulled back for each, or where it is not
+    known how it looks for one sample, all of it once a sample, from a cotangent that is zero elsewhere.
+
+    Attributes:
+        ins, outs: what is known of the equation's inputs and outputs.
+    """
 
     op: Op
     batch: int
-    w_shapes: tuple[tuple[int, ...], ...]
-    outs: tuple[tuple[Aval, Layout | None], ...]
+    ins: tuple[Value, ...]
+    outs: tuple[Value, ...]
 
     @property
     def needs(self) -> tuple[int, ...]:
         return tuple(range(len(self.op.ins)))
 
+    @property
+    def has_single(self) -> bool:
+        """Whether the equation for one sample takes a sample's share of the inputs."""
+        layouts = [value.layout for value in (*self.ins, *self.outs) if value.layout is not None]
+        if self.op.single is None or any(not self._whole(layout) for layout in layouts):
+            return False
+        pairs = zip((*self.ins, *self.outs), (*self.op.single.invars, *self.op.single.outvars), strict=True)
+        return all(self._of_one(value) == var.aval.shape for value, var in pairs)
+
     def rows(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
-        operands = self.op.operands
+        return self._by_samples(ins, cotangents) if self.has_single else self._by_masks(ins, cotangents)
 
-        def outputs(weights: list[Array]) -> list[Array]:
-            values = list(ins)
-            for i, weight in zip(operands, weights, strict=True):
-                values[i] = weight
-            found = self.op.bind(*values)
-            return [value for value, (aval, _) in zip(found, self.outs, strict=True) if aval.inexact]
+    def _by_samples(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
+        operands, given = self.op.operands, [out for out in self.outs if out.aval.inexact]
+        split = [value.layout is not None for value in self.ins]
+        shares = [front(x, value.layout) if value.layout else x for x, value in zip(ins, self.ins, strict=True)]
+        own = [front(d, out.layout).astype(out.aval.dtype) for d, out in zip(cotangents, given, strict=True)]
 
-        given = [out for out in self.outs if out[0].inexact]
-        _, pull = jax.vjp(outputs, [ins[i] for i in operands])
+        def of_sample(ins: list[Array], cotangents: list[Array]) -> list[Array]:
+            _, pull = jax.vjp(partial(self._outputs, self.op.single, ins), [ins[i] for i in operands])
+            return pull(cotangents)[0]
+
+        return jax.vmap(of_sample, ([0 if axis else None for axis in split], 0))(shares, own)
+
+    def _by_masks(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
+        given = [out for out in self.outs if out.aval.inexact]
+        _, pull = jax.vjp(partial(self._outputs, self.op.eqn, ins), [ins[i] for i in self.op.operands])
 
         def of_sample(i: Array) -> list[Array]:
-            own = [
-                jnp.where(sample_of(aval.shape, layout) == i, d, 0).astype(aval.dtype)
-                for d, (aval, layout) in zip(cotangents, given, strict=True)
-            ]
-            return pull(own)[0]
+            masks = [sample_of(out.aval.shape, out.layout) == i for out in given]
+            own = [jnp.where(mask, d, 0) for mask, d in zip(masks, cotangents, strict=True)]
+            return pull([d.astype(out.aval.dtype) for d, out in zip(own, given, strict=True)])[0]
 
         return lax.map(of_sample, jnp.arange(self.batch))
 
+    def _outputs(self, eqn: Any, ins: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """Those with a derivative."""
+        values = list(ins)
+        for i, weight in zip(self.op.operands, weights, strict=True):
+            values[i] = weight
+        return [y for y, out in zip(bind(eqn, *values), self.outs, strict=True) if out.aval.inexact]
+
+    def _whole(self, layout: Layout) -> bool:
+        return len(layout) == 1 and layout[0].size == self.batch
+
+    def _of_one(self, value: Value) -> tuple[int, ...]:
+        return front_shape(value.aval.shape, value.layout) if value.layout else value.aval.shape
+
     def cost(self) -> Cost:
-        size = sum(math.prod(shape) for shape in self.w_shapes)
+        size = sum(math.prod(self.ins[i].aval.shape) for i in self.op.operands)
         return Cost("rows", 2 * self.batch**2 * size, size)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardjax.fisher import by_uses
+from hardjax.fisher import by_uses, rules
 from hardjax.fisher.names import named_leaves
 
 RELATIVE = 1e-9
@@ -56,3 +56,13 @@ def test_a_piece_before_and_behind_batch_norm(piece):
 @given(st.lists(st.sampled_from(sorted(blocks.PIECES)), min_size=1, max_size=3), st.booleans(), st.integers(0, 9))
 def test_random_networks(pieces, norm, seed):
     _check([*pieces[:1], "batch_norm", *pieces[1:]] if norm else pieces, seed)
+
+
+@pytest.mark.parametrize("piece", ["lstm", pytest.param("scanned_layers", marks=pytest.mark.ci)])
+def test_loops_are_pulled_back_sample_by_sample(piece, monkeypatch):
+    network, variables, images, labels = blocks.make([piece])
+    problem = by_uses.problem(blocks.apply_of(network), variables, images, labels, None, True)
+    wholes = [use.rule for use in problem.uses if isinstance(use.rule, rules.Whole)]
+    assert wholes and all(rule.has_single for rule in wholes)
+    monkeypatch.setattr(rules.Whole, "has_single", False)
+    _check([piece])
