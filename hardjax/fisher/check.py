@@ -1,10 +1,16 @@
 """Whether rows of per-sample gradients are those of this very network: compared with their definition before use.
 
-The rules see a network's layers, not its arithmetic: a parameter that is rewritten, tied, or used behind its layer's
-back gives rows that are wrong and look right. So people's own networks are compared once, row by row, with the
-definition, on a few made-up samples. Parameters are moved by noise: a head that starts at zero hides all that lies
-behind it. What was compared is remembered by the program that was traced, not by the module: equal modules may compute
-different things (a helper that was redefined, 1 and True).
+Rows are read from the traced function, by rules for the equations where parameters meet the batch. So that no rule, and
+nothing that was found out about the trace, has to be believed, people's own networks are compared once with
+
+- the gradient of each sample's own loss, where samples are independent (no trace is read for that);
+- else the gradient in a copy of the parameters for each sample, which no rule takes part in, the gradient of the batch
+  that rows add up to, and the rows of the same samples in another order, which no trace is read for either.
+
+A wrong number can pass in silence only where a second, independent mistake hides the first. Made-up samples are few, and
+parameters are moved by noise: a head that starts at zero hides all that lies behind it. What was compared is remembered by
+the program that was traced, not by the module: equal modules may compute different things (a helper that was redefined,
+1 and True).
 """
 
 import collections

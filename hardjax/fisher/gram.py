@@ -50,22 +50,22 @@ def make_gram(
     arrays, `fn` checks by itself.
 
     Args:
-        model: a Linen module (with an argument `train`, `training` or `deterministic`, or none), or the engine's
-            `apply(variables, images, train, key) -> (logits, new batch_stats)` around one.
+        model: any function `apply(variables, images, train, key) -> (logits, new statistics)` of {"params", ...}, in
+            JAX alone or whatever framework, or a Linen module (with an argument `train`, `training` or `deterministic`,
+            or none). Parameters may be used as you like: rows are read from the traced function.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
-        method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes parameters of
-            any layer, and gives NaN where samples are coupled by more than batch norm).
-            "coupled" needs B cotangents and has the one method.
-        chunk: memory for the rows of at most this many samples of one layer at a time (layers called more than once
-            keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
+        method: "layers" (one ordinary backward, use by use of the parameters) or "vmap" (the definition: a copy of the
+            parameters for each sample; slow). "coupled" needs B cotangents and has the one method.
+        chunk: memory for the rows of at most this many samples of one parameter at a time (parameters used more than
+            once, or rewritten before they are used, keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
             kept). None: all B. Results differ by rounding only.
         by_parameter: return {"path/of/parameter": (B, B)}; the sum over them is the Gram matrix.
 
     Returns:
         `fn`, with images (B, ...) float, labels (B,) integers in the model's classes (a label outside gives NaN, as
         nothing can be raised from compiled code) and `key`, the dropout key, where the model draws one in training.
-        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name), a network
-        that nobody has checked. A layer that a transformation hides (nn.jit, nn.vmap) makes the result NaN.
+        It raises ValueError while tracing: fewer than 2 images, a parameter that meets samples which are mixed or out
+        of order (by name), a network that nobody has checked.
 
     Raises:
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
@@ -148,7 +148,7 @@ def jacobian(
 ) -> dict[str, Array]:
     """The rows themselves: {"path/of/parameter": (B, *parameter shape)} in nats per unit of the parameter.
 
-    All rows of all layers at once, B times the parameters: for small models and for checking `gram`.
+    All rows of all parameters at once, B times their size: for small models and for checking `gram`.
 
     Args, Raises: as in `gram`; pure, for use inside `jit` as well (see `make_gram`).
     """
@@ -177,9 +177,9 @@ def coverage(
     """Checks the rows against the gradient of this very model: {parameter: error relative to the whole gradient}.
 
     On a few made-up samples, at the given parameters moved by noise, every row is compared with its definition: the
-    gradient of its own loss where samples are independent, else the gradient in a copy of the parameters. So neither
-    parameters that are tied, rewritten or used behind their layer's back, nor a head that starts at zero, nor an axis
-    that is as long as the batch pass unnoticed. `gram` and training do this once for every network of one's own; call
+    gradient of its own loss where samples are independent, else the gradient in a copy of the parameters, the gradient
+    of the batch, and the rows of the same samples in another order. A wrong number passes in silence only where a second,
+    independent mistake hides the first; neither a head that starts at zero nor an order of the samples that changes does. `gram` and training do this once for every network of one's own; call
     it before `make_gram` is compiled by other code.
 
     Args:
