@@ -7,10 +7,10 @@ nothing that was found out about the trace, has to be believed, people's own net
 - else the gradient in a copy of the parameters for each sample, which no rule takes part in, the gradient of the batch
   that rows add up to, and the rows of the same samples in another order, which no trace is read for either.
 
-A wrong number can pass in silence only where a second, independent mistake hides the first. Made-up samples are few, and
-parameters are moved by noise: a head that starts at zero hides all that lies behind it. What was compared is remembered by
-the program that was traced, not by the module: equal modules may compute different things (a helper that was redefined,
-1 and True).
+A wrong number can pass in silence only where a second, independent mistake hides the first. Made-up samples are few,
+and parameters are moved by noise: a head that starts at zero hides all that lies behind it. What was compared is
+remembered by the program that was traced, not by the module: equal modules may compute different things (a helper that
+was redefined, 1 and True).
 """
 
 import collections

@@ -57,8 +57,8 @@ def make_gram(
         method: "layers" (one ordinary backward, use by use of the parameters) or "vmap" (the definition: a copy of the
             parameters for each sample; slow). "coupled" needs B cotangents and has the one method.
         chunk: memory for the rows of at most this many samples of one parameter at a time (parameters used more than
-            once, or rewritten before they are used, keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
-            kept). None: all B. Results differ by rounding only.
+            once, or rewritten before they are used, keep the rows of all B); for "coupled" the cotangents back-
+            propagated at a time (its B x P rows are all kept). None: all B. Results differ by rounding only.
         by_parameter: return {"path/of/parameter": (B, B)}; the sum over them is the Gram matrix.
 
     Returns:
@@ -178,9 +178,10 @@ def coverage(
 
     On a few made-up samples, at the given parameters moved by noise, every row is compared with its definition: the
     gradient of its own loss where samples are independent, else the gradient in a copy of the parameters, the gradient
-    of the batch, and the rows of the same samples in another order. A wrong number passes in silence only where a second,
-    independent mistake hides the first; neither a head that starts at zero nor an order of the samples that changes does. `gram` and training do this once for every network of one's own; call
-    it before `make_gram` is compiled by other code.
+    of the batch, and the rows of the same samples in another order. A wrong number passes in silence only where a
+    second, independent mistake hides the first; neither a head that starts at zero nor an order of the samples that
+    changes does. `gram` and training do this once for every network of one's own; call it before `make_gram` is
+    compiled by other code.
 
     Args:
         rows: "contribution" (batch statistics) or "frozen" (running statistics).

@@ -132,7 +132,7 @@ def test_what_layers_hide_is_right(model, method):
 
 def test_a_batch_whose_order_changes_is_refused_by_name():
     variables = Backwards().init(jax.random.key(1), IMAGES)
-    line = "parameter Dense_0/kernel meets in dot_general a batch whose samples are out of order or in pairs"
+    line = "parameter Dense_1/kernel meets in dot_general a batch whose samples are out of order or in pairs"
     with pytest.raises(Refusal, match=re.escape(line)) as caught:
         fisher.gram(Backwards(), variables, IMAGES, LABELS)
     assert str(caught.value).startswith('rows="coupled" takes any network: ')
