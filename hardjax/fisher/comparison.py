@@ -1,7 +1,7 @@
 """Rows of per-sample gradients beside their definition, on a few made-up samples at parameters moved by noise."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +102,7 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
     """(errors by parameter, changes of the definition at a nudge)."""
     frozen, by_copies, apply = subject.rows == "frozen", subject.method == "vmap", as_apply(subject.model)
 
-    @jax.jit
+    @_compiled_quickly
     def found_and_defined(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
         if by_copies:
             formed = rows_of(subject, variables, images, labels, key), {}
@@ -135,6 +135,16 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
         turned, _, _, _ = found_and_defined(variables, images[order], labels[order], key)
         errors = _largest(errors, _errors(turned, {name: np.asarray(row)[order] for name, row in rows.items()}))
     return errors, _errors(moved, added, whole)
+
+
+def _compiled_quickly(fn: Callable) -> Callable:
+    """`jax.jit` of what runs three times on five samples: on CPU compiling is all that it costs, and takes half as long
+    without optimisations."""
+    if jax.default_backend() != "cpu":
+        return jax.jit(fn)
+    return jax.jit(
+        fn, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    )
 
 
 def _cycle(count: int) -> np.ndarray:

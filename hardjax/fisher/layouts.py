@@ -172,7 +172,7 @@ def _followed(
         return LOST
     if name in ("reshape", "transpose", "broadcast_in_dim", "squeeze", *_REDUCTIONS) and first is not None:
         if name == "reshape":
-            return _reshaped(avals[0].shape, first, out.shape) if params["dimensions"] is None else LOST
+            return _reshaped(avals[0].shape, first, out.shape, changed[0]) if params["dimensions"] is None else LOST
         if name == "transpose":
             return tuple(part._replace(axis=params["permutation"].index(part.axis)) for part in first)
         if name == "broadcast_in_dim":
@@ -217,8 +217,9 @@ def _fits(layout: Layout, changed: list[int], out: Aval, sizes: Sizes) -> bool:
     return lengths and out.shape[axes[0]] * sizes.other == out.other[axes[0]] * sizes.batch
 
 
-def _reshaped(shape: Sequence[int], layout: Layout, new: Sequence[int]) -> Layout:
-    """Through a reshape: the old axes as a list of factors, dealt out to the new ones."""
+def _reshaped(shape: Sequence[int], layout: Layout, new: Sequence[int], changed: int) -> Layout:
+    """Through a reshape: the old axes as a list of factors, dealt out to the new ones, of which `changed` grows with the
+    batch."""
     at = {part.axis: part for part in layout}
     # (length, whether of the batch), neighbours of one kind as one factor
     factors: list[tuple[int, bool]] = []
@@ -250,6 +251,8 @@ def _reshaped(shape: Sequence[int], layout: Layout, new: Sequence[int]) -> Layou
         for index in of_batch:
             outer, inner = (math.prod(size for size, _ in some) for some in (taken[:index], taken[index + 1 :]))
             found.append(Part(axis, outer, taken[index][0], inner))
+    if new[changed] == 1 and found:  # sub-batches, of which this batch is one
+        found.insert(0, Part(changed, 1, 1, 1))
     return tuple(found)
 
 
