@@ -218,8 +218,7 @@ def _fits(layout: Layout, changed: list[int], out: Aval, sizes: Sizes) -> bool:
 
 
 def _reshaped(shape: Sequence[int], layout: Layout, new: Sequence[int], changed: int) -> Layout:
-    """Through a reshape: the old axes as a list of factors, dealt out to the new ones, of which `changed` grows with the
-    batch."""
+    """Through a reshape: the old axes as a list of factors, dealt out to the new; `changed` grows with the batch."""
     at = {part.axis: part for part in layout}
     # (length, whether of the batch), neighbours of one kind as one factor
     factors: list[tuple[int, bool]] = []
