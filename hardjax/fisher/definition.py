@@ -1,9 +1,9 @@
-"""Per-sample gradients as they are defined, with nothing clever: what the layer rules are tested against.
+"""Per-sample gradients as they are defined, with nothing clever: what the rules are tested against.
 
-`Forward` is (variables, images, train) -> logits (B, classes).
+`apply` is (variables, images, train, key) -> (logits (B, classes), new statistics).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from hardjax.fisher import capture, rules
-
-Forward = Callable[[Mapping[str, Any], Array, bool], Array]
-_SAMPLES = "samples"
-_SAME = 0.02  # share of the largest logit: what bfloat16 rounds apart, and far below what another network gives
+from hardjax.fisher import layouts
+from hardjax.fisher.names import named_leaves
+from hardjax.fisher.program import Apply, Op, trace
 
 
 def losses(logits: Array, labels: Array) -> Array:
@@ -26,53 +24,78 @@ def losses(logits: Array, labels: Array) -> Array:
     return known * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def frozen_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
+def frozen_rows(
+    apply: Apply, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+) -> Any:
     """Row i: the gradient of loss i alone, running statistics. Shaped like the parameters, with a leading B."""
 
     def loss(params: Any, image: Array, label: Array) -> Array:
-        return losses(forward({**variables, "params": params}, image[None], False), label[None])[0]
+        return losses(apply({**variables, "params": params}, image[None], False, key)[0], label[None])[0]
 
     return jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(variables["params"], images, labels)
 
 
-def contribution_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> Any:
-    """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, where batch
-    norms see the whole batch. Shaped like the parameters, with a leading B; NaN where the copies do not compute what
-    the model does (samples coupled by more than its batch norms)."""
-    rows, gap = copied_rows(forward, variables, images, labels)
-    return jax.tree.map(lambda row: jnp.where(gap <= _SAME, row, jnp.nan), rows)
+def contribution_rows(
+    apply: Apply, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+) -> Any:
+    """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, while what is
+    reduced over the batch (batch statistics) is common to all. Shaped like the parameters, with a leading B.
 
+    Every equation that takes copies is computed with each of them, and sample i's entries are those of copy i: B times
+    the network, slow by nature.
 
-def copied_rows(forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array) -> tuple[Any, Array]:
-    """(`contribution_rows` as they come, how far the copies' logits are from the model's, relative to the largest)."""
-    # B copies of every parameter: slow by nature. ResNet-20 at batch 32 and 128 takes three times as long as by layers
-    # with our convolutions, and 52 times with XLA's own (2 CPU cores).
-    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(images), *p.shape)), variables["params"])
+    Raises:
+        ValueError: a parameter meets the batch where samples are mixed or out of order.
+    """
+    program = trace(apply, variables, images, key, True)
+    batch, sizes = len(images), program.sizes
+    params, tree = jax.tree.flatten(variables["params"])
+    env, ids = program.environment(variables, images, key), list(program.params.values())
+    kinds = [program.values[at].kind == "weight" for at in ids]
 
-    def summed(copies: Any) -> tuple[Array, Array]:
-        def loss(params: Any, image: Array, label: Array) -> tuple[Array, Array]:
-            with capture.shared_statistics(_SAMPLES):
-                logits = forward({**variables, "params": params}, image[None], True)
-            return losses(logits, label[None])[0], logits[0]
+    def copied(at: int) -> bool:
+        return program.values[at].kind == "weight"
 
-        values, logits = jax.vmap(loss, axis_name=_SAMPLES)(copies, images, labels)
-        return values.sum(), logits
+    def step(op: Op, values: list[Any], env: Mapping[int, Any]) -> list[Any]:
+        if not any(map(copied, op.ins)):
+            return op.bind(*values)
+        found = jax.vmap(op.bind, [0 if copied(at) else None for at in op.ins])(*values)
+        outs = []
+        for at, value in zip(op.outs, found, strict=True):
+            layout, shape = program.values[at].layout, program.values[at].aval.shape
+            if copied(at):
+                outs.append(value)
+            elif layouts.complete(layout, sizes):
+                own = jnp.broadcast_to(layouts.sample_of(shape, layout), shape)
+                outs.append(jnp.take_along_axis(value, own[None], 0)[0])
+            else:  # what is not differentiated is the same for every copy
+                outs.append(value[0])
+        return outs
 
-    rows, logits = jax.grad(summed, has_aux=True)(copies)
-    expected = forward(variables, images, True)
-    # Written so that logits which are all zero (a head that starts at zero) agree with themselves.
-    gap = jnp.abs(logits - expected).max() / jnp.maximum(jnp.abs(expected).max(), jnp.finfo(jnp.float32).tiny)
-    return rows, gap
+    def summed(copies: list[Array]) -> Array:
+        logits = program.run(env | dict(zip(ids, copies, strict=True)), step)
+        return losses(logits, labels).sum()
+
+    copies = [
+        jnp.broadcast_to(leaf, (batch, *leaf.shape)) if weight else leaf
+        for leaf, weight in zip(params, kinds, strict=True)
+    ]
+    return jax.tree.unflatten(tree, jax.grad(summed)(copies))
 
 
 def coupled_rows(
-    forward: Forward, variables: Mapping[str, Any], images: Array, labels: Array, chunk: int | None = None
+    apply: Apply,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    key: Array | None = None,
+    chunk: int | None = None,
 ) -> Any:
     """Row i: d loss_i / d parameters through the batch statistics; `chunk` cotangents are back-propagated at a time.
     Shaped like the parameters, with a leading B."""
 
     def all_losses(params: Any) -> Array:
-        return losses(forward({**variables, "params": params}, images, True), labels)
+        return losses(apply({**variables, "params": params}, images, True, key)[0], labels)
 
     values, pull = jax.vjp(all_losses, variables["params"])
     cotangents = jnp.eye(len(values), dtype=values.dtype)
@@ -82,4 +105,12 @@ def coupled_rows(
 
 def products(rows: Any) -> dict[str, Array]:
     """Parameter path -> (B, B), the products of its rows."""
-    return {name: rules.outer(leaf) for name, leaf in capture.named_leaves(rows).items()}
+    return {name: outer(leaf) for name, leaf in named_leaves(rows).items()}
+
+
+def outer(rows: Array) -> Array:
+    """(B, ...) -> (B, B) inner products, in at least float32."""
+    flat = rows.reshape(len(rows), -1)
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    # TF32 or bfloat16 products would decide which eigenvalues count as zero.
+    return jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)

@@ -22,8 +22,10 @@ from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
-from hardjax.fisher import by_layers, capture, check, definition, executables, memory
-from hardjax.fisher.unchecked import Rows, defined_rows, find, make_unchecked
+from hardjax.fisher import by_uses, check, executables, memory
+from hardjax.fisher.names import named_leaves
+from hardjax.fisher.unchecked import Rows, defined_rows, make_unchecked
+from hardjax.models.apply import as_apply
 from hardjax.models.modes import plain
 
 ROWS = ("contribution", "coupled", "frozen")
@@ -48,22 +50,22 @@ def make_gram(
     arrays, `fn` checks by itself.
 
     Args:
-        model: a Linen module (with an argument `train`, `training` or `deterministic`, or none), or the engine's
-            `apply(variables, images, train, key) -> (logits, new batch_stats)` around one.
+        model: any function `apply(variables, images, train, key) -> (logits, new statistics)` of {"params", ...}, in
+            JAX alone or whatever framework, or a Linen module (with an argument `train`, `training` or `deterministic`,
+            or none). Parameters may be used as you like: rows are read from the traced function.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
-        method: "layers" (one ordinary backward, layer by layer) or "vmap" (the definition; slow; takes parameters of
-            any layer, and gives NaN where samples are coupled by more than batch norm).
-            "coupled" needs B cotangents and has the one method.
-        chunk: memory for the rows of at most this many samples of one layer at a time (layers called more than once
-            keep the rows of all B); for "coupled" the cotangents back-propagated at a time (its B x P rows are all
-            kept). None: all B. Results differ by rounding only.
+        method: "layers" (one ordinary backward, use by use of the parameters) or "vmap" (the definition: a copy of the
+            parameters for each sample; slow). "coupled" needs B cotangents and has the one method.
+        chunk: memory for the rows of at most this many samples of one parameter at a time (parameters used more than
+            once, or rewritten before they are used, keep the rows of all B); for "coupled" the cotangents back-
+            propagated at a time (its B x P rows are all kept). None: all B. Results differ by rounding only.
         by_parameter: return {"path/of/parameter": (B, B)}; the sum over them is the Gram matrix.
 
     Returns:
         `fn`, with images (B, ...) float, labels (B,) integers in the model's classes (a label outside gives NaN, as
         nothing can be raised from compiled code) and `key`, the dropout key, where the model draws one in training.
-        It raises ValueError while tracing: fewer than 2 images, a parameter that no rule covers (by name), a network
-        that nobody has checked. A layer that a transformation hides (nn.jit, nn.vmap) makes the result NaN.
+        It raises ValueError while tracing: fewer than 2 images, a parameter that meets samples which are mixed or out
+        of order (by name), a network that nobody has checked.
 
     Raises:
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
@@ -146,7 +148,7 @@ def jacobian(
 ) -> dict[str, Array]:
     """The rows themselves: {"path/of/parameter": (B, *parameter shape)} in nats per unit of the parameter.
 
-    All rows of all layers at once, B times the parameters: for small models and for checking `gram`.
+    All rows of all parameters at once, B times their size: for small models and for checking `gram`.
 
     Args, Raises: as in `gram`; pure, for use inside `jit` as well (see `make_gram`).
     """
@@ -154,12 +156,11 @@ def jacobian(
     variables = plain(variables)
     _check_batch(images, labels)
     check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
+    apply = as_apply(model)
     with jax.default_matmul_precision("highest"):
-        forward = capture.forward_of(model, variables, images, key)
         if rows == "coupled" or method == "vmap":
-            tree = defined_rows(forward, rows, variables, images, labels, None)
-            return capture.named_leaves(tree)
-        return by_layers.rows(find(model, forward, rows, variables, images, labels))
+            return named_leaves(defined_rows(apply, rows, variables, images, labels, key))
+        return by_uses.rows(by_uses.problem(apply, variables, images, labels, key, rows != "frozen"))
 
 
 def coverage(
@@ -176,10 +177,11 @@ def coverage(
     """Checks the rows against the gradient of this very model: {parameter: error relative to the whole gradient}.
 
     On a few made-up samples, at the given parameters moved by noise, every row is compared with its definition: the
-    gradient of its own loss where samples are independent, else the gradient in a copy of the parameters. So neither
-    parameters that are tied, rewritten or used behind their layer's back, nor a head that starts at zero, nor an axis
-    that is as long as the batch pass unnoticed. `gram` and training do this once for every network of one's own; call
-    it before `make_gram` is compiled by other code.
+    gradient of its own loss where samples are independent, else the gradient in a copy of the parameters, the gradient
+    of the batch, and the rows of the same samples in another order. A wrong number passes in silence only where a
+    second, independent mistake hides the first; neither a head that starts at zero nor an order of the samples that
+    changes does. `gram` and training do this once for every network of one's own; call it before `make_gram` is
+    compiled by other code.
 
     Args:
         rows: "contribution" (batch statistics) or "frozen" (running statistics).
@@ -204,11 +206,11 @@ def coverage(
 def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
     """What the compiled function gives; what went wrong on the device is said in one line."""
     rows, method, chunk, _ = settings
-    variables, images, labels, key = inputs
+    variables, images, _, key = inputs
     fn = executables.compiled(model, settings, inputs)
     try:
         # Waited for: a device that runs out of memory says so here, where what to set can be said.
-        found = jax.block_until_ready(fn(*inputs))
+        return jax.block_until_ready(fn(*inputs))
     except jax.errors.JaxRuntimeError as error:
         if not ran_out_of_memory(error):
             raise
@@ -216,31 +218,6 @@ def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
         where = memory.largest(memory.plan(model, variables, images, key=key)) if layered else ""
         advice = memory.advice(rows, method, chunk, len(images))
         raise OutOfMemory(f"Out of memory for the Gram matrix of B={len(images)} images{where}: {advice}.") from error
-    # Compiled code cannot raise: a layer that was missed makes the matrix NaN, and is looked for now.
-    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
-        _explain_nan(model, variables, images, labels, rows, method, key)
-    return found
-
-
-def _explain_nan(
-    model: Any, variables: Mapping[str, Any], images: Array, labels: Array, rows: str, method: str, key: Array | None
-) -> None:
-    """Raises ValueError where a Gram matrix is not finite though the losses are: the rows would have been wrong."""
-    forward = capture.forward_of(model, variables, images, key)
-    if not jnp.isfinite(definition.losses(forward(variables, images, rows != "frozen"), labels)).all():
-        return
-    if method == "layers" and rows != "coupled":
-        found = by_layers.missed(find(model, forward, rows, variables, images, labels))
-        if layers := [name for name, wrong in found.items() if wrong]:
-            raise Refusal(
-                f"Layer {', '.join(layers)} is hidden by nn.jit or mapped by nn.vmap, which is not covered:"
-                ' method="vmap" takes it.'
-            )
-    if method == "vmap" and rows == "contribution":
-        raise Refusal(
-            'method="vmap" gives every sample its own copy of the parameters; in this model samples are coupled by more'
-            ' than batch norm, or share a dropout mask. Take method="layers", or rows="coupled".'
-        )
 
 
 def _is_traced(*args: Any) -> bool:
@@ -268,7 +245,8 @@ def _check_batch(images: Array, labels: Array) -> None:
 
 def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None) -> None:
     """Concrete labels must lie in the model's classes."""
-    logits = jax.eval_shape(lambda: capture.forward_of(model, variables, images, key)(variables, images, False))
+    apply = as_apply(model)
+    logits = jax.eval_shape(lambda: apply(variables, images, False, key)[0])
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
     if isinstance(labels, Tracer):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _validate
-from hardjax.fisher import capture
-from hardjax.fisher.unchecked import Rows, find
+from hardjax.fisher import by_uses
+from hardjax.fisher.unchecked import Rows
+from hardjax.models.apply import as_apply
 from hardjax.models.modes import plain
 
 
@@ -17,10 +18,11 @@ class LayerPlan(NamedTuple):
     """How one layer's share is formed.
 
     Attributes:
-        name: path of the layer.
-        form: "rows" (rows, then their products) or "pairs" (products over pairs of positions, no rows).
-        calls: times the layer is called in one forward pass.
-        row_bytes: memory of the rows of all B samples.
+        name: path of the layer: of its parameters, without their own names.
+        form: of its largest parameter: "rows" (rows, then their products) or "pairs" (products over pairs of positions,
+            no rows).
+        calls: times that a parameter of it is used in one forward pass.
+        row_bytes: memory of the rows of all B samples, of its largest parameter.
         flops: floating-point operations.
     """
 
@@ -41,14 +43,23 @@ def plan(
     """
     _validate.one_of(("contribution", "frozen"), rows=rows)
     variables, labels = plain(variables), jnp.zeros(len(images), jnp.int32)
-    problem = find(model, capture.forward_of(model, variables, images, key), rows, variables, images, labels)
-    calls = Counter(layer.name for layer in problem.layers)
-    plans = {}
-    for layer in problem.layers:
-        cost = layer.rule.cost(layer.input_shape, layer.output_shape)
-        form = cost.form if calls[layer.name] == 1 else "rows"
+    problem = by_uses.problem(as_apply(model), variables, images, labels, key, rows == "contribution")
+    calls = Counter(name for use in problem.uses for name in use.params)
+    plans: dict[str, LayerPlan] = {}
+    for use in problem.uses:
+        cost = use.rule.cost()
         row_bytes = cost.row_size * len(images) * problem.dtype.itemsize
-        plans[layer.name] = LayerPlan(layer.name, form, calls[layer.name], row_bytes, cost.flops)
+        for name in use.params:
+            layer = name.rpartition("/")[0] or name
+            before = plans.get(layer, LayerPlan(layer, "rows", 0, 0, 0))
+            form = (cost.form if use.direct else "rows") if row_bytes > before.row_bytes else before.form
+            plans[layer] = LayerPlan(
+                layer,
+                form,
+                max(before.calls, calls[name]),
+                max(before.row_bytes, row_bytes),
+                before.flops + cost.flops,
+            )
     return list(plans.values())
 
 

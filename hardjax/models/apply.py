@@ -68,6 +68,17 @@ def make_apply(module: nn.Module) -> "Apply":
     return Apply(module)
 
 
+def as_apply(model: Any) -> Callable[..., tuple[Array, Any]]:
+    """(variables, images, train, key) -> (logits, new statistics): `model` itself if it is such a function.
+
+    Raises:
+        ValueError: as `make_apply`.
+    """
+    if callable(model) and not isinstance(model, nn.Module | type):
+        return model
+    return make_apply(model)
+
+
 class Apply:
     """See `make_apply`. It remembers how its module wants to be called, by the shape of images and variables.
 
@@ -83,7 +94,7 @@ class Apply:
     ) -> tuple[Array, Any]:
         if is_ours(self.module):
             return _apply_ours(self.module, variables, images, train, key)
-        manner, full = self.prepare(variables, images), _unpacked(variables)
+        manner, full = self._manner(variables, images), _unpacked(variables)
         if train and key is None and manner.draws:
             raise Refusal(f"{modes.name(self.module)} draws random numbers in training: pass key=.")
         rngs = modes.streams(manner, key) if train and key is not None else {}
@@ -96,8 +107,8 @@ class Apply:
         changed = {**changed, OTHERS: others} if others else changed
         return modes.logits_of(self.module, out[0], len(images)), changed
 
-    def prepare(self, variables: Mapping[str, Any], images: Array) -> Manner:
-        """How the module is called: found out once for these shapes, before anybody watches its layers."""
+    def _manner(self, variables: Mapping[str, Any], images: Array) -> Manner:
+        """How the module is called: found out once for these shapes."""
         full = _unpacked(variables)
         shapes = tuple((jax.tree_util.keystr(p), v.shape) for p, v in jax.tree_util.tree_leaves_with_path(full))
         at = (images.shape[1:], shapes)

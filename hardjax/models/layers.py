@@ -77,9 +77,9 @@ class BatchNorm(nn.Module):
         return self._scaled(parts, mean, var, scale, bias).reshape(x.shape).astype(x.dtype)
 
     def _parts(self, x: Array) -> Array:
-        """(parts, samples of a part, ..., C), or the batch itself if it is one part."""
-        # One part is the batch itself, without a reshape: the trace is that of ordinary batch norm.
-        if self.batch_size is None or self.batch_size == len(x):
+        """(parts, samples of a part, ..., C), also where the batch is one part: per-sample rows are read from a trace
+        that looks the same at every batch size. The batch itself without parts."""
+        if self.batch_size is None:
             return x
         if len(x) % self.batch_size:
             raise Refusal(

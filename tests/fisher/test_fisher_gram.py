@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from hardjax import fisher
-from hardjax.fisher import by_layers, executables, rules
+from hardjax.fisher import by_uses, executables, layouts, rules
 from hardjax.fisher.unchecked import make_unchecked
 from hardjax.models.apply import init_variables, make_apply
 
@@ -230,58 +230,88 @@ def test_coverage_passes(rows):
     assert max(errors.values()) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "rule, name, parameter",
-    [
-        (rules.Linear, "bias", "Dense_0/bias"),
-        (rules.Convolution, "kernel", "Conv_0/kernel"),
-        (rules.Scaling, "scale", "BatchNorm_0/scale"),
-        (rules.Scaling, "bias", "BatchNorm_0/bias"),
-    ],
-)
-def test_what_is_left_out_is_noticed(monkeypatch, rule, name, parameter):
-    setting = _setting(Small(), dtype=np.float32)
-    intact = fisher.gram(Small(), *setting)
+def _broken(method):
+    """A rule whose rows, or products of rows, are a little off for one sample."""
 
-    def without(method):
-        def fn(self, *args):
-            return {key: value * (key != name) for key, value in method(self, *args).items()}
+    def fn(self, ins, cotangents, *chunk):
+        found = method(self, ins, cotangents, *chunk)
+        rows = found if isinstance(found, list) else [found]
+        rows = [row * jnp.where(jnp.arange(len(row)) == 1, 1.1, 1).reshape(-1, *[1] * (row.ndim - 1)) for row in rows]
+        return rows if isinstance(found, list) else rows[0]
 
-        return fn
-
-    for method in ("rows", "grams"):
-        with monkeypatch.context() as patch:
-            patch.setattr(rule, method, without(getattr(rule, method)))
-            with pytest.raises(ValueError, match=parameter):
-                fisher.coverage(Small(), *setting)
-    monkeypatch.setattr(rule, "grams", without(rule.grams))
-    broken = jax.jit(_rules(Small()))(*setting)
-    assert np.abs(broken - intact).max() > 1e-4 * np.abs(intact).max()
+    return fn
 
 
-def test_a_whole_layer_left_out_is_noticed(monkeypatch):
-    setting = _setting(Small(), dtype=np.float32)
-    original = by_layers.capture._tap
-    monkeypatch.setattr(
-        by_layers.capture,
-        "_tap",
-        lambda layer, emit: (lambda y, *_: y) if layer.path == ("Conv_0",) else original(layer, emit),
-    )
-    assert np.isnan(jax.jit(_rules(Small()))(*setting)).all()
-    with pytest.raises(ValueError, match="layer Conv_0 is hidden"):
-        fisher.gram(Small(), *setting, chunk=5)
+class Various(nn.Module):
+    """A use for every rule."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        normal, ones = nn.initializers.normal(1), nn.initializers.ones
+        table, gain = self.param("table", normal, (7, 4)), self.param("gain", ones, (4,))
+        tokens = jnp.take(table, jnp.abs(x[:, :3, 0, 0] * 3).astype(int) % 7, axis=0)
+        place = jnp.broadcast_to(self.param("place", normal, (3, 4)), tokens.shape)
+        kept = jnp.einsum("btc,c->bt", jnp.tanh(tokens + jnp.sin(place)), gain)
+        kept = kept + jnp.tile(self.param("line", normal, (1, 3)), (len(x), 1))
+        x = nn.relu(nn.Conv(3, (3, 3), use_bias=False)(x)).mean((1, 2))
+        x = nn.Dense(3, use_bias=False)(jnp.concatenate([x, kept], 1))
+        return x * self.param("scale", ones, (3,))
 
 
-def test_a_parameter_used_behind_its_layer_is_noticed():
-    class Tied(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            layer = nn.Dense(3)
-            y = layer(x.reshape(len(x), -1)[:, :3])
-            return y @ layer.variables["params"]["kernel"]
+BREAKABLE = ["Product", "Convolution", "Broadcast", "Elementwise", "Lookup", "Whole"]
 
-    with pytest.raises(ValueError, match='vmap" takes this network: rows are not those of the gradient of Tied, by'):
-        fisher.coverage(Tied(), *_setting(Tied(), dtype=np.float32))
+
+def test_a_network_with_a_use_for_every_rule():
+    variables, images, labels = _setting(Various(), dtype=np.float32)
+    problem = by_uses.problem(make_apply(Various()), variables, images, labels, None, True)
+    assert {type(use.rule).__name__ for use in problem.uses} == set(BREAKABLE)
+    assert max(fisher.coverage(Various(), variables, images, labels).values()) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["rows", "gram"])
+@pytest.mark.parametrize("name", BREAKABLE)
+def test_a_rule_that_is_wrong_is_noticed(monkeypatch, name, method):
+    setting, rule = _setting(Various(), dtype=np.float32), getattr(rules, name)
+    monkeypatch.setattr(rule, method, _broken(getattr(rule, method)))
+    with pytest.raises(ValueError, match="rows are not those of the gradient of Various"):
+        fisher.coverage(Various(), *setting)
+
+
+@pytest.mark.parametrize("method", ["rows", "gram"])
+@pytest.mark.parametrize("name", ["Product", "Convolution", "Elementwise"])
+def test_a_rule_that_is_wrong_is_noticed_under_batch_norm(monkeypatch, name, method):
+    setting, rule = _setting(Small(), dtype=np.float32), getattr(rules, name)
+    monkeypatch.setattr(rule, method, _broken(getattr(rule, method)))
+    with pytest.raises(ValueError, match="rows are not those of the gradient of Small"):
+        fisher.coverage(Small(), *setting)
+
+
+@pytest.mark.parametrize("model", [Various(), Small()], ids=lambda model: type(model).__name__)
+def test_a_use_left_out_is_noticed(monkeypatch, model):
+    setting, original = _setting(model, dtype=np.float32), by_uses._tapped
+
+    def without(problem, use, emit, found, *rest):
+        name = "kernel" if use.params[0].startswith("Conv_0") else ""
+        return found if name else original(problem, use, emit, found, *rest)
+
+    monkeypatch.setattr(by_uses, "_tapped", without)
+    with pytest.raises(ValueError, match="Conv_0"):
+        fisher.gram(model, *setting, chunk=5)
+
+
+@pytest.mark.parametrize("wrong", ["reversed", "next axis"])
+def test_a_batch_sought_in_the_wrong_place_is_noticed(monkeypatch, wrong):
+    """The analysis itself broken, on which rows and copies both rest: what they add up to, or the order, is off."""
+    original = layouts.front
+
+    def front(value, layout):
+        found = original(value, layout)
+        return found[::-1] if wrong == "reversed" else jnp.roll(found, 1, 0)
+
+    monkeypatch.setattr(rules, "front", front)
+    for model in (Plain(), Small()):
+        with pytest.raises(ValueError, match="rows are not those of the gradient"):
+            fisher.coverage(model, *_setting(model, dtype=np.float32))
 
 
 @nn.jit
@@ -320,28 +350,6 @@ class Looped(nn.Module):
         return nn.Dense(3)(loop(nn.Dense(4, name="inside"), x.reshape(len(x), -1)[:, :4], None)[0])
 
 
-@pytest.mark.parametrize("model", [Jitted(), Mapped()], ids=lambda model: type(model).__name__)
-def test_a_layer_hidden_by_a_transformation_is_never_left_out_in_silence(model):
-    setting = _setting(model, dtype=np.float32)
-    with pytest.raises(ValueError, match="inside"):
-        fisher.gram(model, *setting)
-    with pytest.raises(ValueError, match="inside"):
-        fisher.coverage(model, *setting)
-    assert np.isfinite(fisher.gram(model, *setting, method="vmap")).all()
-    try:
-        compiled = jax.jit(_rules(model))(*setting)
-    except ValueError as error:  # Flax keeps the trace of nn.jit, which then hides the layer from the start
-        assert "inside" in str(error)
-    else:
-        assert np.isnan(compiled).all()
-
-
-def test_a_layer_looped_over_is_right():
-    setting = _setting(Looped())
-    slow = _double(_rules(Looped(), method="vmap"), *setting)
-    _close(_double(_rules(Looped()), *setting), slow)
-
-
 class Coupled(nn.Module):
     """Samples coupled by no layer that is known."""
 
@@ -358,13 +366,21 @@ class Dropped(nn.Module):
         return nn.Dense(3)(x)
 
 
-def test_the_definition_is_refused_where_its_copies_are_another_network():
-    setting = _setting(Coupled(), dtype=np.float32)
-    line = 'method="layers" takes this network: samples of Coupled are coupled by more than batch norm'
-    with pytest.raises(ValueError, match=line):
-        fisher.gram(Coupled(), *setting, method="vmap")
-    assert np.isnan(jax.jit(_rules(Coupled(), method="vmap"))(*setting)).all()
-    assert max(fisher.coverage(Coupled(), *setting).values()) < 1e-5
+def test_samples_coupled_by_no_layer_that_is_known_are_right():
+    """The mean over the batch is taken away: of the first layer's rows, and not of the gradient's definition."""
+    variables, images, labels = _setting(Coupled())
+    flat = images.reshape(6, -1)
+    centred = flat - flat.mean(0)
+
+    def logits(params):
+        return centred @ params["kernel"] + params["bias"]
+
+    with jax.enable_x64(True):
+        d = np.asarray(jax.nn.softmax(logits(variables["params"]["Dense_0"]))) - np.eye(3)[labels]
+    expected = (centred @ centred.T + 1) * (d @ d.T)
+    for method in fisher.METHODS:
+        _close(_double(_rules(Coupled(), method=method), variables, images, labels), expected)
+    assert max(fisher.coverage(Coupled(), *_setting(Coupled(), dtype=np.float32)).values()) < 1e-5
 
 
 def test_the_definition_draws_the_masks_of_the_whole_batch():
@@ -417,21 +433,21 @@ class Stacked(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "model, message",
-    [
-        (Scaled(), "no rule by layers for gain (there is one for Dense"),
-        (Doubled(3), "no rule by layers for bias, kernel (there is one for Dense"),
-        (Spectral(), "SpectralNorm at SpectralNorm_0 rewrites its layer's parameters"),
-        (Folded(), "layer Dense_0 takes (180, 2) and gives (180, 3): expected the batch of 5 as the leading axis."),
-        (Stacked(), "is (2, 3) in the model and (3,) in its layer, as where layers are stacked by nn.scan"),
-    ],
+    "model",
+    [Scaled(), Doubled(3), Spectral(), Folded(), Stacked(), Jitted(), Mapped(), Looped()],
     ids=lambda value: type(value).__name__,
 )
-def test_models_outside_the_rules(model, message):
-    setting = _setting(model, dtype=np.float32)
-    with pytest.raises(ValueError, match=re.escape('method="vmap" takes this network: ') + ".*" + re.escape(message)):
-        fisher.gram(model, *setting)
-    assert fisher.gram(model, *setting, method="vmap").shape == (6, 6)
+def test_what_no_list_of_layers_covers(model):
+    variables, images, labels = setting = _setting(model)
+
+    def loss(params, i):
+        logits = make_apply(model)({**variables, "params": params}, images, True)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)[i]
+
+    rows = _double(lambda params: jax.lax.map(lambda i: jax.grad(loss)(params, i), jnp.arange(6)), variables["params"])
+    flat = np.concatenate([leaf.reshape(6, -1) for leaf in jax.tree.leaves(rows)], 1)
+    for chunk in (None, 2):
+        _close(_double(_rules(model, chunk=chunk), *setting), flat @ flat.T)
 
 
 @pytest.mark.parametrize(

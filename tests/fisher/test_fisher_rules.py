@@ -1,4 +1,4 @@
-"""Rows and products of single layers against `vmap(grad)` of that layer, in float64, over many geometries."""
+"""Rows and products of single uses against `vmap(grad)` of a layer, in float64, over many geometries."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardjax.fisher import by_layers, capture, definition, rules
+from hardjax.fisher import by_uses, definition, rules
+from hardjax.fisher.names import named_leaves
 
 # float64 sums of at most a few thousand products; the two sides differ in order only.
 RELATIVE = 1e-11
@@ -32,12 +33,12 @@ def _check(layer, shape, chunk, seed=0):
     x = rng.normal(size=shape)
 
     def everything(params, x):
-        def forward(variables, images, train):
-            return model.apply(variables, images)
+        def apply(variables, images, train, key):
+            return model.apply(variables, images), {}
 
-        problem = by_layers.problem(forward, {"params": params}, x, labels, True)
-        expected = capture.named_leaves(definition.frozen_rows(forward, {"params": params}, x, labels))
-        return expected, by_layers.rows(problem), by_layers.grams(problem, None), by_layers.grams(problem, chunk)
+        problem = by_uses.problem(apply, {"params": params}, x, labels, None, True)
+        expected = named_leaves(definition.frozen_rows(apply, {"params": params}, x, labels))
+        return expected, by_uses.rows(problem), by_uses.grams(problem, None), by_uses.grams(problem, chunk)
 
     with jax.enable_x64(True):
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))["params"]
@@ -150,19 +151,27 @@ def test_a_chunk_bounds_what_is_formed_at_once(monkeypatch):
         return form(patches, a, d)
 
     monkeypatch.setattr(rules, "_form_rows", spy)
-    rule = rules.Convolution((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, False)
-    a, d = jnp.ones((8, 6, 6, 4)), jnp.ones((8, 6, 6, 10))
-    whole = rule.grams(a, d, None)["kernel"]
+    layer, x = nn.Conv(10, (3, 3), use_bias=False), jnp.ones((8, 6, 6, 4))
+    rule, d = _uses(layer, x.shape)[0].rule, jnp.ones((8, 6, 6, 10))
+    whole = rule.gram([x], [d], None)
     assert sizes == [8 * 360]
     for chunk in (1, 3):
         sizes.clear()
-        np.testing.assert_allclose(rule.grams(a, d, chunk)["kernel"], whole, rtol=1e-6)
+        np.testing.assert_allclose(rule.gram([x], [d], chunk), whole, rtol=1e-6)
         assert max(sizes) <= chunk * 360
         assert sum(sizes) == 8 * 360
 
 
-def _form(layer, shape):
+def _uses(layer, shape):
     x = jnp.ones(shape)
     params = layer.init(jax.random.key(0), x)["params"]
-    (found,) = capture.find_layers(lambda: layer.apply({"params": params}, x), params, shape[0])
-    return found.rule.cost(found.input_shape, found.output_shape).form
+
+    def apply(variables, images, train, key):
+        return layer.apply(variables, images), {}
+
+    # The logits' shape is no matter as long as nothing is computed.
+    return by_uses.problem(apply, {"params": params}, x, jnp.zeros(len(x), int), None, True).uses
+
+
+def _form(layer, shape):
+    return _uses(layer, shape)[0].rule.cost().form

@@ -7,8 +7,9 @@ import pytest
 import zoo
 
 from hardjax import fisher, models
+from hardjax.fisher import by_uses, rules
 from hardjax.fisher.unchecked import make_unchecked
-from hardjax.models.apply import init_variables
+from hardjax.models.apply import init_variables, make_apply
 
 
 def _compare(module, side, channels, batch):
@@ -61,3 +62,23 @@ def test_by_layers_equals_the_definition_for_other_norms(options):
 @pytest.mark.parametrize("options", [{"norm_batch_size": 2}, {"norm": "group"}, {"norm": "none"}], ids=str)
 def test_by_layers_equals_the_definition_for_one_layer_of_each_norm(options):
     _compare(zoo.Tiny(**options), 8, 3, 4)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("size", [2, 4])
+def test_sub_batches_whatever_the_batch(size):
+    _compare(models.create("mlp", widths=(6,), norm="batch", norm_batch_size=size), 4, 1, 4)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_every_parameter_has_one_use_and_a_fast_rule(name):
+    module, shape = models.create(name), (64, 64, zoo.channels(name))
+    if name == "mlp":
+        shape = (32, 32, zoo.channels(name))
+    variables = jax.eval_shape(lambda: init_variables(module, jax.random.key(0), shape))
+    images = jax.ShapeDtypeStruct((4, *shape), np.float32)
+    problem = by_uses.problem(make_apply(module), variables, images, np.arange(4), None, True)
+    assert len(problem.uses) == len(problem.shapes) and not problem.shared
+    assert not any(isinstance(use.rule, rules.Whole) for use in problem.uses)
+    assert all(use.direct for use in problem.uses if isinstance(use.rule, rules.Product | rules.Convolution))
