@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from hardjax._validate import Refusal
 from hardjax.fisher.layers import BATCH_NORMS, Layer, Path, Uncovered, base_of, describe, feature_axes, normalise
-from hardjax.models.apply import Apply, check_module, is_ours, make_apply
+from hardjax.models.apply import Apply, as_apply, is_ours
 
 Emit = Callable[[Layer, Array, Array], Any]
 _REWRITING = (nn.SpectralNorm, nn.WeightNorm)
@@ -44,9 +44,7 @@ def forward_of(
     Raises:
         ValueError: neither of the two, or a module that cannot be called.
     """
-    if isinstance(model, nn.Module) or not callable(model) or isinstance(model, type):
-        check_module(model)
-        model = make_apply(model)
+    model = as_apply(model)
     if isinstance(model, Apply) and not is_ours(model):
         model.prepare(variables, images)
     return lambda variables, images, train: model(variables, images, train, key)[0]
