@@ -63,9 +63,11 @@ def create(name: str, num_classes: int, options: Mapping[str, Any]) -> Apply:
         return make_apply(found, name)
     # JSON has lists, and modules must be hashable.
     given = {option: tuple(v) if isinstance(v, list) else v for option, v in options.items()}
-    parameters = inspect.signature(found).parameters
-    named = {p.name: p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    # Of a class what `__init__` says: a metaclass (NNX has one) takes anything.
+    signature = inspect.signature(found.__init__ if isinstance(found, type) else found)
+    parameters = list(signature.parameters.values())[isinstance(found, type) :]
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for option in given:
             _validate.one_of(sorted(set(named) - {"parent"}), **{f"option of {name}": option})
     asked = [word for word, p in named.items() if p.default is p.empty and word not in given]
