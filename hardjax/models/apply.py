@@ -158,7 +158,8 @@ def _of_framework(model: Any, make: Callable[[Array], Any] | None, name: str) ->
         # By name: a framework that is not installed, or that nobody uses, is not imported.
         if any(f"{cls.__module__}.".startswith(f"{home}.") for cls in kind.__mro__):
             if kind is not first:
-                found = importlib.import_module(f"hardjax.models.adapters.{adapter}").adapt(model, make, name)
+                with refusing(name or kind.__name__, "cannot be read"):
+                    found = importlib.import_module(f"hardjax.models.adapters.{adapter}").adapt(model, make, name)
             break
     else:
         found = functions.adapt(model) if is_pair else None

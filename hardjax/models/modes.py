@@ -213,6 +213,8 @@ def _look(network: "Apply", manner: Manner, variables: Any, images: Any) -> tupl
 
     with network.watching() as dropouts:
         moved, draws, changed = trace(True)
+    if others := sorted(moved - {"batch_stats"}):
+        raise Refusal(f"{name} changes its collection {others[0]!r} in training; only 'batch_stats' may change.")
     awake = Unmoved(
         f"{name} draws random numbers or moves its statistics in evaluation as in training: {network.expected(manner)}"
     )
@@ -221,8 +223,6 @@ def _look(network: "Apply", manner: Manner, variables: Any, images: Any) -> tupl
             raise awake
     except network.awake as error:
         raise awake from error
-    if others := sorted(moved - {"batch_stats"}):
-        raise Refusal(f"{name} changes its collection {others[0]!r} in training; only 'batch_stats' may change.")
     if jax.tree.leaves(variables.get("batch_stats", {})) and "batch_stats" not in moved:
         raise Unmoved(
             f"{name} has batch statistics and a training pass leaves them as they were: {network.expected(manner)}"

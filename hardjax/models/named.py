@@ -69,7 +69,7 @@ def create(name: str, num_classes: int, options: Mapping[str, Any]) -> Apply:
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for option in given:
-            _validate.one_of(sorted(set(named) - {"parent"}), **{f"option of {name}": option})
+            _validate.one_of(sorted(set(named) - {"parent", *_KEYS}), **{f"option of {name}": option})
     asked = [word for word, p in named.items() if p.default is p.empty and word not in given]
     if "num_classes" in asked:
         given["num_classes"] = num_classes

@@ -52,7 +52,7 @@ def equinox(norm=True, rate=0.0, *, key=None):
         def __init__(self, key):
             keys = jax.random.split(key, 3)
             self.conv = eqx.nn.Conv2d(1, 4, 3, key=keys[0])
-            self.norm = eqx.nn.BatchNorm(4, "batch", momentum=0.9, mode="ema") if norm else None
+            self.norm = eqx.nn.BatchNorm(4, "batch", momentum=0.9, mode="batch") if norm else None
             self.dropout = eqx.nn.Dropout(rate)
             self.dense, self.head = eqx.nn.Linear(64, 8, key=keys[1]), eqx.nn.Linear(8, 3, key=keys[2])
 

@@ -34,7 +34,10 @@ class HaikuApply(Apply):
         return modes.by_arguments(list(inspect.signature(self._function).parameters.values())[1:])
 
     def make(self, manner: Manner, train: bool, key: Array, images: Array) -> dict[str, Any]:
-        made = self.module.init(key, images, **modes.arguments(manner, True))
+        def init(images: Array) -> Any:
+            return self.module.init(key, images, **modes.arguments(manner, True))
+
+        made = modes.bound(init, manner.axes)(images)
         params, state = made if self._stateful else (made, {})
         return modes.plain({"params": params, "batch_stats": state})
 

@@ -28,8 +28,8 @@ class NnxApply(Apply):
 
     def __init__(self, module: Any, make: Callable[[Array], Any] | None, name: str) -> None:
         super().__init__(module, name or type(module).__name__)
-        held = nnx.split(module)
-        # As it is now: whatever becomes of the module later changes no run.
+        # Cloned: whatever becomes of the module later changes no run.
+        held = nnx.split(nnx.clone(module) if make is None else module)
         self._split = (lambda key: held) if make is None else (lambda key: nnx.split(make(key)))
         self._graph, state = held
         self._leaves = dict(nnx.to_flat_state(state))
