@@ -54,8 +54,9 @@ def _as_linen(kind, params):
     return found
 
 
-@pytest.mark.parametrize("norm", [True, _ci(False)])
-@pytest.mark.parametrize("kind", ["nnx", _ci("equinox"), _ci("haiku"), _ci("functions")])
+@pytest.mark.ci
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("kind", foreign.MAKES)
 def test_a_run_with_replay_and_trimming_is_that_of_the_same_linen_network(kind, norm, tiny):
     model, config = _made(kind, norm), hj.TrainConfig(**RUN, **CHOSEN)
     start = init_variables(model, jax.random.key(3), SHAPE)
@@ -130,7 +131,7 @@ def _step_of_functions(init, apply):
     return step
 
 
-@pytest.mark.parametrize("kind", ["nnx", "equinox", _ci("haiku"), _ci("functions")])
+@pytest.mark.parametrize("kind", ["equinox", _ci("nnx"), _ci("haiku"), _ci("functions")])
 def test_a_run_equals_a_loop_written_in_the_framework(kind, tiny):
     """Batches of the whole split, so that their order plays no part."""
     model, variables = _made(kind), None
@@ -162,7 +163,7 @@ def test_a_run_equals_a_loop_written_in_the_framework(kind, tiny):
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", foreign.MAKES)
+@pytest.mark.parametrize("kind", ["nnx", _ci("equinox"), _ci("haiku"), _ci("functions")])
 def test_statistics_and_dropout_move_in_training_and_stand_still_in_testing(kind):
     apply = make_apply(_made(kind, rate=0.5))
     variables = apply.init(jax.random.key(1), SHAPE)
@@ -186,7 +187,8 @@ def test_statistics_and_dropout_move_in_training_and_stand_still_in_testing(kind
     assert jnp.ptp(drawn, axis=0).min() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["equinox", _ci("nnx"), _ci("haiku"), _ci("functions")])
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", foreign.MAKES)
 def test_gram_equals_the_gradient_of_each_sample_in_float64(kind):
     model = _made(kind, norm=False)
     start = init_variables(model, jax.random.key(3), SHAPE)
@@ -214,6 +216,7 @@ def test_a_run_resumes_everywhere(kind, tiny):
     assert hj.testing.assert_resumes_everywhere(config, tiny, model=_made(kind, rate=0.3)) >= 1
 
 
+@pytest.mark.ci
 def test_an_instance_starts_from_its_weights_and_a_seeded_one_from_the_seed():
     held = foreign.make("nnx")
     seeded = Seeded(lambda key: foreign.Nnx(rngs=nnx.Rngs(key)))
@@ -230,6 +233,7 @@ def test_an_instance_starts_from_its_weights_and_a_seeded_one_from_the_seed():
     np.testing.assert_allclose(kernels[5], drawn, rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_module_that_trains_on_later_changes_no_network_made_of_it():
     held = foreign.make("nnx")
     apply, before = make_apply(held), np.asarray(held.conv.kernel[...])
@@ -295,6 +299,7 @@ class Fixed(Furnished):
         return self.norm(self.head(x.reshape(len(x), -1)), use_running_average=True)
 
 
+@pytest.mark.ci
 def test_constants_arguments_axes_and_extra_outputs_of_nnx():
     model = Furnished(nnx.Rngs(0))
     variables, apply = init_variables(model, jax.random.key(0), SHAPE), make_apply(model)
@@ -381,6 +386,7 @@ NOT_UNDERSTOOD = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("what", NOT_UNDERSTOOD)
 def test_what_is_not_understood_is_refused_in_one_line(what, tiny):
     make, line = NOT_UNDERSTOOD[what]
@@ -389,6 +395,7 @@ def test_what_is_not_understood_is_refused_in_one_line(what, tiny):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+@pytest.mark.ci
 def test_of_equinox_what_is_refused():
     eqx = pytest.importorskip("equinox")
     module, state = foreign.equinox()
@@ -414,6 +421,7 @@ def test_of_equinox_what_is_refused():
     assert make_apply((module, state)).name == "Stateful"
 
 
+@pytest.mark.ci
 def test_of_haiku_what_is_refused():
     hk = pytest.importorskip("haiku")
 
