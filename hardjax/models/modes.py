@@ -179,7 +179,7 @@ def _trial(network: "Apply", manner: Manner, variables: Any, images: Any) -> tup
     """
     for _ in range(8):  # each round adds a stream or an axis that the last one lacked
         try:
-            with refusing(network.name, "cannot be called"):
+            with refusing(network.name, network.called):
                 return _look(network, manner, variables, images)
         except Refusal as error:
             missing = network.missing(error.__cause__, manner)

@@ -412,7 +412,7 @@ def test_of_equinox_what_is_refused():
         (module, "Stateful has state of its own: pass the pair that eqx.nn.make_with_state gives."),
         ((module, 3), "Stateful( conv="),
         (used, "Stateful cannot be read: Attempted to use old state."),
-        (Plain(eqx.nn.Linear(36, 3, key=jax.random.key(0))), "Plain cannot be called: "),
+        (Plain(eqx.nn.Linear(36, 3, key=jax.random.key(0))), "Plain cannot be called with one image (H, W, C): "),
         (type(module), "got the class Stateful: call it, Stateful(...)."),
     ):
         with pytest.raises(Refusal, match=re.escape(line)) as caught:

@@ -31,10 +31,12 @@ class Apply:
         module: the network as it was given.
         name: for titles and refusals.
         holds_weights: it has weights of its own, which `init` gives, or it is made anew from the key.
+        called: how a refusal says that it cannot be called.
         awake: what the framework raises where evaluation draws or moves statistics.
     """
 
     holds_weights: ClassVar[bool] = False
+    called: ClassVar[str] = "cannot be called"
     awake: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, module: Any, name: str) -> None:

@@ -20,6 +20,7 @@ from hardjax.models.modes import Manner
 
 class EquinoxApply(Apply):
     holds_weights = True
+    called = "cannot be called with one image (H, W, C)"
     advice = "layers with a field `inference`, or an argument such as `inference`, that switch all it does"
 
     def __init__(self, model: Any, make: Callable[[Array], Any] | None, name: str) -> None:
