@@ -33,8 +33,9 @@ class TrainConfig:
         dataset: name for `hj.data.load`.
         data_dir: folder of prepared TFDS data; None takes TFDS's own default.
         validation: share of the training split held out for choosing; the test split is for reporting.
-        model: name for `hj.models.create`.
-        model_options: its options.
+        model: name for `hj.models.create`, or "package.module:Name" or "./file.py:Name" of a network of one's own:
+            a run, its resumption and its measurement then run that code.
+        model_options: its options; of one's own, arguments of the class or function that the name stands for.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
         batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.

@@ -64,6 +64,7 @@ CASES_KEPT = {
     "test_models_lists_sizes_beside_the_published_ones": 0,
     "test_measures_in_a_comparison_stand_in_its_table": 0,
     "test_hard_samples_draw_the_hardest_too": 0,
+    "test_a_name_stands_for_a_network_or_for_what_makes_one": 1,
     "test_of_the_command_line": 36,
     "test_of_files_and_folders": 16,
 }

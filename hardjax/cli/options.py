@@ -35,7 +35,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    model: str = "mlp"  # a name from `hardjax models`
+    # a name from `hardjax models`; package.module:Name or ./file.py:Name for one of your own, whose code is then run
+    model: str = "mlp"
     model_option: tuple[str, ...] = ()  # its options as key=value, such as norm=group widths=[64]
 
 

@@ -9,6 +9,7 @@ from hardjax.cli.data import say
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
 from hardjax.data.tfds import cache_folder
+from hardjax.models import named
 from hardjax.training.setting import Setting, prepare
 
 
@@ -19,9 +20,13 @@ def setting(options: Settings, config: TrainConfig) -> Setting:
         ValueError: data, network and configuration do not fit, or the data is not there.
     """
     performance = options.performance()
-    _validate.one_of(models.names(), model=config.model)
+    own = named.is_own(config.model)
+    if own:
+        named.find(config.model)
+    else:
+        _validate.one_of(models.names(), model=config.model)
     for option in config.model_options:
-        if option not in ("name", "num_classes"):  # `prepare` says what these are
+        if not own and option not in ("name", "num_classes"):  # `prepare` says what these are
             _validate.one_of(models.options(config.model), **{f"option of {config.model}": option})
     dataset = data.load(config.dataset, config.data_dir, progress=not options.quiet, say=say)
     return prepare(config, dataset, performance=performance)

@@ -18,13 +18,13 @@ from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, Position, RunPlan, dispatches, step_inputs
 from hardjax.engine.recipe import (
+    functions_named,
     functions_of,
     make_hyper,
     make_recipe,
     make_run_plan,
     splits_on_device,
     table_slots,
-    zoo_functions,
 )
 from hardjax.engine.rounds import Observer, RoundInfo, RoundSpec, make_look, make_plan, make_rounds, make_segment
 from hardjax.engine.state import Recipe, Sizes, StepInputs, TrainData, TrainState, make_init
@@ -266,7 +266,7 @@ def lowerable(
     """
     dataset = dataset.with_validation(config.validation)
     if model is None:
-        functions = zoo_functions(config.model, dataset.num_classes, config.model_options)
+        functions = functions_named(config.model, dataset.num_classes, config.model_options)
     else:
         functions = functions_of(model)
     recipe = make_recipe(config, dataset, functions)

@@ -21,8 +21,8 @@ from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import RunPlan, Stage
 from hardjax.engine.state import Recipe, Sizes, TrainData
 from hardjax.engine.trials import trim_paths
-from hardjax.models import zoo
-from hardjax.models.apply import init_variables, make_apply
+from hardjax.models import named, zoo
+from hardjax.models.apply import make_apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,20 @@ def functions_of(model: Any) -> Functions:
     """
     if isinstance(model, Functions):
         return model
-    return Functions(functools.partial(init_variables, model), make_apply(model), type(model).__name__)
+    network = make_apply(model)
+    return Functions(network.init, network, network.name)
+
+
+def functions_named(name: str, num_classes: int, options: Mapping[str, Any]) -> Functions:
+    """The functions of a network of the zoo, or of one's own by `package.module:Name` (made anew at every call).
+
+    Raises:
+        ValueError: as `zoo_functions` and `models.named.create`.
+    """
+    if not named.is_own(name):
+        return zoo_functions(name, num_classes, options)
+    network = named.create(name, num_classes, options)
+    return Functions(network.init, network, name)
 
 
 def zoo_functions(name: str, num_classes: int, options: Mapping[str, Any]) -> Functions:

@@ -1,26 +1,27 @@
-"""How a Linen module of one's own is called in training and in evaluation, found out by its signature and by trying.
+"""How a network of one's own is called in training and in evaluation, found out by its signature and by trying.
 
-Training and evaluation may be told apart by an argument of `__call__`, by a field of the module, or by **kwargs; by
-one of the usual names or by any other that a trial shows to be the one. A trial traces both passes, computes nothing,
-and looks at what they do: batch statistics must move in training and only there, dropout must draw.
+Training and evaluation may be told apart by an argument, by a field of the module, or by **kwargs; by one of the usual
+names or by any other that a trial shows to be the one. A trial traces both passes, computes nothing, and looks at what
+they do: batch statistics must move in training and only there, dropout must draw.
 """
 
 import contextlib
 import dataclasses
 import inspect
 import re
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from hardjax._validate import Refusal
 from hardjax.models import traces
+
+if TYPE_CHECKING:
+    from hardjax.models.adapters.base import Apply
 
 # Usual names, and what each is in training.
 NAMES = {
@@ -31,8 +32,6 @@ NAMES = {
 }
 # Provided though nothing asks for them: a module may look (`has_rng`) before it draws.
 _STREAMS = ("dropout", "drop_path", "droppath", "stochastic_depth", "noise", "default")
-# Parameters change by their gradient alone; every other collection is watched.
-_ALL = flax.core.DenyList(("params",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,60 +52,68 @@ class Manner:
     draws: bool = False
 
 
-def name(module: nn.Module) -> str:
-    return type(module).__name__
-
-
-def understand(module: nn.Module, variables: Any, images: Any) -> Manner:
-    """The first way of calling the module that a trial finds right; one that shows a difference goes first.
+def understand(network: "Apply", variables: Any, images: Any) -> Manner:
+    """The first way of calling the network that a trial finds right; one that shows a difference goes first.
 
     Args:
-        variables: of the module (arrays or shapes), or None: those that it makes itself.
+        variables: of the network (arrays or shapes), or None: those that it makes itself.
         images: (B, ...), array or shape.
 
     Raises:
         ValueError: none is; the line says what the trial of the likeliest one showed.
     """
-    usual, unusual = _candidates(module)
-    fits, reasons = _tried(module, usual, variables, images)
+    usual, unusual = network.candidates()
+    fits, reasons = _tried(network, usual, variables, images)
     if reasons and not (fits and fits[0][1]):
         # Something does not move, or no usual name fits at all: perhaps the switch has another name. Only then: a
         # switch that happens to change what the network is (`use_norm`) is no mode.
-        found, _ = _tried(module, unusual, variables, images)
+        found, _ = _tried(network, unusual, variables, images)
         fits = [(manner, evident) for manner, evident in found if evident] or fits
-    unmoved = [reason for reason in reasons if isinstance(reason, _Unmoved)]
+    unmoved = [reason for reason in reasons if isinstance(reason, Unmoved)]
     if fits and (fits[0][1] or not unmoved):
         return fits[0][0]
     raise (unmoved or reasons)[0]
 
 
-def init(module: nn.Module, manner: Manner, train: bool, rngs: Mapping[str, Array], images: Array) -> Any:
-    """Variables as the module makes them in this mode."""
-    module, mode = _in_mode(module, manner, train)
-    return module.init(dict(rngs), images, **mode)
+def switches(parameters: Sequence[inspect.Parameter]) -> tuple[list[str], bool]:
+    """(names among a call's further parameters that may be its mode, whether it takes any keywords)."""
+    given = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    found = [p.name for p in given if p.default is p.empty or p.default is None or isinstance(p.default, bool)]
+    # 0 and 1 for False and True: of a usual name there is no doubt what they mean.
+    found += [p.name for p in given if p.name in NAMES and type(p.default) is int]
+    return found, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
-def call(
-    module: nn.Module, manner: Manner, train: bool, variables: Any, images: Array, rngs: Mapping, mutable: Any
-) -> Any:
-    """`module.apply` in this mode, its named axes bound to axes of length 1: the whole batch is in this program."""
-    module, mode = _in_mode(module, manner, train)
+def known(names: Sequence[str]) -> tuple[tuple[str, bool], ...]:
+    """The usual names among these, with what each is in training."""
+    return tuple((n, NAMES[n]) for n in names if n in NAMES)
 
-    def forward(images: Array) -> Any:
-        return module.apply(variables, images, **mode, rngs=dict(rngs), mutable=mutable)
 
-    for axis in manner.axes:
+def by_arguments(parameters: Sequence[inspect.Parameter]) -> tuple[list[Manner], list[Manner]]:
+    """Ways of calling by the usual names, and, where there are none, by any other switch: of a network whose mode is an
+    argument or none."""
+    names, any_keyword = switches(parameters)
+    usual = [Manner(known(names))]
+    if any_keyword:
+        usual += [Manner((*known(names), (n, value))) for n, value in NAMES.items() if n not in names]
+    others = [] if known(names) else names
+    return usual, [Manner(((n, value),)) for value in (True, False) for n in others]
+
+
+def arguments(manner: Manner, train: bool) -> dict[str, bool]:
+    """Keywords that put a call into this mode."""
+    return {n: value == train for n, value in manner.arguments}
+
+
+def bound(forward: Callable[[Any], Any], axes: Sequence[str]) -> Callable[[Any], Any]:
+    """`forward` with its named axes bound to axes of length 1: the whole batch is in this program."""
+    for axis in axes:
         forward = _bound(forward, axis)
-    return forward(images)
+    return forward
 
 
-def streams(manner: Manner, key: Array) -> dict[str, Array]:
-    """A key for each stream; "dropout" has the key itself, as ever. Equal keys would make streams draw alike."""
-    return {s: key if s == "dropout" else jax.random.fold_in(key, zlib.crc32(s.encode())) for s in manner.streams}
-
-
-def logits_of(module: nn.Module, out: Any, batch: int) -> Array:
-    """The logits among a module's outputs.
+def logits_of(name: str, out: Any, batch: int) -> Array:
+    """The logits among a network's outputs: its only output, or the first of a tuple, of which the rest is dropped.
 
     Raises:
         ValueError: neither a (B, classes) array nor a tuple that begins with one.
@@ -116,20 +123,20 @@ def logits_of(module: nn.Module, out: Any, batch: int) -> Array:
         return first
     got = ", ".join(str(getattr(leaf, "shape", leaf)) for leaf in jax.tree.leaves(out)[:3])
     raise Refusal(
-        f"Expected logits ({batch}, classes) from {name(module)}, or a tuple that begins with them, got"
+        f"Expected logits ({batch}, classes) from {name}, or a tuple that begins with them, got"
         f" {type(out).__name__} of {got}."
     )
 
 
 @contextlib.contextmanager
-def refusing(module: nn.Module, what: str) -> Iterator[None]:
-    """Turns whatever a module raises into one line: its code is somebody else's, so any class of error may come."""
+def refusing(name: str, what: str) -> Iterator[None]:
+    """Turns whatever a network raises into one line: its code is somebody else's, so any class of error may come."""
     try:
         yield
     except (Refusal, jax.errors.JaxRuntimeError):  # the latter: out of memory
         raise
     except Exception as error:
-        raise Refusal(f"{name(module)} {what}: {_first_line(error)}") from error
+        raise Refusal(f"{name} {what}: {first_line(error)}") from error
 
 
 def plain(variables: Any) -> dict[str, Any]:
@@ -137,19 +144,19 @@ def plain(variables: Any) -> dict[str, Any]:
     return flax.core.meta.unbox(flax.core.unfreeze(dict(variables)))
 
 
-class _Unmoved(Refusal):
+class Unmoved(Refusal):
     """Nothing that a network has for training moves in what is taken for its training mode."""
 
 
 def _tried(
-    module: nn.Module, manners: list[Manner], variables: Any, images: Any
+    network: "Apply", manners: list[Manner], variables: Any, images: Any
 ) -> tuple[list[tuple[Manner, bool]], list[Refusal]]:
     """(manners that a trial lets pass and whether it saw a difference, only the first one that shows any or else all;
     why the others do not pass)."""
     fits, reasons = [], []
     for manner in manners:
         try:
-            found = _trial(module, manner, variables, images)
+            found = _trial(network, manner, variables, images)
         except Refusal as error:
             reasons.append(error)
             continue
@@ -159,120 +166,82 @@ def _tried(
     return fits, reasons
 
 
-def _candidates(module: nn.Module) -> tuple[list[Manner], list[Manner]]:
-    """Ways of calling by the usual names, and, where there are none, by any other switch."""
-    signature = list(inspect.signature(type(module).__call__).parameters.values())[1:]
-    given = [p for p in signature[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    may_switch = [p.name for p in given if p.default is p.empty or p.default is None or isinstance(p.default, bool)]
-    # 0 and 1 for False and True: of a usual name there is no doubt what they mean.
-    may_switch += [p.name for p in given if p.name in NAMES and type(p.default) is int]
-    fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
-    switches = [f for f in fields if isinstance(getattr(module, f), bool) or getattr(module, f) is None]
-    known, own = (tuple((n, NAMES[n]) for n in names if n in NAMES) for names in (may_switch, switches))
-    usual = [Manner(known, ())] if known or not own else []
-    usual += [Manner((), own), Manner(known, own)] if own else []
-    if any(p.kind == p.VAR_KEYWORD for p in signature):
-        usual += [Manner((*known, (n, value)), ()) for n, value in NAMES.items() if n not in dict(known)]
-    unusual = []
-    for value in (True, False) if not known and not own else ():
-        unusual += [Manner(((n, value),), ()) for n in may_switch]
-        unusual += [Manner((), ((n, value),)) for n in switches if isinstance(getattr(module, n), bool)]
-    return usual, unusual
-
-
 def _shape(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     """Of an array as JAX would take it: NumPy's float64 is float32 outside 64-bit mode, of which jax 0.12 warns."""
     return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True))
 
 
-def _trial(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
+def _trial(network: "Apply", manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
     """(the manner with streams, axes and draws filled in, whether training and evaluation were seen to differ).
 
     Raises:
-        ValueError: the module cannot be called so, or not to any purpose.
+        ValueError: the network cannot be called so, or not to any purpose.
     """
     for _ in range(8):  # each round adds a stream or an axis that the last one lacked
         try:
-            with refusing(module, "cannot be called"):
-                return _look(module, manner, variables, images)
+            with refusing(network.name, network.called):
+                return _look(network, manner, variables, images)
         except Refusal as error:
-            missing = _missing(error.__cause__, manner)
+            missing = network.missing(error.__cause__, manner)
             if missing is None:
                 raise
             manner = missing
-    raise Refusal(f"{name(module)} cannot be called: it asks for ever new random streams or axes.")
+    raise Refusal(f"{network.name} cannot be called: it asks for ever new random streams or axes.")
 
 
-def _look(module: nn.Module, manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
-    key = jax.eval_shape(lambda: jax.random.key(0))
+def _look(network: "Apply", manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
+    key, name = jax.eval_shape(lambda: jax.random.key(0)), network.name
     # Two images: batch norm in training refuses, or makes nothing of, a single value.
     batch = images.shape[0] if variables is not None else 2
     images = _shape(images, (batch, *images.shape[1:]))
     if variables is None:
-        variables = _made(module, manner, key, images)
+        variables = jax.eval_shape(lambda key, images: network.make(manner, True, key, images), key, images)
     variables = jax.tree.map(lambda leaf: _shape(leaf, leaf.shape), variables)
-    dropouts = []
 
-    def watch(next_fun: Any, args: tuple, kwargs: dict, context: Any) -> Any:
-        if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
-            dropouts.append(context.module.rate)
-        return next_fun(*args, **kwargs)
+    def forward(train: bool) -> Callable[..., Any]:
+        def fn(variables: Any, images: Array, key: Array) -> tuple[Array, Any]:
+            out, changed = network.call(manner, train, variables, images, key, watched=True)
+            return logits_of(name, out, batch), changed
 
-    def train(variables: Any, images: Array, key: Array) -> tuple[Array, Any]:
-        with nn.intercept_methods(watch):
-            out, changed = call(module, manner, True, variables, images, streams(manner, key), _ALL)
-        changed = {n: v for n, v in plain(changed).items() if n not in ("intermediates", "perturbations")}
-        return logits_of(module, out, batch), changed
+        return fn
 
-    def evaluate(variables: Any, images: Array) -> Array:
-        return logits_of(module, call(module, manner, False, variables, images, {}, False), batch)
+    def trace(train: bool) -> tuple[set[str], bool, Any]:
+        """(collections that this mode moves, whether its logits depend on the key, the collections' shapes)."""
+        traced, (_, changed) = jax.make_jaxpr(forward(train), return_shape=True)(variables, images, key)
+        moved = traces.moved(traced.jaxpr, variables, changed)
+        return moved, traces.depends(traced.jaxpr, 0, {len(traced.jaxpr.invars) - 1}), changed
 
-    traced, (_, changed) = jax.make_jaxpr(train, return_shape=True)(variables, images, key)
-    try:
-        jax.make_jaxpr(evaluate)(variables, images)
-    except (flax.errors.InvalidRngError, flax.errors.ModifyScopeVariableError) as error:
-        raise _Unmoved(
-            f"{name(module)} draws random numbers or moves its statistics in evaluation as in training:"
-            f" {_expected(manner)}"
-        ) from error
-    moved = traces.moved(traced.jaxpr, variables, changed)
-    draws = traces.depends(traced.jaxpr, 0, {len(traced.jaxpr.invars) - 1})
+    with network.watching() as dropouts:
+        moved, draws, changed = trace(True)
     if others := sorted(moved - {"batch_stats"}):
-        raise Refusal(
-            f"{name(module)} changes its collection {others[0]!r} in training; only 'batch_stats' may change."
-        )
+        raise Refusal(f"{name} changes its collection {others[0]!r} in training; only 'batch_stats' may change.")
+    awake = Unmoved(
+        f"{name} draws random numbers or moves its statistics in evaluation as in training: {network.expected(manner)}"
+    )
+    try:
+        if any(trace(False)[:2]):
+            raise awake
+    except network.awake as error:
+        raise awake from error
     if jax.tree.leaves(variables.get("batch_stats", {})) and "batch_stats" not in moved:
-        raise _Unmoved(
-            f"{name(module)} has batch statistics and a training pass leaves them as they were: {_expected(manner)}"
+        raise Unmoved(
+            f"{name} has batch statistics and a training pass leaves them as they were: {network.expected(manner)}"
         )
+    if faults := _reshaped(variables.get("batch_stats", {}), changed.get("batch_stats", {})):
+        raise Refusal(f"{name} gives other batch statistics than it takes: {faults}.")
     if any(isinstance(rate, Array) or rate > 0 for rate in dropouts) and not draws:
-        raise _Unmoved(f"{name(module)} has dropout and a training pass draws nothing: {_expected(manner)}")
+        raise Unmoved(f"{name} has dropout and a training pass draws nothing: {network.expected(manner)}")
     return dataclasses.replace(manner, draws=draws), bool(moved) or draws
 
 
-def _made(module: nn.Module, manner: Manner, key: Any, images: Any) -> Any:
-    """Shapes of the variables that the module makes, those of layers that exist only in training among them."""
-
-    def make(key: Array, images: Array) -> Any:
-        return plain(init(module, manner, True, {"params": key, **streams(manner, key)}, images))
-
-    return jax.eval_shape(make, key, images)
-
-
-def _missing(error: BaseException | None, manner: Manner) -> Manner | None:
-    """The manner with the random stream or the named axis whose absence was the error."""
-    stream = re.search(r'needs PRNG for "([^"]+)"', str(error))
-    axis = re.search(r"unbound axis name: ([^\s.]+)", str(error)) if isinstance(error, NameError) else None
-    if stream and stream[1] not in (*manner.streams, "params"):
-        return dataclasses.replace(manner, streams=(*manner.streams, stream[1]))
-    if axis and axis[1] not in manner.axes:
-        return dataclasses.replace(manner, axes=(*manner.axes, axis[1]))
-    return None
-
-
-def _in_mode(module: nn.Module, manner: Manner, train: bool) -> tuple[nn.Module, dict[str, bool]]:
-    fields = {n: value == train for n, value in manner.fields}
-    return module.clone(**fields) if fields else module, {n: value == train for n, value in manner.arguments}
+def _reshaped(before: Any, after: Any) -> str:
+    """Statistics whose shape a pass changes, or that come or go."""
+    old, new = (
+        {jax.tree_util.keystr(p): v.shape for p, v in jax.tree_util.tree_leaves_with_path(t)} for t in (before, after)
+    )
+    return ", ".join(
+        f"{n} {new.get(n, 'none')} for {old.get(n, 'none')}" for n in sorted({*old, *new}) if old.get(n) != new.get(n)
+    )
 
 
 def _bound(forward: Any, axis: str) -> Any:
@@ -283,16 +252,7 @@ def _bound(forward: Any, axis: str) -> Any:
     return bound
 
 
-def _expected(manner: Manner) -> str:
-    used = [n for n, _ in (*manner.arguments, *manner.fields)]
-    tried = f"tried with {', '.join(used)}; " if used else ""
-    return (
-        f"{tried}expected an argument or a field such as `train` that switches all its layers (around an nn.Sequential:"
-        " a module that hands it on); statistics that shall stay fixed belong in a collection of constants."
-    )
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r" ?\(https?://\S+\)", "", text)
     return text if len(text) <= 200 else text[:197] + "..."

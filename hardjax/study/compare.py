@@ -11,7 +11,8 @@ from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
-from hardjax.engine.recipe import functions_of
+from hardjax.engine.recipe import functions_named, functions_of
+from hardjax.models.named import is_own
 from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
 from hardjax.training.run import RunResult, train
@@ -84,6 +85,8 @@ def compare(
     # Made once: each run would otherwise take the network for another one, and compile its programs anew.
     model = None if model is None else functions_of(model)
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
+    if model is None and is_own(config.model):
+        model = functions_named(config.model, dataset.num_classes, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name, model=config.model if model is None else model.name)
     plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": seeds, "data": dataset.checksum}
     # Two arms of one's own may share a label, and two networks a name.

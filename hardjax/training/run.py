@@ -70,7 +70,7 @@ def run(
     Args:
         config: everything that decides the result.
         dataset: one's own data; None loads `config.dataset`.
-        model: one's own Linen module (`module(images, train) -> logits`); None creates `config.model`.
+        model: one's own network of any make (see `hj.models.make_apply`); None creates `config.model`.
         variables: {"params", "batch_stats"} to start from, such as `hj.models.from_torch` gives; None draws them.
         performance: speed and memory only.
         output, overwrite, resume, progress: as in `train`.

@@ -16,13 +16,13 @@ from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
 from hardjax.engine.programs import Programs, compile_run, programs_for
 from hardjax.engine.recipe import (
+    functions_named,
     functions_of,
     make_hyper,
     make_recipe,
     make_run_plan,
     splits_on_device,
     table_slots,
-    zoo_functions,
 )
 from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, make_init, replace
 from hardjax.fisher.observe import SpectrumObserver
@@ -141,7 +141,7 @@ def prepare(
         functions = functions_of(model)
         config = dataclasses.replace(config, model=functions.name)
     else:
-        functions = zoo_functions(config.model, dataset.num_classes, config.model_options)
+        functions = functions_named(config.model, dataset.num_classes, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
     recipe = make_recipe(config, dataset, functions)
     facts = check_model(recipe, config.batch_size, dataset.num_classes)

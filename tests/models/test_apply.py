@@ -206,22 +206,6 @@ def test_what_cannot_be_called_is_refused_in_one_line(module, line):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_what_is_no_linen_module_is_refused():
-    from flax import nnx
-
-    class Other(nnx.Module):
-        pass
-
-    for model, line in (
-        (lambda x: x, "got the function <lambda>: wrap it in a module's __call__(self, images, train)."),
-        (Other(), "got the NNX module Other: flax.nnx.bridge.to_linen wraps its class."),
-        (Keywords, "got the class Keywords: call it, Keywords(...)."),
-        (3, "got 3"),
-    ):
-        with pytest.raises(Refusal, match=re.escape(line)):
-            make_apply(model)
-
-
 class Streams(nn.Module):
     """Draws from a stream of its own, and from dropout."""
 

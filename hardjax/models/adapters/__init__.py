@@ -1,0 +1,1 @@
+"""One adapter a framework: how its networks are made, called and switched between training and evaluation."""

@@ -1,0 +1,155 @@
+"""What is common to the networks of all frameworks: collections packed for the engine, the mode found out once."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hardjax._validate import Refusal
+from hardjax.models import modes
+from hardjax.models.modes import Manner, plain
+
+# Constants of a network live among its statistics: both are carried from step to step and saved, neither is trained.
+OTHERS = "(other collections)"
+# What Flax keeps for looking on; it has the shape of one batch's activations.
+TRANSIENT = ("intermediates", "perturbations")
+
+
+class Apply:
+    """A network as two pure functions: `init` and the object itself. An adapter says how it is made and called.
+
+    `apply(variables, images, train, key=None) -> (logits, batch_stats)`: in training the statistics are the updated
+    ones, in evaluation those given. `key` feeds whatever the network draws from. It remembers how its network wants to
+    be called, by the shape of images and variables: make a new one when the network's code may have changed, one a run.
+
+    Attributes:
+        module: the network as it was given.
+        name: for titles and refusals.
+        holds_weights: it has weights of its own, which `init` gives, or it is made anew from the key.
+        called: how a refusal says that it cannot be called.
+        awake: what the framework raises where evaluation draws or moves statistics.
+    """
+
+    holds_weights: ClassVar[bool] = False
+    called: ClassVar[str] = "cannot be called"
+    awake: ClassVar[tuple[type[Exception], ...]] = ()
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.module, self.name = module, name
+        self._manners: dict[Any, Manner] = {}
+
+    def candidates(self) -> tuple[list[Manner], list[Manner]]:
+        """Ways of calling by the usual names of a mode, and, where there are none, by any other switch."""
+        raise NotImplementedError
+
+    def make(self, manner: Manner, train: bool, key: Array, images: Array) -> dict[str, Any]:
+        """First variables: {"params", "batch_stats", other collections}, nested dicts of arrays by strings."""
+        raise NotImplementedError
+
+    def call(
+        self, manner: Manner, train: bool, variables: Mapping[str, Any], images: Array, key: Array | None, watched: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """(what the network returns, collections after the pass); `watched`: all that may have changed, in a trial."""
+        raise NotImplementedError
+
+    def restore(self, variables: Mapping[str, Any]) -> Any:
+        """The framework's own object with these variables."""
+        raise Refusal(f"Expected a network that holds its weights (NNX or Equinox), got {self.name}: pass variables.")
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """{"params", "batch_stats"} in float32 for images of shape (H, W, C); pure.
+
+        Raises:
+            ValueError: it cannot be made for such images, or its mode is not understood.
+        """
+        # Two images: batch norm in training refuses, or warns of, a single value.
+        images = jnp.zeros((2, *image_shape), jnp.float32)
+        manner = modes.understand(self, None, images)
+        with modes.refusing(self.name, "cannot be made"):
+            return packed(self.make(manner, True, key, images))
+
+    def __call__(
+        self, variables: Mapping[str, Any], images: Array, train: bool, key: Array | None = None
+    ) -> tuple[Array, Any]:
+        manner, full = self.prepare(variables, images), unpacked(variables)
+        if train and key is None and manner.draws:
+            raise Refusal(f"{self.name} draws random numbers in training: pass key=.")
+        with modes.refusing(self.name, "cannot be applied"):
+            out, changed = self.call(manner, train, full, images, key, watched=False)
+        logits, stats = modes.logits_of(self.name, out, len(images)), variables.get("batch_stats", {})
+        if not train:
+            return logits, stats
+        # A scan's carry keeps its types; a trial has compared the shapes.
+        changed = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), changed.get("batch_stats", {}), full.get("batch_stats", {})
+        )
+        others = stats.get(OTHERS)
+        return logits, {**changed, OTHERS: others} if others else changed
+
+    def prepare(self, variables: Mapping[str, Any], images: Array) -> Manner:
+        """How the network is called: found out once for these shapes, before anybody watches its layers."""
+        full = unpacked(variables)
+        shapes = tuple((jax.tree_util.keystr(p), v.shape) for p, v in jax.tree_util.tree_leaves_with_path(full))
+        at = (images.shape[1:], shapes)
+        if at not in self._manners:
+            self._manners[at] = modes.understand(self, full, images)
+        return self._manners[at]
+
+    def missing(self, error: BaseException | None, manner: Manner) -> Manner | None:
+        """The manner with the named axis whose absence was the error."""
+        axis = re.search(r"unbound axis name: ([^\s.]+)", str(error)) if isinstance(error, NameError) else None
+        if axis and axis[1] not in manner.axes:
+            return dataclasses.replace(manner, axes=(*manner.axes, axis[1]))
+        return None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[list[Any]]:
+        """The rates of the dropout layers that are called inside, where a framework lets them be seen."""
+        yield []
+
+    def expected(self, manner: Manner) -> str:
+        used = [n for n, _ in (*manner.arguments, *manner.fields)]
+        tried = f"tried with {', '.join(used)}; " if used else ""
+        return f"{tried}expected {self.advice}; statistics that shall stay fixed belong in a collection of constants."
+
+    advice: ClassVar[str] = "an argument such as `train` that switches all its layers"
+
+
+def packed(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """As the engine takes them: constants among the statistics."""
+    others = {
+        name: value for name, value in variables.items() if name not in ("params", "batch_stats", *TRANSIENT) and value
+    }
+    stats = variables.get("batch_stats", {})
+    return {"params": variables.get("params", {}), "batch_stats": {**stats, OTHERS: others} if others else stats}
+
+
+def unpacked(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """As frameworks take them: no empty statistics, constants in their own collections."""
+    full = {name: value for name, value in plain(variables).items() if name not in TRANSIENT}
+    stats = dict(full.pop("batch_stats", {}))
+    others = stats.pop(OTHERS, {})
+    return {**full, **others, **({"batch_stats": stats} if stats else {})}
+
+
+def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nested dicts of what lies at these paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = leaf
+    return tree
+
+
+def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """What lies at a path of nested dicts."""
+    for name in path:
+        tree = tree[name]
+    return tree
