@@ -33,6 +33,12 @@ CASES_KEPT = {
     "test_another_network_of_the_same_shapes_is_refused": 0,
     "test_what_is_equal_to_rounding_alone_is_named": 0,
     "test_every_file_of_a_checkpoint_damaged_in_turn": 1,
+    "test_training_that_measures_checks_at_generic_parameters": 0,
+    "test_a_run_equals_a_loop_written_in_the_framework": 0,
+    "test_a_function_with_batch_norm_and_attention_needs_no_framework": 0,
+    "test_parameters_without_a_gradient_have_rows_of_zero": 0,
+    "test_rounding_settings_stay_within_rounding": 0,
+    "test_measure_of_a_finished_run": 0,
     # engine and choose: trimmed steps by every path
     "test_history_under_trimming": 1,
     "test_both_paths_train_alike": 0,
@@ -45,7 +51,6 @@ CASES_KEPT = {
     "test_visits_are_counted_sample_by_sample": 2,
     "test_a_run_cut_anywhere_equals_an_uncut_one": 3,
     "test_exact_settings_change_no_bit_of_what_a_run_reports": 0,
-    "test_rounding_settings_stay_within_rounding": 1,
     # fisher, models and cli: whole networks, traced or compiled
     "test_a_rule_that_is_wrong_is_noticed": 0,
     "test_a_rule_that_is_wrong_is_noticed_under_batch_norm": 1,

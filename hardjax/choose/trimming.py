@@ -92,7 +92,8 @@ def trimmed_mean(losses: Array, keep_count: int) -> Array:
     """
     if losses.ndim != 1:
         raise Refusal(f"Expected losses of shape (B,), got {losses.shape}.")
-    _validate.at_least(1, keep_count=keep_count)
+    if not isinstance(keep_count, int | np.integer):
+        _validate.at_least(1, keep_count=keep_count)
     if not 1 <= keep_count <= len(losses):
         raise Refusal(f"Expected keep_count={keep_count!r} in 1..{len(losses)}, the size of the batch.")
     return lax.top_k(_nan_is_largest(losses), keep_count)[0].mean()

@@ -69,7 +69,10 @@ def test_contract(name):
     chex.assert_trees_all_equal(evaluated[1].get("batch_stats", statistics), statistics)
 
     of_whole = make(norm="batch", norm_batch_size=8)
-    assert _traced(of_whole, variables, images) == _traced(module, variables, images)
+    found = jax.jit(make_apply(of_whole), static_argnums=2)(variables, images, True)
+    # One part is the whole batch, behind a reshape: equal to rounding.
+    for left, right in zip(*map(jax.tree.leaves, (found, (logits, statistics))), strict=True):
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-3 * float(jnp.abs(right).max()))
 
     short = make(norm="batch", dtype="bfloat16")
     shapes = _shapes(short, images.shape[1:])
@@ -83,12 +86,6 @@ def test_contract(name):
     assert rounded.dtype == jnp.float32 and (rounded != logits).any()
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded_statistics)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(rounded, logits, rtol=0, atol=BFLOAT16.get(name, 0.1) * float(jnp.abs(logits).max()))
-
-
-def _traced(module, variables, images):
-    """The training pass, operation by operation."""
-    apply = make_apply(module)
-    return str(jax.make_jaxpr(lambda variables, images: apply(variables, images, True))(variables, images))
 
 
 def _init(module, image_shape):
