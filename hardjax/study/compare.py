@@ -16,7 +16,7 @@ from hardjax.models.named import is_own
 from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
 from hardjax.training.run import RunResult, train
-from hardjax.training.setting import prepare
+from hardjax.training.setting import Setting, prepare
 
 
 @dataclass(frozen=True)
@@ -88,51 +88,87 @@ def compare(
     if model is None and is_own(config.model):
         model = functions_named(config.model, dataset.num_classes, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name, model=config.model if model is None else model.name)
-    plain = config.to_dict() | {"arms": [arm.label for arm in arms], "seeds": seeds, "data": dataset.checksum}
-    # Two arms of one's own may share a label, and two networks a name.
-    plain["settings"] = {arm.label: _settings_of(config, arm) for arm in arms}
-    if output is not None and model is not None:
-        first = dataclasses.replace(config, **arms[0].settings)
-        plain["network"] = prepare(first, dataset, model, performance).network
-    done: list[list[RunResult]] = []
-    interrupted: str | None = None
+
+    def ready(config: TrainConfig) -> Setting:
+        return prepare(config, dataset, model, performance)
+
     with ExitStack() as held:
         kept = None
         if output is not None:
+            plain = _meant(config, arms, seeds, dataset) | {
+                "network": None if model is None else _network(ready, config, arms)
+            }
             kept = held.enter_context(rows.opened(output, plain, tuple(arms), overwrite, resume))
-        # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm
-        # while the comparison runs weighs on both, and an end before time leaves whole pairs.
-        for seed in range(config.seed, config.seed + seeds):
-            runs: list[RunResult] = []
-            for arm in arms:
-                settings = dataclasses.replace(config, **arm.settings, seed=seed)
-                result = None if kept is None else kept.find(arm, settings)
-                if result is None:
-                    setting = prepare(settings, dataset, model, performance)
-                    place, there = (None, False) if kept is None else kept.place(setting.config)
-                    result = train(setting, place, resume=there, progress=progress, keep=False)
-                    interrupted = result.summary["signal"]
-                    if result.summary["end"] != "interrupted":
-                        if kept is not None:
-                            kept.add(arm, result)
-                        on_result(arm, result)
-                if result.summary["end"] != "interrupted":
-                    runs.append(result)
-                if interrupted:
-                    break
-            # A seed that not every arm was trained with is no pair; of the very first one, what there is is shown.
-            if len(runs) == len(arms) or (runs and not done):
-                done.append(runs)
-            if interrupted:
-                break
+        done, signal = _pairs(config, arms, seeds, ready, kept, progress, on_result)
         if not done:
-            raise Interrupted(interrupted)
+            raise Interrupted(signal)
         short = len(done[0]) < len(arms) or len(done) < seeds
         found = summarise(config, tuple(arms[: len(done[0])]), tuple(zip(*done, strict=True)), interrupted=short)
-        found = dataclasses.replace(found, signal=interrupted)
         if kept is not None:
             kept.summarise(found.rows, found.thresholds, found.left_out, found.interrupted)
-    return found
+    return dataclasses.replace(found, signal=signal)
+
+
+def _pairs(
+    config: TrainConfig,
+    arms: Sequence[Arm],
+    seeds: int,
+    ready: Callable[[TrainConfig], Setting],
+    kept: rows.Rows | None,
+    progress: bool,
+    on_result: Callable[[Arm, RunResult], None],
+) -> tuple[list[list[RunResult]], str | None]:
+    """(runs of each seed in the order of the arms, name of the signal that ended it early)."""
+    done: list[list[RunResult]] = []
+    # All arms of a seed one after another: pairs are neighbours in time, so that a machine which grows busy or warm
+    # while the comparison runs weighs on both, and an end before time leaves whole pairs.
+    for seed in range(config.seed, config.seed + seeds):
+        runs: list[RunResult] = []
+        signal = None
+        for arm in arms:
+            settings = dataclasses.replace(config, **arm.settings, seed=seed)
+            result = None if kept is None else kept.find(arm, settings)
+            if result is None:
+                result = _trained(arm, ready(settings), kept, progress, on_result)
+                signal = result.summary["signal"]
+            if result.summary["end"] != "interrupted":
+                runs.append(result)
+            if signal:
+                break
+        # A seed that not every arm was trained with is no pair; of the very first one, what there is is shown.
+        if len(runs) == len(arms) or (runs and not done):
+            done.append(runs)
+        if signal:
+            return done, signal
+    return done, None
+
+
+def _trained(
+    arm: Arm,
+    setting: Setting,
+    kept: rows.Rows | None,
+    progress: bool,
+    on_result: Callable[[Arm, RunResult], None],
+) -> RunResult:
+    place, there = (None, False) if kept is None else kept.place(setting.config)
+    result = train(setting, place, resume=there, progress=progress, keep=False)
+    if result.summary["end"] != "interrupted":
+        if kept is not None:
+            kept.add(arm, result)
+        on_result(arm, result)
+    return result
+
+
+def _meant(config: TrainConfig, arms: Sequence[Arm], seeds: int, dataset: Dataset) -> dict[str, Any]:
+    """What makes two comparisons the same one, as JSON."""
+    # Two arms of one's own may share a label, and two networks a name.
+    settings = {arm.label: _settings_of(config, arm) for arm in arms}
+    labels = [arm.label for arm in arms]
+    return config.to_dict() | {"arms": labels, "seeds": seeds, "data": dataset.checksum, "settings": settings}
+
+
+def _network(ready: Callable[[TrainConfig], Setting], config: TrainConfig, arms: Sequence[Arm]) -> str:
+    return ready(dataclasses.replace(config, **arms[0].settings)).network
 
 
 def _settings_of(config: TrainConfig, arm: Arm) -> dict[str, Any]:

@@ -153,30 +153,28 @@ def train(
             # What the device has no room for is refused before anything that is there is removed.
             setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
-                _begin(folder, plain, resume and start is None, start is None)
-                if start is not None:
-                    checkpoint.forget(folder, start.position.backprops)
+                _begin(folder, plain, resume, start)
             if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
             loop = Loop(setting, bar, compiled, folder, saver, start)
             end = loop.go(asked)
         result = _result(setting, loop, end, asked.signal)
-        if folder is not None:
-            assert saver is not None
-            if keep or end == "interrupted":
-                saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
-                _write(folder, result)
-        if end == "diverged":
-            warnings.warn(_last_words(loop, folder), RunWarning, stacklevel=2)
+        if folder is not None and saver is not None and (keep or end == "interrupted"):
+            saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
+            _write(folder, result)
+    if end == "diverged":
+        warnings.warn(_last_words(loop, folder), RunWarning, stacklevel=2)
     return result
 
 
-def _begin(folder: Path, plain: Mapping[str, Any], missed: bool, anew: bool) -> None:
+def _begin(folder: Path, plain: Mapping[str, Any], resume: bool, start: resuming.Start | None) -> None:
     """The folder as it is while a run is under way."""
-    if missed:
-        said = f"Nothing to go on from in {str(folder)!r}: the run begins at its start."
-        warnings.warn(said, RunWarning, stacklevel=3)
-    if anew:
+    if start is not None:
+        checkpoint.forget(folder, start.position.backprops)
+    else:
+        if resume:
+            said = f"Nothing to go on from in {str(folder)!r}: the run begins at its start."
+            warnings.warn(said, RunWarning, stacklevel=3)
         files.clear(folder)
     (folder / "summary.json").unlink(missing_ok=True)
     files.write_json(folder / "config.json", plain)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ OTHERS = "(other collections)"
 TRANSIENT = ("intermediates", "perturbations")
 
 
-class Apply:
+class Apply(ABC):
     """A network as two pure functions: `init` and the object itself. An adapter says how it is made and called.
 
     `apply(variables, images, train, key=None) -> (logits, batch_stats)`: in training the statistics are the updated
@@ -43,19 +44,19 @@ class Apply:
         self.module, self.name = module, name
         self._manners: dict[Any, Manner] = {}
 
+    @abstractmethod
     def candidates(self) -> tuple[list[Manner], list[Manner]]:
         """Ways of calling by the usual names of a mode, and, where there are none, by any other switch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, manner: Manner, train: bool, key: Array, images: Array) -> dict[str, Any]:
         """First variables: {"params", "batch_stats", other collections}, nested dicts of arrays by strings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(
         self, manner: Manner, train: bool, variables: Mapping[str, Any], images: Array, key: Array | None, watched: bool
     ) -> tuple[Any, dict[str, Any]]:
         """(what the network returns, collections after the pass); `watched`: all that may have changed, in a trial."""
-        raise NotImplementedError
 
     def restore(self, variables: Mapping[str, Any]) -> Any:
         """The framework's own object with these variables."""
