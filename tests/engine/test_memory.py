@@ -358,4 +358,5 @@ def test_neither_garbage_nor_work_in_flight_is_a_reason_to_refuse(monkeypatch):
 def test_only_what_was_asked_is_called(tiny, monkeypatch):
     setting = setting_of(tiny)
     monkeypatch.setattr(Programs, "_call", None)
-    setting.compile(saved=True)
+    need = setting.compile(saved=True)
+    assert need.state > 0 and need.copies == need.state and setting.programs.traces
