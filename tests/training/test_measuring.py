@@ -1,5 +1,6 @@
 """Spectra measured inside the training loop: right, recorded, and without a trace in the training."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -22,6 +23,7 @@ from hardjax.fisher import FisherMeasure
 from hardjax.fisher.observe import derive
 from hardjax.study.measure import measure_run
 from hardjax.training import checkpoint
+from hardjax.training.checkpoint import RunWarning
 from hardjax.training.lines import LineFile
 from hardjax.training.setting import prepare
 from hardjax.training.spectra import Spectra, load
@@ -191,14 +193,9 @@ def test_no_callback_in_a_look_and_one_trace_of_it(tiny):
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_spectra_that_are_not_finite(tiny, stop):
-    result = run(
-        tiny,
-        learning_rate=1e30,
-        measure=FisherMeasure(every=3),
-        on_nan="stop" if stop else "record",
-        epochs=3,
-        model_options={"widths": [8]},
-    )
+    settings = dict(learning_rate=1e30, measure=FisherMeasure(every=3), epochs=3, model_options={"widths": [8]})
+    with pytest.warns(RunWarning, match="The run diverged") if stop else contextlib.nullcontext():
+        result = run(tiny, on_nan="stop" if stop else "record", **settings)
     assert np.isnan(result.measurements["c"]).any() and np.isfinite(result.measurements["c"][0])
     assert result.summary["backprops"] == (9 if stop else 27)
     assert result.summary["end"] == ("diverged" if stop else "budget spent")
