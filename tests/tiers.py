@@ -39,6 +39,10 @@ CASES_KEPT = {
     "test_parameters_without_a_gradient_have_rows_of_zero": 0,
     "test_rounding_settings_stay_within_rounding": 0,
     "test_measure_of_a_finished_run": 0,
+    "test_batch_norm_over_parts_equals_a_loop_over_the_parts": 0,
+    "test_inside_jit_a_network_must_have_been_checked": 0,
+    "test_measures_while_training_and_of_the_finished_run": 0,
+    "test_contract": 1,
     # engine and choose: trimmed steps by every path
     "test_history_under_trimming": 1,
     "test_both_paths_train_alike": 0,
