@@ -143,3 +143,10 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond float64
         return False
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of other people's code says, in one line without addresses."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r" ?\(https?://\S+\)", "", text)
+    return text if len(text) <= 200 else text[:197] + "..."

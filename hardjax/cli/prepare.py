@@ -4,12 +4,11 @@ import os
 
 import hardjax.data as data
 import hardjax.models as models
-from hardjax import _validate
+from hardjax import _by_name, _validate
 from hardjax.cli.data import say
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
 from hardjax.data.tfds import cache_folder
-from hardjax.models import named
 from hardjax.training.setting import Setting, prepare
 
 
@@ -20,9 +19,9 @@ def setting(options: Settings, config: TrainConfig) -> Setting:
         ValueError: data, network and configuration do not fit, or the data is not there.
     """
     performance = options.performance()
-    own = named.is_own(config.model)
+    own = _by_name.is_own(config.model)
     if own:
-        named.find(config.model)
+        _by_name.find(config.model, "model")
     else:
         _validate.one_of(models.names(), model=config.model)
     for option in config.model_options:

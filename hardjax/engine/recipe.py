@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hardjax import _by_name
 from hardjax._validate import Refusal
 from hardjax.choose import trimming
 from hardjax.choose.selection import AllBatches
@@ -58,7 +59,7 @@ def functions_named(name: str, num_classes: int, options: Mapping[str, Any]) -> 
     Raises:
         ValueError: as `zoo_functions` and `models.named.create`.
     """
-    if not named.is_own(name):
+    if not _by_name.is_own(name):
         return zoo_functions(name, num_classes, options)
     network = named.create(name, num_classes, options)
     return Functions(network.init, network, name)

@@ -8,7 +8,6 @@ they do: batch statistics must move in training and only there, dropout must dra
 import contextlib
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, first_line
 from hardjax.models import traces
 
 if TYPE_CHECKING:
@@ -250,9 +249,3 @@ def _bound(forward: Any, axis: str) -> Any:
         return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), out)
 
     return bound
-
-
-def first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r" ?\(https?://\S+\)", "", text)
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardjax import _validate
+from hardjax._by_name import is_own
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
 from hardjax.engine.recipe import functions_named, functions_of
-from hardjax.models.named import is_own
 from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
 from hardjax.training.run import RunResult, train

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hardjax as hj
+from hardjax import _by_name
 from hardjax._validate import Refusal
 from hardjax.cli import main
 from hardjax.models import named
@@ -135,10 +136,10 @@ def test_what_a_name_does_not_give_is_refused_in_one_line(folder, what):
 
 def test_a_file_runs_once_and_again_when_it_has_changed(folder):
     for _ in range(3):
-        assert named.find("nets.py:instance").num_classes == 10
+        assert _by_name.find("nets.py:instance", "model").num_classes == 10
     assert (folder / "nets.py.txt").read_text() == "x"
     (folder / "nets.py").write_text(CODE.replace("instance = Dense(10)", "instance = Dense(9)"))
-    assert named.find("nets.py:instance").num_classes == 9
+    assert _by_name.find("nets.py:instance", "model").num_classes == 9
 
 
 @pytest.mark.ci
