@@ -7,7 +7,7 @@ from hardjax._version import __version__
 
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax import data, fisher, models, testing
-    from hardjax.choose import selection, trimming
+    from hardjax.choose import losses, selection, trimming
     from hardjax.config import Performance, TrainConfig
     from hardjax.data.augment import Augmentation
     from hardjax.engine.rates import Schedule
@@ -24,6 +24,7 @@ _HOMES = {
     "TrainConfig": ("hardjax.config", "TrainConfig"),
     "data": ("hardjax.data", None),
     "fisher": ("hardjax.fisher", None),
+    "losses": ("hardjax.choose.losses", None),
     "models": ("hardjax.models", None),
     "results": ("hardjax.training.files", None),
     "run": ("hardjax.training.run", "run"),
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "data",
     "fisher",
+    "losses",
     "models",
     "results",
     "run",

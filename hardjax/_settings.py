@@ -8,7 +8,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from hardjax import _validate
@@ -22,6 +22,7 @@ _WORDS = {
     float: "a number",
     bool: "True or False",
     str: "text",
+    Callable: "a function",
     types.NoneType: "None",
 }
 

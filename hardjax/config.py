@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hardjax import _settings, _validate
 from hardjax._axis import axes, axis
 from hardjax._validate import Refusal
-from hardjax.choose import selection, trimming
+from hardjax.choose import losses, selection, trimming
 from hardjax.choose.selection import AllBatches, Selection
 from hardjax.choose.trimming import PATHS, Trimming
 from hardjax.data import augment
@@ -36,6 +36,10 @@ class TrainConfig:
         model: name for `hj.models.create`, or "package.module:Name" or "./file.py:Name" of a network of one's own:
             a run, its resumption and its measurement then run that code.
         model_options: its options; of one's own, arguments of the class or function that the name stands for.
+        loss: of each sample: the name of a loss of optax (`losses.NAMES`; where it gives several numbers of a sample,
+            their mean), a function of (outputs (B, ...), labels (B, ...)) that gives (B,) losses, or the name of one,
+            "package.module:name" or "./file.py:name", whose code is then run. By it batches and samples are ranked,
+            trained and measured.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
         batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
@@ -66,6 +70,7 @@ class TrainConfig:
     validation: float = 0.0
     model: str = "mlp"
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict: equal ones still hash alike
+    loss: str | Callable = losses.CROSS_ENTROPY
     epochs: int = 10
     batch_size: int = 128
     selection: Selection = axis(selection.AXIS, default_factory=AllBatches)
@@ -95,6 +100,7 @@ class TrainConfig:
             object.__setattr__(self, "schedule", Schedule(self.schedule))
         if isinstance(self.augmentation, str):
             _validate.one_of(augment.PRESETS, augmentation=self.augmentation)
+        losses.check(self.loss)
         if self.data_dir is not None:
             _validate.local_folder(data_dir=self.data_dir)
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -156,6 +162,7 @@ class TrainConfig:
         """Plain JSON types; `from_dict` reads them back."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content |= {name: declared.write(content[name]) for name, declared in axes(type(self)).items()}
+        content["loss"] = losses.name_of(self.loss)
         return _settings.plain("settings", content, Mapping[str, Any])
 
     @classmethod

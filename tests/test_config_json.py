@@ -16,7 +16,7 @@ import hardjax as hj
 from hardjax import _settings
 from hardjax._axis import axes
 from hardjax._validate import Refusal
-from hardjax.choose import trimming
+from hardjax.choose import losses, trimming
 from hardjax.config import ON_NAN, PRECISIONS
 from hardjax.data import augment
 from hardjax.engine import optimizers, rates
@@ -46,6 +46,7 @@ BOUND = {
     "frame": st.integers(1, 2**14),
     "resize": st.one_of(st.none(), st.integers(1, 2**14)),
     "pad": st.one_of(st.none(), st.integers(0, 2**14)),
+    "loss": st.sampled_from(losses.NAMES),
     "place": st.sampled_from(augment.PLACES),
     "rows": st.sampled_from(ROWS),
     "method": st.sampled_from(METHODS),

@@ -11,6 +11,7 @@ from hardjax._validate import Refusal, local_folder
 from hardjax.cli import output, prepare
 from hardjax.cli.options import Settings, with_axes
 from hardjax.cli.parsing import parse, told
+from hardjax.training.progress import score
 
 _DELTAS, _CONTROLS = (1.0, 0.8, 0.5, 0.2), ("random", "fixed")
 
@@ -64,9 +65,8 @@ def compare(options: Any) -> int:
     folder = local_folder(output=options.output)
 
     def log(arm: Any, result: Any) -> None:
-        print(
-            f"{arm.label}, seed {result.config.seed}: test {result.summary['final_test_top1']:.2f} %", file=sys.stderr
-        )
+        test = score(result.summary["final_test_top1"], result.summary["final_test_loss"])
+        print(f"{arm.label}, seed {result.config.seed}: test {test}", file=sys.stderr)
 
     result = compare(
         config,

@@ -11,6 +11,7 @@ import tyro
 from hardjax import _settings, _validate
 from hardjax._axis import Option, axes, dash
 from hardjax._validate import Refusal
+from hardjax.choose import losses
 from hardjax.cli.parsing import Folder, Number, optional, told
 from hardjax.config import Performance, TrainConfig
 
@@ -42,6 +43,8 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
+    # a loss of optax; package.module:name or ./file.py:name for one of your own, whose code is then run
+    loss: str = losses.CROSS_ENTROPY
     epochs: int = 10  # E; exactly E * N back-propagations are made
     batch_size: int = 128  # samples a mini-batch
     optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw

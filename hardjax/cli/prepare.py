@@ -24,6 +24,8 @@ def setting(options: Settings, config: TrainConfig) -> Setting:
         _by_name.find(config.model, "model")
     else:
         _validate.one_of(models.names(), model=config.model)
+    if _by_name.is_own(config.loss):
+        _by_name.find(config.loss, "loss")
     for option in config.model_options:
         if not own and option not in ("name", "num_classes"):  # `prepare` says what these are
             _validate.one_of(models.options(config.model), **{f"option of {config.model}": option})

@@ -12,6 +12,7 @@ from hardjax.cli.curves import curve
 from hardjax.cli.encoding import writable
 from hardjax.cli.folders import Entry, Found, number, numbers
 from hardjax.cli.parsing import Runs, parse, told
+from hardjax.training.progress import score
 
 _TOLERANCE = 0.05  # of `convergence.own_level_epoch`
 _LOSSES = {"full_train_loss": "loss of the training split", "train_loss": "loss in training"}
@@ -107,7 +108,9 @@ def _run_curves(found: Found) -> list[str]:
     return _aligned(
         [
             (f"{_LOSSES[name]} (log)", numbers(found.history, name), True),
-            ("test top-1 (%)", numbers(found.history, "test_top1"), False),
+            ("test top-1 (%)", numbers(found.history, "test_top1"), False)
+            if _counts(found.history)
+            else ("test loss (log)", numbers(found.history, "test_loss"), True),
         ],
         numbers(found.history, "epoch"),
     )
@@ -158,7 +161,7 @@ def _run_verdict(found: Found) -> str:
         bad = [entry["epoch"] for entry in found.history if not math.isfinite(number(entry.get("test_loss")))]
         where = f"diverged in epoch {bad[0]:.4g}" if bad else f"diverged by epoch {at:.4g}"
         return where if end == "budget spent" else f"{where}: {end}"
-    test = f"{_shown(number(last.get('test_top1')), '.2f')} % test"
+    test = f"{score(number(last.get('test_top1')), number(last.get('test_loss')))} test"
     again = len((found.summary or {}).get("resumed_at") or ())
     resumed = f"; resumed {again} {'time' if again == 1 else 'times'}" if again else ""
     if status == "finished":
@@ -192,9 +195,9 @@ def _comparison_verdict(found: Found) -> str:
         if not done:
             return f"{found.status}: none of {runs} runs done"
         last = found.history[-1]
-        test = _shown(number(last["summary"].get("final_test_top1")), ".2f")
+        test = score(*(number(last["summary"].get(f"final_test_{name}")) for name in ("top1", "loss")))
         arm = _arm(last["selection"], last["delta"])
-        return f"{found.status}: {done} of {runs} runs done, the last one {arm}, seed {last['seed']}, {test} % test"
+        return f"{found.status}: {done} of {runs} runs done, the last one {arm}, seed {last['seed']}, {test} test"
     from hardjax.study.tables import difference_table
 
     rows = [row | {"differences": _finite(row["differences"])} for row in found.summary["rows"]]
@@ -230,8 +233,13 @@ def _loss_field(history: Sequence[Entry]) -> str:
     return "full_train_loss" if whole else "train_loss"
 
 
+def _counts(history: Sequence[Entry]) -> bool:
+    """Whether predictions are right or wrong in this run."""
+    return any(math.isfinite(value) for value in numbers(history, "test_top1")) or not history
+
+
 def _best(history: Sequence[Entry]) -> str:
-    """Test accuracy at the first test point of the highest validation accuracy; empty without validation."""
+    """Test accuracy at the first test point of the highest validation accuracy; empty without them."""
     scores = [(number(entry.get("validation_top1")), entry) for entry in history]
     scores = [(score, entry) for score, entry in scores if math.isfinite(score)]
     if not scores:

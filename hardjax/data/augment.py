@@ -77,7 +77,8 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
     """An augmentation, or the one that a name stands for, with all that depends on the data set filled in.
 
     Raises:
-        ValueError: unknown name, a frame that does not hold the images, or a pad as wide as they are.
+        ValueError: unknown name, a frame that does not hold the images, a pad as wide as they are, or images that move
+            where each of their pixels has a label.
     """
     shape = dataset.train.image_shape
     if isinstance(augmentation, str):
@@ -89,6 +90,12 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
             " miss the image."
         )
     output_shape(augmentation, shape)
+    moves = augmentation.pad > 0 or augmentation.flip or augmentation.place == "random"
+    if moves and dataset.train.labels.ndim > 2:
+        raise Refusal(
+            f"Expected augmentation without crops, flips and random places: labels of {dataset.train.labels.shape[1:]}"
+            " a sample would not move with their image."
+        )
     return augmentation
 
 

@@ -1,8 +1,9 @@
-"""A data set on the device: uint8 images, int32 labels, statistics of the training split."""
+"""A data set on the device: uint8 images, their labels, statistics of the training split."""
 
 import dataclasses
 import functools
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ class Split(NamedTuple):
 
     Attributes:
         images: (m, H, W, C) uint8, or float32 scaled to 0..1: the split's, or all of those that it is a share of.
-        labels: (n,) int32, the split's own.
+        labels: the split's own: (n,) int32 classes; (n, ...) int32 classes of a sample's positions (pixels); or
+            (n, ...) float32 values, never of rank 1.
         rows: (n,) int32, where in `images` each of its samples is; None: sample i is image i, and n = m.
     """
 
@@ -55,8 +57,8 @@ class Dataset:
     Attributes:
         name: for titles and summaries.
         train, test: the splits; choosing is done on `validation`, reporting on `test`.
-        num_classes: labels lie in [0, num_classes).
-        class_names: one a class.
+        num_classes: integer labels lie in [0, num_classes); 0 where labels are values.
+        class_names: one a class; none where labels are values.
         mean, std: (C,) float32, of the training split's pixels scaled to 0..1.
         flip: whether mirroring an image keeps its label.
         validation: a share split off the training data, or None.
@@ -89,15 +91,17 @@ class Dataset:
 
         Args:
             train_images, test_images: (n, H, W, C) or (n, H, W); uint8, or finite floats scaled to 0..1; both alike.
-            train_labels, test_labels: (n,) integers.
-            num_classes: at most 2^20; highest training label + 1 if not given, which must then be at most the number
-                of training samples: one wrong label would otherwise decide how large the network is.
+            train_labels, test_labels: (n,) integer classes; (n, ...) integer classes of positions (a segmentation:
+                (n, H, W)); or (n, ...) finite floats, the values of a regression, of which (n,) become (n, 1). What
+                they are compared with, and how, is for the network and `TrainConfig.loss`.
+            num_classes: of integer labels, at most 2^20; highest training label + 1 if not given, which must then be at
+                most the number of training labels: one wrong label would otherwise decide how large the network is.
             class_names: one a class; the labels as text if not given.
             flip: whether mirroring an image keeps its label.
 
         Raises:
-            ValueError: rank, dtype, lengths, shapes, values, scales or labels are not as above; one class alone in
-                training; more than half of a split's images constant.
+            ValueError: rank, dtype, lengths, shapes, values, scales or labels are not as above; one class or value
+                alone in training; more than half of a split's images constant.
         """
         name, flip = (_settings.plain(*given) for given in (("name", name, str), ("flip", flip, bool)))
         class_names = _settings.plain("class_names", class_names, tuple[str, ...] | None)
@@ -109,6 +113,11 @@ class Dataset:
             name=name,
             flip=flip,
         )
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that a network of the zoo gives for a sample: the classes, or the values of its label."""
+        return self.num_classes or math.prod(self.train.labels.shape[1:])
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -130,7 +139,8 @@ class Dataset:
             return [self.train, self.test]
         if self.validation.images is not self.train.images or self.validation.rows is None:
             return [self.train, self.test, self.validation]
-        labels = np.full(len(self.train.images), -1, np.int32)
+        one = self.train.labels
+        labels = np.full((len(self.train.images), *one.shape[1:]), -1, one.dtype)
         for split in (self.train, self.validation):
             labels[np.asarray(split.rows)] = split.labels
         return [Split(self.train.images, labels), self.test]
@@ -143,8 +153,8 @@ class Dataset:
             seed: which samples; the same seed takes the same ones.
 
         Returns:
-            A data set with round(share * n) validation samples, each class in proportion to within one sample; both
-            splits share the images that there are (`Split.rows`), none are copied.
+            A data set with round(share * n) validation samples, where samples have classes each in proportion to within
+            one sample; both splits share the images that there are (`Split.rows`), none are copied.
 
         Raises:
             ValueError: share outside [0, 1), a seed below 0, a split would be left empty, one class alone would be left
@@ -162,9 +172,10 @@ class Dataset:
             raise Refusal(f"validation={share} of {len(labels)} samples leaves a split empty.")
         # NumPy's generator: which samples are held out depends on no device and on no setting of jax.
         order = np.random.default_rng(seed).permutation(len(labels))
-        held = np.sort(evenly(labels, count, order))
+        stratified = self.num_classes and labels.ndim == 1
+        held = np.sort(evenly(labels, count, order) if stratified else order[:count])
         kept = np.setdiff1d(np.arange(len(labels)), held)
-        _check_classes(f"train (validation={share})", labels[kept])
+        _check_differ(f"train (validation={share})", labels[kept])
         rows = np.arange(len(labels)) if self.train.rows is None else np.asarray(self.train.rows)
         train, validation = (
             Split(self.train.images, jnp.asarray(labels[part]), jnp.asarray(rows[part], jnp.int32))
@@ -195,11 +206,17 @@ def assemble(
     """
     images = {split: _checked_images(split, images[split]) for split in ("train", "test")}
     labels = {split: _array(f"{split} labels", labels[split]) for split in ("train", "test")}
-    num_classes = _count_classes(num_classes, class_names, labels["train"])
+    if np.issubdtype(labels["train"].dtype, np.floating):
+        labels = {split: _values(split, labels[split], num_classes, class_names) for split in labels}
+        num_classes = 0
+    else:
+        num_classes = _count_classes(num_classes, class_names, labels["train"])
     for split in images:
         _check_labels(split, labels[split], len(images[split]), num_classes)
     assert num_classes is not None
-    _check_classes("train", labels["train"])
+    if (shapes := [labels[split].shape[1:] for split in labels])[0] != shapes[1]:
+        raise Refusal(f"Expected training and test labels of one shape a sample, got {shapes[0]} and {shapes[1]}.")
+    _check_differ("train", labels["train"])
     if images["train"].shape[1:] != images["test"].shape[1:]:
         shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
         raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
@@ -277,7 +294,8 @@ def count_constant(images: np.ndarray) -> int:
 
 def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
     # A copy: on CPU device_put may share memory with the caller's array, or with a file mapped into memory.
-    return Split(jnp.array(images, copy=True), jnp.array(labels, jnp.int32, copy=True))
+    kind = jnp.float32 if np.issubdtype(labels.dtype, np.floating) else jnp.int32
+    return Split(jnp.array(images, copy=True), jnp.array(labels, kind, copy=True))
 
 
 def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None, labels: np.ndarray) -> int | None:
@@ -300,7 +318,7 @@ def _counted_classes(labels: np.ndarray) -> int:
     found = int(labels.max()) + 1
     if found > min(labels.size, _MOST_CLASSES):
         raise Refusal(
-            f"Expected train labels below the number of training samples, {labels.size}, got {found - 1}; if there are "
+            f"Expected train labels below the number of training labels, {labels.size}, got {found - 1}; if there are "
             "so many classes, give num_classes."
         )
     return found
@@ -353,20 +371,48 @@ def _check_scales(train: np.ndarray, test: np.ndarray) -> None:
 
 
 def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    values = num_classes == 0
+    if not labels.ndim or not (values or (np.issubdtype(labels.dtype, np.integer) and not _of_samples(labels))):
         raise Refusal(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
     if len(labels) != num_images:
         raise Refusal(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
+    if num_classes == 0:
+        return
     assert num_classes is not None
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise Refusal(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
 
 
-def _check_classes(split: str, labels: np.ndarray) -> None:
+def _values(split: str, labels: np.ndarray, num_classes: Any, class_names: Any) -> np.ndarray:
+    """Float labels as values; a number a sample as a row of one, which outputs (n, 1) are compared with."""
+    if num_classes is not None or class_names is not None:
+        raise Refusal(f"Expected num_classes and class_names with integer labels alone, got {split} {labels.dtype}.")
+    if not np.issubdtype(labels.dtype, np.floating):
+        raise Refusal(f"Expected {split} labels of floats like those of train, got {labels.dtype}.")
+    with np.errstate(over="ignore"):
+        labels = labels.astype(np.float32)
+    if bad := int((~np.isfinite(labels)).sum()):
+        raise Refusal(f"Expected finite {split} labels, got {bad} NaN or infinite values.")
+    return labels[:, None] if labels.ndim == 1 else labels
+
+
+def _of_samples(labels: np.ndarray) -> bool:
+    """Whether integers of several axes are meant as (n,): a column, or a class in each column. Taken for classes of
+    positions, they would be refused far from here."""
+    if labels.ndim == 1:
+        return False
+    rows = labels.reshape(len(labels), -1)
+    return rows.shape[1] == 1 or (
+        labels.ndim == 2 and bool(((rows == 1).sum(1) == 1).all() and rows.min() == 0 == rows.max() - 1)
+    )
+
+
+def _check_differ(split: str, labels: np.ndarray) -> None:
     """With one class there is nothing to learn: every network is right from its first step."""
-    if (labels == labels[0]).all():
-        raise Refusal(f"Expected {split} labels of at least two classes, got {int(labels[0])} alone.")
+    if (labels == (first := labels.flat[0])).all():
+        kinds = "classes" if np.issubdtype(labels.dtype, np.integer) else "values"
+        raise Refusal(f"Expected {split} labels of at least two {kinds}, got {first.item()} alone.")
 
 
 def _check_constant(split: str, images: np.ndarray) -> None:

@@ -266,7 +266,7 @@ def lowerable(
     """
     dataset = dataset.with_validation(config.validation)
     if model is None:
-        functions = functions_named(config.model, dataset.num_classes, config.model_options)
+        functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     else:
         functions = functions_of(model)
     recipe = make_recipe(config, dataset, functions)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hardjax import _by_name
 from hardjax._validate import Refusal
-from hardjax.choose import trimming
+from hardjax.choose import losses, trimming
 from hardjax.choose.selection import AllBatches
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import resolve
@@ -53,15 +53,18 @@ def functions_of(model: Any) -> Functions:
     return Functions(network.init, network, network.name)
 
 
-def functions_named(name: str, num_classes: int, options: Mapping[str, Any]) -> Functions:
+def functions_named(name: str, num_outputs: int, options: Mapping[str, Any]) -> Functions:
     """The functions of a network of the zoo, or of one's own by `package.module:Name` (made anew at every call).
+
+    Args:
+        num_outputs: classes, or numbers of a sample (`Dataset.num_outputs`).
 
     Raises:
         ValueError: as `zoo_functions` and `models.named.create`.
     """
     if not _by_name.is_own(name):
-        return zoo_functions(name, num_classes, options)
-    network = named.create(name, num_classes, options)
+        return zoo_functions(name, num_outputs, options)
+    network = named.create(name, num_outputs, options)
     return Functions(network.init, network, name)
 
 
@@ -96,6 +99,7 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
     return Recipe(
         init_variables=functions.init,
         apply=functions.apply,
+        loss=losses.resolve(config.loss),
         optimizer=config.optimizer,
         augmentation=resolve(config.augmentation, dataset),
         precision=config.precision,

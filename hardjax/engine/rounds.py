@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hardjax.choose.losses import Loss
 from hardjax.choose.selection import Planner
 from hardjax.choose.trimming import Trim
 from hardjax.data.augment import preprocess
@@ -40,14 +41,14 @@ class RoundInfo(NamedTuple):
 
     Attributes:
         loss: (steps,) nats, mean over the batch.
-        top1: (steps,) share of correct predictions.
+        top1: (steps,) share of correct predictions; None where nothing is predicted that is right or wrong.
         slots: (steps,) int32, or (steps, B) where slots are samples.
         kept_loss, dropped_loss: (steps,) nats, under trimming.
         bad: (steps,) bool, see `StepInfo`; None under `on_nan="record"`.
     """
 
     loss: Array
-    top1: Array
+    top1: Array | None
     slots: Array
     kept_loss: Array | None = None
     dropped_loss: Array | None = None
@@ -57,7 +58,7 @@ class RoundInfo(NamedTuple):
 class Observer(Protocol):
     """Looks at a batch just before it is trained and changes nothing; frozen and hashable."""
 
-    def make(self, apply: Callable) -> Callable[[Any, Array, Array, Array], Any]:
+    def make(self, apply: Callable, loss: Loss) -> Callable[[Any, Array, Array, Array], Any]:
         """`observe(variables, images, labels, key) -> pytree of arrays`, pure."""
         ...
 
@@ -120,7 +121,8 @@ def make_segment(
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         loss = info.losses.mean()
         table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        return replace(state, table=table), (loss, info.correct.mean(), *_trim_row(info, inputs.keep), info.bad)
+        top1 = None if info.correct is None else info.correct.mean()
+        return replace(state, table=table), (loss, top1, *_trim_row(info, inputs.keep), info.bad)
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
@@ -173,7 +175,7 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
     A program of its own between two segments: it cannot change the training's arithmetic, costs no memory in the
     training's program, and any step of any round can be looked at without another trace.
     """
-    observe = observer.make(recipe.apply)
+    observe = observer.make(recipe.apply, recipe.loss)
 
     def look(state: TrainState, data: TrainData) -> tuple[Any, Array]:
         with jax.default_matmul_precision(recipe.precision):

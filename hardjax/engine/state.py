@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hardjax.choose.losses import Loss
 from hardjax.data import Split
 from hardjax.data.augment import Augmentation, output_shape
 from hardjax.engine.optimizers import Hyper, make_optimizer
@@ -25,6 +26,7 @@ class Recipe:
     Attributes:
         init_variables: (key, image shape) -> {"params", "batch_stats"}.
         apply: (variables, images, train, key) -> (logits, new batch_stats).
+        loss: of each sample.
         optimizer: name for `make_optimizer`.
         augmentation: as in `TrainConfig`, resolved.
         precision: of matrix products and convolutions.
@@ -35,6 +37,7 @@ class Recipe:
 
     init_variables: Callable
     apply: Callable
+    loss: Loss
     optimizer: str
     augmentation: Augmentation
     precision: str
@@ -58,7 +61,7 @@ class TrainData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images (B, H, W, C) float32 as the model takes them, labels (B,) int32."""
+    """images (B, H, W, C) float32 as the model takes them, labels (B, ...) int32 or float32."""
 
     images: Array
     labels: Array

@@ -18,14 +18,15 @@ class StepInfo(NamedTuple):
     """Diagnostics of one step.
 
     Attributes:
-        losses: (B,) nats, from the very forward pass that trained (P1: no extra pass fills the loss table).
-        correct: (B,) bool.
+        losses: (B,) in nats, or the unit of the loss, from the very forward pass that trained (P1: no extra pass fills
+            the loss table).
+        correct: (B,) bool, or the share of each sample's positions, or None: see `Loss.correct`.
         kept: (B,) bool, the samples that trimming trained; None without trimming.
         bad: () bool, the mean loss of the samples trained or any gradient is not finite; None under "record".
     """
 
     losses: Array
-    correct: Array
+    correct: Array | None
     kept: Array | None
     bad: Array | None
 
@@ -42,12 +43,9 @@ def make_step(
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
-        # bfloat16 keeps 8 bits: losses would tie, and ties decide which batch is replayed.
         logits = logits.astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        # NaN is the largest of logits: the first one would be the class predicted.
-        correct = (logits.argmax(-1) == batch.labels) & ~jnp.isnan(losses)
-        return losses, (batch_stats, losses, correct)
+        losses = recipe.loss(logits, batch.labels).astype(jnp.float32)
+        return losses, (batch_stats, losses, recipe.loss.correct(logits, batch.labels, losses))
 
     gradients = _GRADIENTS["whole" if trim is None else trim.path]
 

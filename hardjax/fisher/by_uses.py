@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from hardjax.choose.losses import Loss
 from hardjax.fisher import definition, rules
 from hardjax.fisher.chains import Chain, chain_of
 from hardjax.fisher.definition import outer
@@ -48,7 +49,8 @@ class Problem:
 
     Attributes:
         env: key -> array of the program's inputs.
-        labels: (B,) integers.
+        labels: (B, ...), what the loss takes.
+        loss: of each sample.
         uses: in the order of the forward pass, less those whose parameters the loss cannot see.
         shared: names of parameters with several uses: their rows add up before they are multiplied.
         shapes: of all parameters, by name.
@@ -58,6 +60,7 @@ class Problem:
     program: Program
     env: Mapping[int, Any]
     labels: Array
+    loss: Loss
     uses: tuple[Use, ...]
     shared: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -83,7 +86,13 @@ class _Given(NamedTuple):
 
 
 def problem(
-    apply: Apply, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None, train: bool
+    apply: Apply,
+    loss: Loss,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    key: Array | None,
+    train: bool,
 ) -> Problem:
     """Finds the uses by tracing the network.
 
@@ -107,7 +116,7 @@ def problem(
     # Products of bfloat16 would decide which eigenvalues count as zero.
     dtype = jnp.result_type(jnp.float32, images, *inexact)
     shapes = {name: program.values[key].aval.shape for name, key in program.params.items()}
-    return Problem(program, program.environment(variables, images, key), labels, uses, shared, shapes, dtype)
+    return Problem(program, program.environment(variables, images, key), labels, loss, uses, shared, shapes, dtype)
 
 
 def _found(program: Program) -> list[tuple[Op, rules.Rule, tuple[Chain, ...]]]:
@@ -186,7 +195,7 @@ def _backward(problem: Problem, sinks: _Shares, emit: Callable[..., _Shares]) ->
             found, use = op.bind(*values), by_op.get(id(op))
             return found if use is None else _tapped(problem, use, emit, found, values, env, sinks)
 
-        return definition.losses(problem.program.run(problem.env, step), problem.labels).sum()
+        return definition.losses(problem.loss, problem.program.run(problem.env, step), problem.labels).sum()
 
     return jax.grad(objective)(sinks)
 

@@ -15,7 +15,6 @@ was redefined, 1 and True).
 
 import collections
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,20 +33,21 @@ _CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
 _REMEMBERED = 512
 
 
-def needed(model: Any, rows: str, method: str) -> bool:
-    """Networks of the zoo are tested; coupled rows, and frozen ones by "vmap", are the definition itself."""
-    return not (is_ours(model) or rows == "coupled" or (rows == "frozen" and method == "vmap"))
+def needed(subject: Subject) -> bool:
+    """Networks of the zoo are tested, with the losses of optax; coupled rows, and frozen ones by "vmap", are the
+    definition itself."""
+    tested = is_ours(subject.model) and subject.loss.targets != "any"
+    return not (tested or subject.rows == "coupled" or (subject.rows == "frozen" and subject.method == "vmap"))
 
 
-def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Any, *, traced: bool) -> None:
+def ensure(subject: Subject, *, traced: bool) -> None:
     """Checks the rows of this network once; inside a trace, where nothing can be computed, they must have been.
 
     Raises:
         ValueError: they are wrong, or the method does not take the network, or (traced) nobody has checked.
     """
-    if not needed(model, rows, method):
+    if not needed(subject):
         return
-    subject = Subject(model, rows, method, variables, images)
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -57,21 +57,19 @@ def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], ima
         return
     if traced:
         raise Refusal(
-            f"Call hardjax.fisher.coverage(model, variables, images, labels, rows={rows!r}, method={method!r}) before"
-            f" compiling: the rows of {_name(model)} have not been compared with its gradient."
+            f"Call hardjax.fisher.coverage(model, variables, images, labels, rows={subject.rows!r},"
+            f" method={subject.method!r}) before compiling: the rows of {_name(subject.model)} have not been compared"
+            " with its gradient."
         )
     _compared(subject, name, None)
 
 
-def run(
-    model: Any, rows: str, method: str, variables: Mapping[str, Any], images: Array, tolerance: float | None
-) -> dict[str, float]:
+def run(subject: Subject, tolerance: float | None) -> dict[str, float]:
     """The comparison itself, whether or not it was made before: errors by parameter.
 
     Raises:
         ValueError: as `ensure`.
     """
-    subject = Subject(model, rows, method, variables, images)
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -110,7 +108,7 @@ def identity(subject: Subject) -> str:
         def programs(variables: Any, images: Array, labels: Array, weights: Array, key: Array) -> tuple:
             def weighted(params: Any) -> Array:
                 logits, _ = apply({**variables, "params": params}, images, subject.rows != "frozen", key)
-                return (weights * definition.losses(logits, labels)).sum()
+                return (weights * definition.losses(subject.loss, logits, labels)).sum()
 
             rows = comparison.rows_of(subject, variables, images, labels, key)
             return jax.grad(weighted)(variables["params"]), rows
@@ -133,10 +131,9 @@ def _advice(subject: Subject, traced: bool = False) -> str:
         return f'hardjax.fisher.coverage tells whether method="{other}" takes {_name(subject.model)}'
     try:
         subject = subject._replace(method=other)
-        if needed(*subject[:3]):
+        found = Comparison({}, 0.0)
+        if needed(subject):
             found = comparison.compare(subject, identity(subject).split()[0])
-        else:
-            found = Comparison({}, 0.0)
         works = all(error <= found.tolerance for error in found.errors.values())
     except Refusal:
         works = False

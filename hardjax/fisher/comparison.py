@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hardjax.choose.losses import Loss
 from hardjax.fisher import by_uses, definition
 from hardjax.fisher.names import named_leaves
 from hardjax.fisher.unchecked import defined_rows
@@ -22,13 +23,19 @@ _NUDGE = 1e-6  # relative change of the images whose effect shows how far roundi
 
 
 class Subject(NamedTuple):
-    """What is checked: a network, as shapes, with the rows and the method by which they are formed."""
+    """What is checked: a network with its loss, and the rows with the method by which they are formed.
+
+    Attributes:
+        images, labels: (B, ...), or their shapes where nothing is to be computed.
+    """
 
     model: Any
+    loss: Loss
     rows: str
     method: str
     variables: Any
     images: Any
+    labels: Any
 
 
 class Comparison(NamedTuple):
@@ -60,9 +67,9 @@ def compare(subject: Subject, kind: str) -> Comparison:
 def rows_of(subject: Subject, variables: Any, images: Array, labels: Array, key: Array) -> dict[str, Array]:
     apply = as_apply(subject.model)
     if subject.method == "layers":
-        problem = by_uses.problem(apply, variables, images, labels, key, subject.rows != "frozen")
+        problem = by_uses.problem(apply, subject.loss, variables, images, labels, key, subject.rows != "frozen")
         return by_uses.rows(problem)
-    return named_leaves(defined_rows(apply, subject.rows, variables, images, labels, key))
+    return named_leaves(defined_rows(apply, subject.loss, subject.rows, variables, images, labels, key))
 
 
 def size_of(subject: Subject) -> int:
@@ -94,26 +101,26 @@ def shapes_of(subject: Subject, size: int) -> tuple[Any, Any, Any]:
         narrow = {"float64": "float32", "int64": "int32", "uint64": "uint32"}.get(str(leaf.dtype), leaf.dtype)
         return jax.ShapeDtypeStruct(leaf.shape if first is None else (first, *leaf.shape[1:]), narrow)
 
-    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-    return jax.tree.map(shape, dict(subject.variables)), shape(subject.images, size), labels
+    return jax.tree.map(shape, dict(subject.variables)), shape(subject.images, size), shape(subject.labels, size)
 
 
 def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[str, float]]:
     """(errors by parameter, changes of the definition at a nudge)."""
-    frozen, by_copies, apply = subject.rows == "frozen", subject.method == "vmap", as_apply(subject.model)
+    frozen, by_copies = subject.rows == "frozen", subject.method == "vmap"
+    apply, loss = as_apply(subject.model), subject.loss
 
     @_compiled_quickly
     def found_and_defined(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
         if by_copies:
             formed = rows_of(subject, variables, images, labels, key), {}
         else:
-            formed = by_uses.rows_and_grams(by_uses.problem(apply, variables, images, labels, key, not frozen))
+            formed = by_uses.rows_and_grams(by_uses.problem(apply, loss, variables, images, labels, key, not frozen))
         if frozen:
-            defined = definition.frozen_rows(apply, variables, images, labels, key)
+            defined = definition.frozen_rows(apply, loss, variables, images, labels, key)
         else:
-            defined = definition.coupled_rows(apply, variables, images, labels, key)
+            defined = definition.coupled_rows(apply, loss, variables, images, labels, key)
         copied = coupled and not by_copies
-        copied = definition.contribution_rows(apply, variables, images, labels, key) if copied else {}
+        copied = definition.contribution_rows(apply, loss, variables, images, labels, key) if copied else {}
         return *formed, named_leaves(defined), named_leaves(copied)
 
     variables, images, labels, key = inputs
@@ -183,8 +190,13 @@ def _made_up(subject: Subject, size: int, near: bool) -> tuple:
         made = np.asarray(subject.images)[np.arange(size) % subject.images.shape[0]].astype(images.dtype)
     key = jax.random.key(7)
     apply = as_apply(subject.model)
-    classes = jax.eval_shape(lambda: apply(variables, jnp.asarray(made), False, key)[0]).shape[-1]
-    return variables, made, (np.arange(size) * 2 % classes).astype(labels.dtype), key
+    if subject.loss.targets == "classes":
+        classes = jax.eval_shape(lambda: apply(variables, jnp.asarray(made), False, key)[0]).shape[-1]
+        # Of every class about as many, neighbours apart.
+        targets = np.arange(math.prod(labels.shape)).reshape(labels.shape) * 2 % classes
+    else:  # what else a loss takes (probabilities, signs) is for the data to say
+        targets = np.asarray(subject.labels)[np.arange(size) % subject.labels.shape[0]]
+    return variables, made, targets.astype(labels.dtype), key
 
 
 def _coupling(apply: Any, variables: Any, images: Array, labels: Array, key: Array) -> tuple[bool, bool]:

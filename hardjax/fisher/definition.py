@@ -8,35 +8,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, lax
 
+from hardjax.choose.losses import Loss
 from hardjax.fisher import layouts
 from hardjax.fisher.names import named_leaves
 from hardjax.fisher.program import Apply, Op, trace
 
 
-def losses(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy of each sample, (B,) nats, in at least float32; NaN, derivatives included, for a label out
-    of range (optax alone would leave its gradient finite and wrong)."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    known = jnp.where((labels >= 0) & (labels < logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
-    return known * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def losses(loss: Loss, logits: Array, labels: Array) -> Array:
+    """(B,) loss of each sample in at least float32; NaN, derivatives included, for a class out of range (optax alone
+    would leave its gradient finite and wrong)."""
+    found = loss(logits, labels)
+    if loss.targets != "classes":
+        return found
+    known = ((labels >= 0) & (labels < logits.shape[-1])).reshape(len(labels), -1).all(-1)
+    return jnp.where(known, 1.0, jnp.nan).astype(found.dtype) * found
 
 
 def frozen_rows(
-    apply: Apply, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+    apply: Apply, loss: Loss, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
 ) -> Any:
     """Row i: the gradient of loss i alone, running statistics. Shaped like the parameters, with a leading B."""
 
-    def loss(params: Any, image: Array, label: Array) -> Array:
-        return losses(apply({**variables, "params": params}, image[None], False, key)[0], label[None])[0]
+    def of_one(params: Any, image: Array, label: Array) -> Array:
+        return losses(loss, apply({**variables, "params": params}, image[None], False, key)[0], label[None])[0]
 
-    return jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(variables["params"], images, labels)
+    return jax.vmap(jax.grad(of_one), in_axes=(None, 0, 0))(variables["params"], images, labels)
 
 
 def contribution_rows(
-    apply: Apply, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+    apply: Apply, loss: Loss, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
 ) -> Any:
     """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, while what is
     reduced over the batch (batch statistics) is common to all. Shaped like the parameters, with a leading B.
@@ -74,7 +76,7 @@ def contribution_rows(
 
     def summed(copies: list[Array]) -> Array:
         logits = program.run(env | dict(zip(ids, copies, strict=True)), step)
-        return losses(logits, labels).sum()
+        return losses(loss, logits, labels).sum()
 
     copies = [
         jnp.broadcast_to(leaf, (batch, *leaf.shape)) if weight else leaf
@@ -85,6 +87,7 @@ def contribution_rows(
 
 def coupled_rows(
     apply: Apply,
+    loss: Loss,
     variables: Mapping[str, Any],
     images: Array,
     labels: Array,
@@ -95,7 +98,7 @@ def coupled_rows(
     Shaped like the parameters, with a leading B."""
 
     def all_losses(params: Any) -> Array:
-        return losses(apply({**variables, "params": params}, images, True, key)[0], labels)
+        return losses(loss, apply({**variables, "params": params}, images, True, key)[0], labels)
 
     values, pull = jax.vjp(all_losses, variables["params"])
     cotangents = jnp.eye(len(values), dtype=values.dtype)

@@ -15,10 +15,11 @@ from hardjax.models.apply import is_ours
 def compiled(model: Any, settings: tuple, args: tuple) -> Callable[..., Any]:
     """An executable of `make_unchecked(model, *settings)` for these arguments.
 
-    People's own modules are traced anew: neither equality nor identity of a module tells whether its code, or what its
-    code refers to, is still the same.
+    People's own modules and losses are traced anew: neither equality nor identity of a module tells whether its code,
+    or what its code refers to, is still the same.
     """
-    if is_ours(model):
+    loss = settings[0]
+    if is_ours(model) and loss.targets != "any":
         module = getattr(model, "module", model)
         fields = [(field.name, getattr(module, field.name)) for field in dataclasses.fields(module)]
         written = repr([(name, value) for name, value in fields if name != "parent"])

@@ -22,7 +22,9 @@ from jax.core import Tracer
 
 from hardjax import _validate
 from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
+from hardjax.choose.losses import CROSS_ENTROPY, Loss, resolve
 from hardjax.fisher import by_uses, check, executables, memory
+from hardjax.fisher.comparison import Subject
 from hardjax.fisher.names import named_leaves
 from hardjax.fisher.unchecked import Rows, defined_rows, make_unchecked
 from hardjax.models.apply import as_apply
@@ -30,6 +32,7 @@ from hardjax.models.modes import plain
 
 ROWS = ("contribution", "coupled", "frozen")
 METHODS = ("layers", "vmap")
+_FEW = 5  # samples that a loss is tried on
 
 
 def make_gram(
@@ -37,6 +40,7 @@ def make_gram(
     rows: Rows = "contribution",
     *,
     method: str = "layers",
+    loss: str | Callable = CROSS_ENTROPY,
     chunk: int | None = None,
     by_parameter: bool = False,
 ) -> Callable[..., Any]:
@@ -47,7 +51,7 @@ def make_gram(
 
     For a loop over batches: `fn = jax.jit(make_gram(model))`, compiled once. A network that is not of the zoo must have
     been checked before it is traced, by one call of `gram` or `coverage` with the same rows and method; called on
-    arrays, `fn` checks by itself.
+    arrays, `fn` checks by itself. So must a loss of one's own.
 
     Args:
         model: any function `apply(variables, images, train, key) -> (logits, new statistics)` of {"params", ...}, in
@@ -56,14 +60,16 @@ def make_gram(
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
         method: "layers" (one ordinary backward, use by use of the parameters) or "vmap" (the definition: a copy of the
             parameters for each sample; slow). "coupled" needs B cotangents and has the one method.
+        loss: of each sample, as `TrainConfig.loss`.
         chunk: memory for the rows of at most this many samples of one parameter at a time (parameters used more than
             once, or rewritten before they are used, keep the rows of all B); for "coupled" the cotangents back-
             propagated at a time (its B x P rows are all kept). None: all B. Results differ by rounding only.
         by_parameter: return {"path/of/parameter": (B, B)}; the sum over them is the Gram matrix.
 
     Returns:
-        `fn`, with images (B, ...) float, labels (B,) integers in the model's classes (a label outside gives NaN, as
-        nothing can be raised from compiled code) and `key`, the dropout key, where the model draws one in training.
+        `fn`, with images (B, ...) float, labels (B, ...) as the loss takes them, such as (B,) integers in the model's
+        classes (a label outside gives NaN, as nothing can be raised from compiled code) and `key`, the dropout key,
+        where the model draws one in training.
         It raises ValueError while tracing: fewer than 2 images, a parameter that meets samples which are mixed or out
         of order (by name), a network that nobody has checked.
 
@@ -71,12 +77,15 @@ def make_gram(
         ValueError: an unknown word, a chunk below 1, or a chunk with method="vmap".
     """
     _check_settings(rows, method, chunk)
-    checked = make_unchecked(model, rows, method, chunk, by_parameter)
+    loss = resolve(loss)
+    checked = make_unchecked(model, loss, rows, method, chunk, by_parameter)
 
     def fn(variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None) -> Any:
         variables = plain(variables)
         _check_batch(images, labels)
-        check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
+        _check_outputs(model, loss, variables, images, labels, key)
+        subject = Subject(model, loss, rows, method, variables, images, labels)
+        check.ensure(subject, traced=_is_traced(variables, images, labels, key))
         return checked(variables, images, labels, key)
 
     return fn
@@ -90,23 +99,25 @@ def gram(
     rows: Rows = "contribution",
     method: str = "layers",
     *,
+    loss: str | Callable = CROSS_ENTROPY,
     chunk: int | None = None,
     by_parameter: bool = False,
     key: Array | None = None,
 ) -> Any:
-    """The (B, B) Gram matrix of per-sample gradients of a batch, G[i, j] = row_i . row_j, in squared nats.
+    """The (B, B) Gram matrix of per-sample gradients of a batch, G[i, j] = row_i . row_j, in squared nats or the loss's
+    own unit.
 
-    Losses are softmax cross-entropy with integer labels, and their SUM is what is differentiated (P3): under
+    The SUM of the samples' losses is what is differentiated (P3), softmax cross-entropy unless you say so: under
     "contribution" the entries of G add up to the squared norm of B times the gradient of the mean loss.
 
     The rows of a network that is not of the zoo are compared with the network's own gradient at its first call, and it
     is traced anew at every call, as its code may have changed: for a loop, `jax.jit(make_gram(model))`.
 
     Args:
-        model, rows, method, chunk, by_parameter: as in `make_gram`.
+        model, rows, method, loss, chunk, by_parameter: as in `make_gram`.
         variables: {"params": ..., "batch_stats": ...}, left as they are.
         images: (B, ...) as the model takes them, B >= 2.
-        labels: (B,) integers.
+        labels: (B,) integer classes, or (B, ...) as the loss takes them.
         key: the dropout key, where the model draws one in training.
 
     Raises:
@@ -128,12 +139,13 @@ def gram(
     _check_settings(rows, method, chunk)
     variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
-    _check_labels(model, variables, images, labels, key)
+    loss = resolve(loss)
+    _check_outputs(model, loss, variables, images, labels, key)
     traced = _is_traced(variables, images, labels, key)
-    check.ensure(model, rows, method, variables, images, traced=traced)
+    check.ensure(Subject(model, loss, rows, method, variables, images, labels), traced=traced)
     if traced:
-        return make_unchecked(model, rows, method, chunk, by_parameter)(variables, images, labels, key)
-    return _computed(model, (rows, method, chunk, by_parameter), (variables, images, labels, key))
+        return make_unchecked(model, loss, rows, method, chunk, by_parameter)(variables, images, labels, key)
+    return _computed(model, (loss, rows, method, chunk, by_parameter), (variables, images, labels, key))
 
 
 def jacobian(
@@ -144,6 +156,7 @@ def jacobian(
     rows: Rows = "contribution",
     method: str = "layers",
     *,
+    loss: str | Callable = CROSS_ENTROPY,
     key: Array | None = None,
 ) -> dict[str, Array]:
     """The rows themselves: {"path/of/parameter": (B, *parameter shape)} in nats per unit of the parameter.
@@ -155,12 +168,15 @@ def jacobian(
     _check_settings(rows, method, None)
     variables = plain(variables)
     _check_batch(images, labels)
-    check.ensure(model, rows, method, variables, images, traced=_is_traced(variables, images, labels, key))
+    loss = resolve(loss)
+    _check_outputs(model, loss, variables, images, labels, key)
+    subject = Subject(model, loss, rows, method, variables, images, labels)
+    check.ensure(subject, traced=_is_traced(variables, images, labels, key))
     apply = as_apply(model)
     with jax.default_matmul_precision("highest"):
         if rows == "coupled" or method == "vmap":
-            return named_leaves(defined_rows(apply, rows, variables, images, labels, key))
-        return by_uses.rows(by_uses.problem(apply, variables, images, labels, key, rows != "frozen"))
+            return named_leaves(defined_rows(apply, loss, rows, variables, images, labels, key))
+        return by_uses.rows(by_uses.problem(apply, loss, variables, images, labels, key, rows != "frozen"))
 
 
 def coverage(
@@ -171,6 +187,7 @@ def coverage(
     rows: Rows = "contribution",
     method: str = "layers",
     *,
+    loss: str | Callable = CROSS_ENTROPY,
     tolerance: float | None = None,
     key: Array | None = None,
 ) -> dict[str, float]:
@@ -185,7 +202,7 @@ def coverage(
 
     Args:
         rows: "contribution" (batch statistics) or "frozen" (running statistics).
-        method: as in `make_gram`.
+        method, loss: as in `make_gram`.
         tolerance: largest error let pass; None: 1e-3, or 0.05 where the model computes in half precision.
 
     Raises:
@@ -199,13 +216,14 @@ def coverage(
         raise Refusal("Expected coverage to be called on arrays outside of jit: it computes and compares.")
     variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
-    _check_labels(model, variables, images, labels, key)
-    return check.run(model, rows, method, variables, images, tolerance)
+    loss = resolve(loss)
+    _check_outputs(model, loss, variables, images, labels, key)
+    return check.run(Subject(model, loss, rows, method, variables, images, labels), tolerance)
 
 
 def _computed(model: Any, settings: tuple, inputs: tuple) -> Any:
     """What the compiled function gives; what went wrong on the device is said in one line."""
-    rows, method, chunk, _ = settings
+    _, rows, method, chunk, _ = settings
     variables, images, _, key = inputs
     fn = executables.compiled(model, settings, inputs)
     try:
@@ -235,23 +253,27 @@ def _check_settings(rows: str, method: str, chunk: int | None) -> None:
 
 
 def _check_batch(images: Array, labels: Array) -> None:
-    if images.ndim < 2 or labels.shape != images.shape[:1]:
-        raise Refusal(f"Expected images (B, ...) and labels (B,), got {images.shape} and {labels.shape}.")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise Refusal(f"Expected integer labels, got {labels.dtype}.")
+    if images.ndim < 2 or labels.shape[:1] != images.shape[:1]:
+        raise Refusal(f"Expected images (B, ...) and labels (B, ...), got {images.shape} and {labels.shape}.")
     if len(images) < 2:
         raise Refusal(f"Expected at least 2 images, got {len(images)}: a Gram matrix of one row has no spectrum.")
 
 
-def _check_labels(model: Any, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None) -> None:
-    """Concrete labels must lie in the model's classes."""
+def _check_outputs(
+    model: Any, loss: Loss, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None
+) -> None:
+    """Outputs, labels and loss fit; concrete classes are among the model's."""
     apply = as_apply(model)
     logits = jax.eval_shape(lambda: apply(variables, images, False, key)[0])
-    if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise Refusal(f"Expected logits of shape ({len(images)}, classes), got {logits.shape}.")
+    loss.check(logits, labels)
     if isinstance(labels, Tracer):
+        return
+    if not _is_traced(labels):
+        few = min(_FEW, len(labels))
+        loss.check_independent(jax.ShapeDtypeStruct((few, *logits.shape[1:]), logits.dtype), labels[:few])
+    if loss.targets != "classes":
         return
     known = np.asarray(labels)  # NumPy: inside somebody's jit the least of known labels would be a tracer
     low, high = int(known.min()), int(known.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise Refusal(f"Expected labels in 0..{logits.shape[1] - 1}, got {low}..{high}.")
+    if low < 0 or high >= logits.shape[-1]:
+        raise Refusal(f"Expected labels in 0..{logits.shape[-1] - 1}, got {low}..{high}.")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _validate
+from hardjax.choose.losses import CROSS_ENTROPY, resolve
 from hardjax.fisher import by_uses
 from hardjax.fisher.unchecked import Rows
 from hardjax.models.apply import as_apply
@@ -43,7 +44,8 @@ def plan(
     """
     _validate.one_of(("contribution", "frozen"), rows=rows)
     variables, labels = plain(variables), jnp.zeros(len(images), jnp.int32)
-    problem = by_uses.problem(as_apply(model), variables, images, labels, key, rows == "contribution")
+    loss = resolve(CROSS_ENTROPY)  # no loss is computed, and none has parameters
+    problem = by_uses.problem(as_apply(model), loss, variables, images, labels, key, rows == "contribution")
     calls = Counter(name for use in problem.uses for name in use.params)
     plans: dict[str, LayerPlan] = {}
     for use in problem.uses:

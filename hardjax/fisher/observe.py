@@ -9,6 +9,7 @@ from jax import Array
 
 from hardjax import _settings, _validate
 from hardjax._axis import Axis
+from hardjax.choose.losses import Loss
 from hardjax.fisher import memory
 from hardjax.fisher.gram import METHODS, ROWS, make_gram
 from hardjax.fisher.measures import TOLERANCE, Trajectory, eigenvalues, measures, trajectory
@@ -56,8 +57,8 @@ class SpectrumObserver:
     method: str
     chunk: int | None
 
-    def make(self, apply: Callable) -> Callable[[Any, Array, Array, Array], tuple[Array, Array]]:
-        gram = make_gram(apply, self.rows, method=self.method, chunk=self.chunk)
+    def make(self, apply: Callable, loss: Loss) -> Callable[[Any, Array, Array, Array], tuple[Array, Array]]:
+        gram = make_gram(apply, self.rows, method=self.method, loss=loss, chunk=self.chunk)
 
         def observe(variables: Any, images: Array, labels: Array, key: Array) -> tuple[Array, Array]:
             products = gram(variables, images, labels, key)

@@ -10,6 +10,7 @@ from typing import Any
 from hardjax import _validate
 from hardjax._by_name import is_own
 from hardjax._validate import Refusal
+from hardjax.choose import losses
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
 from hardjax.engine.recipe import functions_named, functions_of
@@ -86,8 +87,13 @@ def compare(
     model = None if model is None else functions_of(model)
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     if model is None and is_own(config.model):
-        model = functions_named(config.model, dataset.num_classes, config.model_options)
-    config = dataclasses.replace(config, dataset=dataset.name, model=config.model if model is None else model.name)
+        model = functions_named(config.model, dataset.num_outputs, config.model_options)
+    config = dataclasses.replace(
+        config,
+        dataset=dataset.name,
+        model=config.model if model is None else model.name,
+        loss=losses.resolve(config.loss),
+    )
 
     def ready(config: TrainConfig) -> Setting:
         return prepare(config, dataset, model, performance)

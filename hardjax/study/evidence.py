@@ -113,6 +113,7 @@ _SPECTRA = ("C_K", "L_K")
 _SUMMARIES = {
     "train_top1": "final_full_train_top1",
     "test_top1": "final_test_top1",
+    "test_loss": "final_test_loss",
     "seconds_per_step": "seconds_per_step",
 }
 
@@ -125,7 +126,9 @@ def _differences(arm: Readings, reference: Readings) -> dict[str, Interval]:
         change = convergence.change_percent(first, epoch)
         # Rounding is judged on the scale of percentages: changes that are all near 0 have no scale of their own.
         found[f"{name}_change_percent"] = statistics.interval(np.asarray(change), scale=100.0)
-    found["test_top1"] = statistics.paired(arm["test_top1"], reference["test_top1"])
+    # Accuracy where predictions are right or wrong; one of the two, as each more is one more test.
+    test = "test_top1" if np.isfinite(arm["test_top1"]).any() else "test_loss"
+    found[test] = statistics.paired(arm[test], reference[test])
     found["time_ratio"] = statistics.paired_ratio(arm["seconds_per_step"], reference["seconds_per_step"])
     for name in _SPECTRA:
         if np.isfinite(arm[name]).any() and np.isfinite(reference[name]).any():
@@ -156,6 +159,8 @@ def _row(arm: Arm, runs: Sequence[RunResult], readings: Readings, first: dict[st
         "test_top1": _mean(readings["test_top1"]),
         "test_top1_ci95": statistics.half_width_95(readings["test_top1"]),
         "test_error": 100 - _mean(readings["test_top1"]),
+        "test_loss": _mean(readings["test_loss"]),
+        "test_loss_ci95": statistics.half_width_95(readings["test_loss"]),
         "convergence_epoch": _mean(readings["convergence_epoch"]),
         "convergence_runs": int(np.isfinite(readings["convergence_epoch"]).sum()),
         "common_threshold_epoch": _mean(readings["common_threshold_epoch"]),

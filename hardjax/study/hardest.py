@@ -1,7 +1,9 @@
 """Which samples a run replayed most: the first thing to look at when labels are in doubt."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from hardjax.choose.losses import CROSS_ENTROPY
 from hardjax.engine.state import TrainState
 from hardjax.training.run import RunResult
 from hardjax.training.setting import Setting
@@ -35,9 +37,13 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
             for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
         ]
     )
-    # In float64: float32 losses of samples that are fitted to the end are all 0, and could not be ordered.
-    top = logits.max(-1)
-    losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
+    loss = setting.recipe.loss
+    if loss.name == CROSS_ENTROPY:
+        # In float64: float32 losses of samples that are fitted to the end are all 0, and could not be ordered.
+        top = logits.max(-1)
+        losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
+    else:
+        losses = np.asarray(loss(jnp.asarray(logits, jnp.float32), train.labels[candidates]), np.float64)
     order = np.lexsort((-losses, -rank[candidates]))[:count]
     chosen = candidates[order]
     return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]

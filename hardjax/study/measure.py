@@ -114,9 +114,9 @@ def _measure_state(
 ) -> dict[str, np.ndarray]:
     recipe, train = setting.recipe, setting.splits["train"]
     observer = measure.observer(setting.performance.gram_chunk)
-    check_observer(recipe, setting.config.batch_size, observer)
+    check_observer(recipe, setting.config.batch_size, observer, setting.dataset)
     with jax.enable_x64(float64):
-        observe = jax.jit(observer.make(recipe.apply))
+        observe = jax.jit(observer.make(recipe.apply, recipe.loss))
         variables = (
             jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.variables) if float64 else state.variables
         )

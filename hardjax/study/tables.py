@@ -11,6 +11,7 @@ _DIFFERENCES = {
     "common_threshold_epochs_sooner": ("epochs sooner (common)", "+.2f"),
     "convergence_epochs_sooner": ("epochs sooner (own level)", "+.2f"),
     "test_top1": ("test top-1 (points)", "+.2f"),
+    "test_loss": ("test loss", "+.3g"),
     "time_ratio": ("time of a step (ratio)", ".3f"),
     "C_K": ("C_K", "+.3g"),
     "L_K": ("L_K", "+.3g"),
@@ -114,8 +115,7 @@ def _replay_columns(row: Row) -> dict[str, str]:
     return {
         "selection": row["selection"],
         "delta": f"{row['delta']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test top-1 (%)": with_half_width(row["test_top1"], row["test_top1_ci95"], ".2f"),
+        **_scores(row, "test top-1 (%)", "test_top1"),
         "e": _epoch(row, "convergence"),
         "change of e (%)": difference(first.get("convergence_change_percent"), "+.1f"),
         "e (common)": _epoch(row, "common_threshold"),
@@ -124,12 +124,21 @@ def _replay_columns(row: Row) -> dict[str, str]:
     } | _axes(row)
 
 
+def _scores(row: Row, heading: str, field: str) -> dict[str, str]:
+    """Accuracies, or the loss where nothing is predicted that is right or wrong."""
+    if not math.isfinite(row[field]) and math.isfinite(row["test_loss"]):
+        return {"test loss": with_half_width(row["test_loss"], row["test_loss_ci95"], ".4g")}
+    return {
+        "train top-1 (%)": f"{row['train_top1']:.2f}",
+        heading: with_half_width(row[field], row["test_top1_ci95"], ".2f"),
+    }
+
+
 def _trimming_columns(row: Row) -> dict[str, str]:
     return {
         "method": row["selection"],
         "kept, first to last epoch": f"{row['keep_first']:g} to {row['keep_last']:g}",
-        "train top-1 (%)": f"{row['train_top1']:.2f}",
-        "test error (%)": with_half_width(row["test_error"], row["test_top1_ci95"], ".2f"),
+        **_scores(row, "test error (%)", "test_error"),
         "e (common)": _epoch(row, "common_threshold"),
         "ms/step": f"{1000 * row['seconds_per_step']:.3g}",
         "time of standard": difference(_from_first(row).get("time_ratio"), ".2f"),

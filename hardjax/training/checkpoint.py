@@ -8,6 +8,7 @@ was saved.
 import functools
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -202,13 +203,21 @@ def prune(folder: str | os.PathLike, last: int, limit: float | None = None) -> N
     scored = [one for one in found if one.facts.get("validation")]
     if scored:
         # The earliest of equals: what came later has only trained longer.
-        worth.add(max(scored, key=lambda one: (one.facts["validation"]["top1"], -one.step)).path)
+        worth.add(max(scored, key=lambda one: (*_worth(one.facts["validation"]), -one.step)).path)
     worth |= {one.path for one in [one for one in found if one.facts.get("finite")][-1:]}
     total = 0
     for one in reversed(found):
         total += _size(one.path) if one.path in worth else 0
         if one.path not in worth or (limit is not None and total > limit and one is not found[-1]):
             _remove(one.path)
+
+
+def _worth(validation: Mapping[str, float | None]) -> tuple[float, float]:
+    """By accuracy; where there is none (null), by loss. What is not finite is worth least."""
+    top1, loss = (validation[name] for name in ("top1", "loss"))
+    if top1 is not None and math.isfinite(top1):
+        return top1, 0.0
+    return -math.inf, -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 def clean(folder: str | os.PathLike) -> None:

@@ -150,7 +150,7 @@ class Loop:
         info = jax.device_get(report)
         self.record.trained(dispatch, info)
         epoch = float(self.plan.epoch(dispatch.after.backprops))
-        self.bar.update(epoch, float(info.loss.mean()), 100 * float(info.top1.mean()))
+        self.bar.update(epoch, float(info.loss.mean()), None if info.top1 is None else 100 * float(info.top1.mean()))
 
     def _spent(self) -> float:
         """Seconds of training since the device was last set going, compilation aside."""
@@ -222,6 +222,7 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -
         if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
             continue
         measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
-        top1 = 100 * int(measured.correct) / len(setting.splits[split].labels)
+        correct = float("nan") if measured.correct is None else measured.correct.item()
+        top1 = 100 * correct / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
     return entry

@@ -6,27 +6,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hardjax._validate import OutOfMemory, Refusal
+from hardjax._validate import OutOfMemory
+from hardjax.data import Dataset
 from hardjax.data.augment import output_shape
 from hardjax.engine.state import Recipe
 from hardjax.fisher import check
+from hardjax.fisher.comparison import Subject
 from hardjax.fisher.observe import SpectrumObserver
+
+_FEW = 5  # samples that a loss is tried on
 
 
 class ModelFacts(NamedTuple):
     """variables: shapes of {"params", "batch_stats"}; flops: floating-point operations of one batch's forward pass;
-    fingerprint: a hash of its program, the same for the same network under one version of jax."""
+    fingerprint: a hash of its program, and of a loss of one's own, under one version of jax."""
 
     variables: Any
     flops: float
     fingerprint: str
 
 
-def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts:
-    """Whether the model takes the batches of training; traces and lowers the forward pass, computes nothing.
+def check_model(recipe: Recipe, batch_size: int, dataset: Dataset) -> ModelFacts:
+    """Whether the model takes the batches of training; traces and lowers the forward pass, computes nothing of it.
 
     Raises:
-        ValueError: it does not, or gives no (B, `num_classes`) logits.
+        ValueError: it does not, or its outputs, the labels and the loss do not fit; a loss that mixes samples.
     """
     model_shape, variables = output_shape(recipe.augmentation, recipe.image_shape), _variable_shapes(recipe)
     images = jax.ShapeDtypeStruct((batch_size, *model_shape), jnp.float32)
@@ -40,17 +44,19 @@ def check_model(recipe: Recipe, batch_size: int, num_classes: int) -> ModelFacts
     # Lowered, not compiled: it takes a trace, where compiling takes half a minute for the largest networks.
     lowered = jax.jit(forward).lower(variables, images)
     logits = lowered.out_info
-    if len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < num_classes:
-        raise Refusal(
-            f"Expected logits of shape ({batch_size}, {num_classes}) from the model for images of"
-            f" {images.shape}; it gives {logits.shape}."
-        )
+    few = dataset.train.labels[:_FEW]
+    whole = jax.ShapeDtypeStruct((batch_size, *few.shape[1:]), few.dtype)
+    recipe.loss.check(logits, whole, dataset.num_classes)
+    recipe.loss.check_independent(jax.ShapeDtypeStruct((len(few), *logits.shape[1:]), logits.dtype), few)
     # Some back ends tell no costs.
     flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
-    return ModelFacts(variables, flops, hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16])
+    text = lowered.as_text()
+    if recipe.loss.targets == "any":  # people's own code as well, of which the name tells nothing
+        text += jax.jit(recipe.loss).lower(logits, whole).as_text()
+    return ModelFacts(variables, flops, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver) -> None:
+def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver, dataset: Dataset) -> None:
     """Trace the observer on this network, so that what it refuses is refused before a run begins; the rows of a network
     that no test has seen are first compared with the network's own gradient.
 
@@ -59,12 +65,14 @@ def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver) 
     """
     shape = output_shape(recipe.augmentation, recipe.image_shape)
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-    if check.needed(recipe.apply, observer.rows, observer.method):
+    few = dataset.train.labels[:_FEW]
+    subject = Subject(recipe.apply, recipe.loss, observer.rows, observer.method, _variable_shapes(recipe), images, few)
+    if check.needed(subject):
         variables = jax.jit(lambda key: recipe.init_variables(key, shape))(jax.random.key(0))
-        check.ensure(recipe.apply, observer.rows, observer.method, variables, images, traced=False)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        check.ensure(subject._replace(variables=variables), traced=False)
+    labels = jax.ShapeDtypeStruct((batch_size, *few.shape[1:]), few.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(observer.make(recipe.apply), _variable_shapes(recipe), images, labels, key)
+    jax.eval_shape(observer.make(recipe.apply, recipe.loss), _variable_shapes(recipe), images, labels, key)
 
 
 def _variable_shapes(recipe: Recipe) -> Any:

@@ -1,10 +1,16 @@
 """How far a run is, on standard error: a bar on a terminal, a plain line every so often in a log."""
 
+import math
 import sys
 import time
 from typing import Any, ClassVar
 
 _SECONDS = 30.0  # between two lines of a log
+
+
+def score(top1: float, loss: float) -> str:
+    """How good a network is, in words: its accuracy, or its loss where nothing is predicted that is right or wrong."""
+    return f"{top1:.2f} %" if math.isfinite(top1) else f"loss {loss:.4g}"
 
 
 class Silent:
@@ -15,7 +21,7 @@ class Silent:
 
     def __exit__(self, *exc: Any) -> None: ...
 
-    def update(self, epoch: float, loss: float, top1: float) -> None: ...
+    def update(self, epoch: float, loss: float, top1: float | None) -> None: ...
 
     def tested(self, entry: dict[str, float]) -> None: ...
 
@@ -42,7 +48,7 @@ class ProgressBar(Silent):
     def __exit__(self, *exc: Any) -> None:
         self._shown.__exit__(*exc)
 
-    def update(self, epoch: float, loss: float, top1: float) -> None:
+    def update(self, epoch: float, loss: float, top1: float | None) -> None:
         self._shown.update(epoch, loss, top1)
 
     def tested(self, entry: dict[str, float]) -> None:
@@ -76,12 +82,13 @@ class _Bar(Silent):
     def __exit__(self, *exc: Any) -> None:
         self._bar.stop()
 
-    def update(self, epoch: float, loss: float, top1: float) -> None:
-        shown = f"loss {loss:.4f}  batch accuracy {top1:.1f} %{self._test}"
+    def update(self, epoch: float, loss: float, top1: float | None) -> None:
+        accuracy = "" if top1 is None else f"  batch accuracy {top1:.1f} %"
+        shown = f"loss {loss:.4f}{accuracy}{self._test}"
         self._bar.update(self._task, completed=epoch, shown=shown)
 
     def tested(self, entry: dict[str, float]) -> None:
-        self._test = f"  test {entry['test_top1']:.2f} %"
+        self._test = f"  test {score(entry['test_top1'], entry['test_loss'])}"
 
     def say(self, text: str) -> None:
         self._bar.console.print(f"hardjax: {text}", markup=False, highlight=False)
@@ -99,10 +106,10 @@ class Lines(Silent):
     def __init__(self, epochs: int, title: str, steps: int = 0) -> None:
         self._epochs, self._title, self._steps = epochs, title, steps
         self._first: tuple[float, float] | None = None  # (epoch, seconds) of the first update: compilation is over
-        self._state: tuple[float, float, float] | None = None
+        self._state: tuple[float, float, float | None] | None = None
         self._test, self._spoke, self._behind = "", False, False
 
-    def update(self, epoch: float, loss: float, top1: float) -> None:
+    def update(self, epoch: float, loss: float, top1: float | None) -> None:
         now = time.monotonic()
         self._first = self._first or (epoch, now)
         self._state, self._behind = (epoch, loss, top1), True
@@ -111,7 +118,7 @@ class Lines(Silent):
             self._show(now)
 
     def tested(self, entry: dict[str, float]) -> None:
-        self._test, self._behind = f", test {entry['test_top1']:.2f} %", True
+        self._test, self._behind = f", test {score(entry['test_top1'], entry['test_loss'])}", True
 
     def say(self, text: str) -> None:
         print(f"hardjax: {text}", file=sys.stderr, flush=True)
@@ -123,9 +130,8 @@ class Lines(Silent):
     def _show(self, now: float) -> None:
         assert self._state is not None and self._first is not None
         epoch, loss, top1 = self._state
-        line = (
-            f"{self._title}: epoch {epoch:.1f}/{self._epochs}, loss {loss:.4f}, batch accuracy {top1:.1f} %{self._test}"
-        )
+        accuracy = "" if top1 is None else f", batch accuracy {top1:.1f} %"
+        line = f"{self._title}: epoch {epoch:.1f}/{self._epochs}, loss {loss:.4f}{accuracy}{self._test}"
         done, seconds = epoch - self._first[0], now - self._first[1]
         if done > 0 and seconds > 0:
             speed = done / seconds

@@ -141,10 +141,10 @@ def prepare(
         functions = functions_of(model)
         config = dataclasses.replace(config, model=functions.name)
     else:
-        functions = functions_named(config.model, dataset.num_classes, config.model_options)
+        functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
     recipe = make_recipe(config, dataset, functions)
-    facts = check_model(recipe, config.batch_size, dataset.num_classes)
+    facts = check_model(recipe, config.batch_size, dataset)
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
     if variables is not None:
@@ -168,7 +168,7 @@ def prepare(
         programs=programs_for(recipe),
         hyper=make_hyper(config),
         splits=splits_on_device(dataset),
-        observer=_observer(config, performance, recipe),
+        observer=_observer(config, performance, recipe, dataset),
         network=facts.fingerprint,
         start=variables,
     )
@@ -181,12 +181,14 @@ def _expected_bound(forward_flops: float) -> int:
     return max(LEAST_BOUND, int(DISPATCH_SECONDS / max(3 * forward_flops / speed, _LEAST_STEP_SECONDS)))
 
 
-def _observer(config: TrainConfig, performance: Performance, recipe: Recipe) -> SpectrumObserver | None:
+def _observer(
+    config: TrainConfig, performance: Performance, recipe: Recipe, dataset: Dataset
+) -> SpectrumObserver | None:
     """What measures spectra, tried on the network."""
     if config.measure is None:
         return None
     observer = config.measure.observer(performance.gram_chunk)
-    check_observer(recipe, config.batch_size, observer)
+    check_observer(recipe, config.batch_size, observer, dataset)
     return observer
 
 

@@ -93,7 +93,11 @@ NAN = np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GOOD.astype(floa
         (GOOD, LABELS[:5], {}, "as many train labels as images, got 5 and 12"),
         (GOOD, LABELS, {"num_classes": 2}, r"labels in \[0, 2\), got 2"),
         (GOOD, LABELS - 1, {"num_classes": 3}, r"labels in \[0, 3\), got -1"),
-        (GOOD, LABELS.astype(float), {}, "of integers, got float64"),
+        (GOOD, LABELS.astype(float), {}, "test labels of floats like those of train, got int64"),
+        (GOOD, LABELS * np.nan, {}, "finite train labels, got 12 NaN"),
+        (GOOD, LABELS / 2, {"num_classes": 3}, "num_classes and class_names with integer labels alone"),
+        (GOOD, np.eye(3, dtype=int)[LABELS], {}, r"labels \(n,\) of integers, got int64 of shape \(12, 3\)"),
+        (GOOD, np.stack([LABELS, LABELS], 1), {}, r"labels of one shape a sample, got \(2,\) and \(\)"),
         (GOOD, LABELS[:, None], {}, r"labels \(n,\) of integers, got int64 of shape \(12, 1\)"),
         (GOOD, LABELS, {"num_classes": 0}, "num_classes=0 to be a whole number of at least 1"),
         (GOOD[:0], LABELS[:0], {}, "at least one train image"),
@@ -132,7 +136,7 @@ def test_floats_are_checked_in_both_splits_and_may_be_off_by_rounding():
 @pytest.mark.parametrize("label", [12, 2**31 - 1, 2**62])
 def test_one_label_does_not_decide_the_size_of_the_network(label):
     labels = np.where(np.arange(12) == 5, label, LABELS)
-    with pytest.raises(Refusal, match=f"below the number of training samples, 12, got {label}; .* give num_classes"):
+    with pytest.raises(Refusal, match=f"below the number of training labels, 12, got {label}; .* give num_classes"):
         Dataset.from_arrays(GOOD, labels, GOOD, LABELS)
     if label == 12:
         assert Dataset.from_arrays(GOOD, labels, GOOD, LABELS, num_classes=40).num_classes == 40

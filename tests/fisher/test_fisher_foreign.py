@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from hardjax import fisher
 from hardjax._validate import Refusal
+from hardjax.choose import losses
 from hardjax.fisher import by_uses, rules
 from hardjax.fisher.names import named_leaves
+
+LOSS = losses.resolve(losses.CROSS_ENTROPY)
 
 RELATIVE = 1e-9
 QUICK = ("attention", "batch_norm", "merged")
@@ -24,7 +27,7 @@ def _check(names, seed=0, chunk=None):
     coupled = bool(blocks.COUPLED & set(names))
 
     def everything(variables, images):
-        problem = by_uses.problem(blocks.apply_of(network), variables, images, labels, None, True)
+        problem = by_uses.problem(blocks.apply_of(network), LOSS, variables, images, labels, None, True)
         definition = blocks.defined if coupled else blocks.defined_alone
         expected = named_leaves(definition(network, variables, images, labels))
         return expected, *by_uses.rows_and_grams(problem), by_uses.gram(problem, chunk)
@@ -66,7 +69,7 @@ def test_random_networks(pieces, norm, seed):
 @pytest.mark.parametrize("piece", ["lstm", pytest.param("scanned_layers", marks=pytest.mark.ci)])
 def test_loops_are_pulled_back_sample_by_sample(piece, monkeypatch):
     network, variables, images, labels = blocks.make([piece])
-    problem = by_uses.problem(blocks.apply_of(network), variables, images, labels, None, True)
+    problem = by_uses.problem(blocks.apply_of(network), LOSS, variables, images, labels, None, True)
     wholes = [use.rule for use in problem.uses if isinstance(use.rule, rules.Whole)]
     assert wholes and all(rule.has_single for rule in wholes)
     monkeypatch.setattr(rules.Whole, "has_single", False)

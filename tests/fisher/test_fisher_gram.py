@@ -12,9 +12,12 @@ import optax
 import pytest
 
 from hardjax import fisher
+from hardjax.choose import losses
 from hardjax.fisher import by_uses, executables, layouts, rules
 from hardjax.fisher.unchecked import make_unchecked
 from hardjax.models.apply import init_variables, make_apply
+
+LOSS = losses.resolve(losses.CROSS_ENTROPY)
 
 # float64 sums of up to a few thousand terms, in different orders.
 RELATIVE = 1e-9
@@ -73,7 +76,7 @@ def _setting(model, batch=6, seed=0, dtype=np.float64, classes=3):
 
 def _rules(model, rows="contribution", *, method="layers", chunk=None, by_parameter=False):
     """`make_gram` without the check of a network that no test has seen: these are the tests."""
-    return make_unchecked(model, rows, method, chunk, by_parameter)
+    return make_unchecked(model, LOSS, rows, method, chunk, by_parameter)
 
 
 def _close(actual, expected, relative=RELATIVE):
@@ -263,7 +266,7 @@ BREAKABLE = ["Product", "Convolution", "Broadcast", "Elementwise", "Lookup", "Wh
 
 def test_a_network_with_a_use_for_every_rule():
     variables, images, labels = _setting(Various(), dtype=np.float32)
-    problem = by_uses.problem(make_apply(Various()), variables, images, labels, None, True)
+    problem = by_uses.problem(make_apply(Various()), LOSS, variables, images, labels, None, True)
     assert {type(use.rule).__name__ for use in problem.uses} == set(BREAKABLE)
     assert max(fisher.coverage(Various(), variables, images, labels).values()) < 1e-5
 
@@ -459,8 +462,11 @@ def test_what_no_list_of_layers_covers(model):
         ({"method": "vmap", "chunk": 2}, 'Expected chunk=None with method="vmap"'),
         ({"labels": np.array([0, 1, 2, 3, 0, 1])}, "Expected labels in 0..2, got 0..3."),
         ({"labels": np.array([0, 1, 2, -1, 0, 1])}, "Expected labels in 0..2, got -1..2."),
-        ({"labels": np.zeros(6)}, "Expected integer labels, got float32."),
-        ({"labels": np.zeros(5, int)}, "Expected images (B, ...) and labels (B,), got (6, 6, 6, 2) and (5,)."),
+        (
+            {"labels": np.zeros(6)},
+            "Expected integer classes as labels with loss=softmax_cross_entropy_with_integer_labels, got float32",
+        ),
+        ({"labels": np.zeros(5, int)}, "Expected images (B, ...) and labels (B, ...), got (6, 6, 6, 2) and (5,)."),
         ({"images": np.zeros((1, 6, 6, 2)), "labels": np.zeros(1, int)}, "Expected at least 2 images, got 1"),
     ],
 )

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardjax.choose import losses
 from hardjax.fisher import by_uses, definition, rules
 from hardjax.fisher.names import named_leaves
+
+LOSS = losses.resolve(losses.CROSS_ENTROPY)
 
 # float64 sums of at most a few thousand products; the two sides differ in order only.
 RELATIVE = 1e-11
@@ -36,8 +39,8 @@ def _check(layer, shape, chunk, seed=0):
         def apply(variables, images, train, key):
             return model.apply(variables, images), {}
 
-        problem = by_uses.problem(apply, {"params": params}, x, labels, None, True)
-        expected = named_leaves(definition.frozen_rows(apply, {"params": params}, x, labels))
+        problem = by_uses.problem(apply, LOSS, {"params": params}, x, labels, None, True)
+        expected = named_leaves(definition.frozen_rows(apply, LOSS, {"params": params}, x, labels))
         return expected, by_uses.rows(problem), by_uses.grams(problem, None), by_uses.grams(problem, chunk)
 
     with jax.enable_x64(True):
@@ -170,7 +173,7 @@ def _uses(layer, shape):
         return layer.apply(variables, images), {}
 
     # The logits' shape is no matter as long as nothing is computed.
-    return by_uses.problem(apply, {"params": params}, x, jnp.zeros(len(x), int), None, True).uses
+    return by_uses.problem(apply, LOSS, {"params": params}, x, jnp.zeros(len(x), int), None, True).uses
 
 
 def _form(layer, shape):

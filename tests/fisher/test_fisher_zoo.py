@@ -7,9 +7,12 @@ import pytest
 import zoo
 
 from hardjax import fisher, models
+from hardjax.choose import losses
 from hardjax.fisher import by_uses, rules
 from hardjax.fisher.unchecked import make_unchecked
 from hardjax.models.apply import init_variables, make_apply
+
+LOSS = losses.resolve(losses.CROSS_ENTROPY)
 
 
 def _compare(module, side, channels, batch):
@@ -19,7 +22,7 @@ def _compare(module, side, channels, batch):
         images = goldens.images(batch, channels, side).astype(np.float64)
         labels = np.arange(batch) % 10
         fast, slow = (
-            jax.jit(make_unchecked(module, "contribution", method, None, False))(variables, images, labels)
+            jax.jit(make_unchecked(module, LOSS, "contribution", method, None, False))(variables, images, labels)
             for method in fisher.METHODS
         )
     np.testing.assert_allclose(fast, slow, rtol=1e-9, atol=1e-9 * np.abs(slow).max())
@@ -78,7 +81,7 @@ def test_every_parameter_has_one_use_and_a_fast_rule(name):
         shape = (32, 32, zoo.channels(name))
     variables = jax.eval_shape(lambda: init_variables(module, jax.random.key(0), shape))
     images = jax.ShapeDtypeStruct((4, *shape), np.float32)
-    problem = by_uses.problem(make_apply(module), variables, images, np.arange(4), None, True)
+    problem = by_uses.problem(make_apply(module), LOSS, variables, images, np.arange(4), None, True)
     assert len(problem.uses) == len(problem.shapes) and not problem.shared
     assert not any(isinstance(use.rule, rules.Whole) for use in problem.uses)
     assert all(use.direct for use in problem.uses if isinstance(use.rule, rules.Product | rules.Convolution))
