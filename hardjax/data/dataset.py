@@ -403,9 +403,8 @@ def _of_samples(labels: np.ndarray) -> bool:
     if labels.ndim == 1:
         return False
     rows = labels.reshape(len(labels), -1)
-    return rows.shape[1] == 1 or (
-        labels.ndim == 2 and bool(((rows == 1).sum(1) == 1).all() and rows.min() == 0 == rows.max() - 1)
-    )
+    marks = labels.ndim == 2 and rows.min() >= 0 and rows.max() == 1 and rows.sum(1).max() == 1
+    return bool(rows.shape[1] == 1 or marks)
 
 
 def _check_differ(split: str, labels: np.ndarray) -> None:

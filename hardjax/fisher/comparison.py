@@ -210,7 +210,7 @@ def _coupling(apply: Any, variables: Any, images: Array, labels: Array, key: Arr
 
         def moved(i: Array) -> Array:
             others = images.at[i].set(images[(i + 1) % len(images)])
-            change = jnp.abs(logits(others, key) - here).max(-1)
+            change = jnp.abs(logits(others, key) - here).reshape(len(images), -1).max(-1)
             return jnp.where(jnp.arange(len(images)) == i, 0, change).max()
 
         here = logits(images, key)
