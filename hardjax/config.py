@@ -52,7 +52,9 @@ class TrainConfig:
         schedule: a `Schedule`, or its kind.
         augmentation: "none", "standard" (random crops, and flips where they keep the label) or an `Augmentation`.
         precision: of matrix products and convolutions: "default" (float32; TF32 on recent GPUs), "high", "highest".
-        test_every: "epoch" (once per N back-propagations, at the first round boundary at or after) or "round".
+        test_every: a number of epochs ("epoch" is 1: once per N back-propagations), each test at the first round
+            boundary at or after, or "round". Test points are also where saving, stopping and averages of what was
+            trained go by; between them several epochs of a small data set fit one dispatch.
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
         measure: spectra of per-sample gradients in training (a `fisher.FisherMeasure`); None measures none.
         on_nan: what becomes of a bad step, one whose loss (the mean over the samples trained) or any gradient is not
@@ -83,7 +85,7 @@ class TrainConfig:
     schedule: Schedule | str = axis(rates.AXIS, default_factory=Schedule)
     augmentation: Augmentation | str = axis(augment.AXIS, "none")
     precision: str = "default"
-    test_every: str = "epoch"
+    test_every: int | str = "epoch"
     evaluate_train: bool = True
     measure: FisherMeasure | None = axis(observe.AXIS)
     on_nan: str = "record"
@@ -115,7 +117,14 @@ class TrainConfig:
                 raise Refusal(f"Expected batch_size={self.batch_size} to be at least {least} with {name}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
-        _validate.one_of(("epoch", "round"), test_every=self.test_every)
+        if isinstance(self.test_every, str) and self.test_every.isdecimal():
+            object.__setattr__(self, "test_every", int(self.test_every))
+        if isinstance(self.test_every, int):
+            _validate.at_least(1, test_every=self.test_every)
+        elif self.test_every not in ("epoch", "round"):
+            raise Refusal(
+                f"Expected test_every={_validate.shown(self.test_every)} to be epoch, round or a number of epochs."
+            )
         _validate.one_of(ON_NAN, on_nan=self.on_nan)
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(

@@ -34,7 +34,7 @@ BOUND = {
     "data_dir": st.one_of(st.none(), st.sampled_from(["data", "~/x y", "/a/ü"])),
     "optimizer": st.sampled_from(optimizers.NAMES),
     "precision": st.sampled_from(PRECISIONS),
-    "test_every": st.sampled_from(["epoch", "round"]),
+    "test_every": st.sampled_from(["epoch", "round", 1, 7]),
     "on_nan": st.sampled_from(ON_NAN),
     "save_every": st.one_of(st.none(), st.integers(1, 2**40), st.sampled_from(["90s", "1.5min", "2 h", "end"])),
     "base_learning_rate": st.none(),  # one of the two rates, below

@@ -53,7 +53,7 @@ class TrainingOptions:
     base_learning_rate: Number = None  # rate per sample of the batch; give one of the two
     weight_decay: float = 0.0  # L2 on every parameter
     precision: str = "default"  # of products: default | high | highest
-    test_every: str = "epoch"  # epoch (N back-propagations) | round
+    test_every: str = "epoch"  # epoch (N back-propagations) | round | a number of epochs
     evaluate_train: bool = True  # evaluate the whole training split at every test point
     on_nan: str = "record"  # of a step whose loss or gradient is not finite: record | stop | skip-step
     seed: int = 0  # first seed

@@ -55,7 +55,7 @@ class RunPlan:
         trimming: its shares, or None.
         measure_every: steps that each measurement stands for; None measures nothing.
         measure_spread: measure somewhere in each interval instead of at its first step, see `measured_step`.
-        test_every: "epoch" or "round".
+        test_every: a number of epochs, or "round".
         bound: most steps in one dispatch; it changes no result.
     """
 
@@ -65,7 +65,7 @@ class RunPlan:
     trimming: Trimming | None = None
     measure_every: int | None = None
     measure_spread: bool = False
-    test_every: str = "epoch"
+    test_every: int | str = 1
     bound: int = 64
 
     @property
@@ -177,8 +177,8 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     """What comes next; None at the end of the run.
 
     Rounds go on until exactly the steps of the stage are done: its last round is cut short. A test point comes at the
-    first round boundary at or after every whole epoch (or after every round), and at the end. The share that trimming
-    keeps is that of the epoch in which a round begins.
+    first round boundary at or after every `test_every` epochs (or after every round), and at the end. The share that
+    trimming keeps is that of the epoch in which a round begins.
     """
     if at.backprops >= plan.steps or facts.stop is not None:
         return None
@@ -199,7 +199,8 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
         # Neither cut nor looked into: planned and trained in one program, since a round may be two steps (P1 on
         # STL-10).
         if free == length <= plan.bound:
-            rounds = 1 if first else _rounds_together(plan, index, began, length, due)
+            alone = first and (selection != plan.selection or length != plan.stages[index].round_steps)
+            rounds = 1 if alone else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)
             after = dataclasses.replace(at, backprops=began + rounds * length)
             return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
@@ -278,7 +279,13 @@ def _tested(plan: RunPlan, began: int, after: Position) -> bool:
     """Whether a test point follows the round that began there and ends here."""
     if plan.test_every == "round" or after.backprops == plan.steps:
         return True
-    return math.floor(plan.epoch(after.backprops)) > math.floor(plan.epoch(began))
+    return _tests(plan, after.backprops) > _tests(plan, began)
+
+
+def _tests(plan: RunPlan, backprops: int) -> int:
+    """Test points that are due by then, where they go by epochs."""
+    assert isinstance(plan.test_every, int)
+    return math.floor(plan.epoch(backprops) / plan.test_every)
 
 
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
@@ -289,6 +296,12 @@ def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: in
         most = min(most, (due - began) // length)
     if plan.test_every == "round":
         most = 1
-    epoch = math.floor(plan.epoch(began))
-    untested = next((n for n in range(1, most) if math.floor(plan.epoch(began + n * length)) > epoch), most)
-    return lengths.power(max(1, untested))
+
+    def alike(rounds: int) -> bool:
+        """Whether the round after so many is neither after a test point nor trimmed otherwise."""
+        later = began + rounds * length
+        if plan.test_every != "round" and _tests(plan, later) > _tests(plan, began):
+            return False
+        return plan.trimming is None or _kept(plan, index, later) == _kept(plan, index, began)
+
+    return lengths.power(max(1, next((n for n in range(1, most) if not alike(n)), most)))

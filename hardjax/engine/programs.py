@@ -50,10 +50,18 @@ class Programs:
         self.compile_seconds = 0.0
         self.traces: dict[str, int] = {}
         self._compiled: dict[Hashable, _Program] = {}
+        self._shapes: dict[Hashable, TrainState] = {}
 
     def init(self, sizes: Sizes, seed: int, hyper: Hyper, table: Array) -> TrainState:
         """A fresh state with this empty loss table; the seed is traced."""
         return self._call("init", sizes, jnp.uint32(seed), hyper, table)
+
+    def state_shapes(self, sizes: Sizes, hyper: Hyper, table: Any) -> TrainState:
+        """Shapes and dtypes of a state; traced once for sizes and a table, of which the shape is read."""
+        name = (sizes, table.shape, table.dtype)
+        if name not in self._shapes:
+            self._shapes[name] = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
+        return self._shapes[name]
 
     def plan(self, spec: RoundSpec, donate: bool, state: TrainState) -> TrainState:
         """Begins a round that will be trained in segments."""
@@ -176,7 +184,7 @@ def compile_run(
     sizes, recipe, train = plan.stages[index].sizes, programs.recipe, splits["train"]
     table = jax.eval_shape(lambda: plan.selection.init(table_slots(recipe, sizes)))
     first = jax.ShapeDtypeStruct((), jnp.uint32), hyper, table
-    shapes = jax.eval_shape(make_init(recipe, sizes), *first)
+    shapes = programs.state_shapes(sizes, hyper, table)
     # A copy for a checkpoint is the host's, which on CPU is the device.
     copies = memory.size_of(shapes) if saved and device.platform == "cpu" else 0
     need = Need(memory.size_of(splits), memory.size_of(shapes), copies)

@@ -154,7 +154,7 @@ def make_run_plan(
         trimming=config.trimming,
         measure_every=config.measure.every if config.measure else None,
         measure_spread=not (isinstance(selection, AllBatches) and selection.redraws),
-        test_every=config.test_every,
+        test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
     )
 

@@ -1,10 +1,12 @@
 """What is found out about a network before it is trained: does it fit, can it be measured."""
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hardjax._validate import OutOfMemory
 from hardjax.data import Dataset
@@ -32,8 +34,19 @@ def check_model(recipe: Recipe, batch_size: int, dataset: Dataset) -> ModelFacts
     Raises:
         ValueError: it does not, or its outputs, the labels and the loss do not fit; a loss that mixes samples.
     """
-    model_shape, variables = output_shape(recipe.augmentation, recipe.image_shape), _variable_shapes(recipe)
-    images = jax.ShapeDtypeStruct((batch_size, *model_shape), jnp.float32)
+    few = dataset.train.labels[:_FEW]
+    facts, logits = _facts(recipe, batch_size, (batch_size, *few.shape[1:]), few.dtype, dataset.num_classes)
+    recipe.loss.check_independent(jax.ShapeDtypeStruct((len(few), *logits.shape[1:]), logits.dtype), few)
+    return facts
+
+
+# Of a recipe, so that a second seed traces nothing: those of people's own networks are equal within one call alone.
+@functools.lru_cache(maxsize=16)
+def _facts(
+    recipe: Recipe, batch_size: int, label_shape: tuple[int, ...], label_type: Any, classes: int
+) -> tuple[ModelFacts, Any]:
+    """(facts, shape of the outputs)."""
+    variables, images, labels = _shapes(recipe, batch_size, label_shape, label_type)
 
     def forward(variables: Any, images: Any) -> Any:
         return recipe.apply(variables, images, True, jax.random.key(0))[0]
@@ -44,16 +57,13 @@ def check_model(recipe: Recipe, batch_size: int, dataset: Dataset) -> ModelFacts
     # Lowered, not compiled: it takes a trace, where compiling takes half a minute for the largest networks.
     lowered = jax.jit(forward).lower(variables, images)
     logits = lowered.out_info
-    few = dataset.train.labels[:_FEW]
-    whole = jax.ShapeDtypeStruct((batch_size, *few.shape[1:]), few.dtype)
-    recipe.loss.check(logits, whole, dataset.num_classes)
-    recipe.loss.check_independent(jax.ShapeDtypeStruct((len(few), *logits.shape[1:]), logits.dtype), few)
+    recipe.loss.check(logits, labels, classes)
     # Some back ends tell no costs.
     flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
     text = lowered.as_text()
     if recipe.loss.targets == "any":  # people's own code as well, of which the name tells nothing
-        text += jax.jit(recipe.loss).lower(logits, whole).as_text()
-    return ModelFacts(variables, flops, hashlib.sha256(text.encode()).hexdigest()[:16])
+        text += jax.jit(recipe.loss).lower(logits, labels).as_text()
+    return ModelFacts(variables, flops, hashlib.sha256(text.encode()).hexdigest()[:16]), logits
 
 
 def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver, dataset: Dataset) -> None:
@@ -63,18 +73,35 @@ def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver, 
     Raises:
         ValueError: from the observer.
     """
-    shape = output_shape(recipe.augmentation, recipe.image_shape)
-    images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-    few = dataset.train.labels[:_FEW]
-    subject = Subject(recipe.apply, recipe.loss, observer.rows, observer.method, _variable_shapes(recipe), images, few)
+    few = np.asarray(dataset.train.labels[:_FEW])
+    _observable(recipe, batch_size, observer, few.tobytes(), few.shape, few.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _observable(
+    recipe: Recipe, batch_size: int, observer: SpectrumObserver, few: bytes, few_shape: tuple[int, ...], few_type: Any
+) -> None:
+    variables, images, labels = _shapes(recipe, batch_size, (batch_size, *few_shape[1:]), few_type)
+    given = np.frombuffer(few, few_type).reshape(few_shape)
+    subject = Subject(recipe.apply, recipe.loss, observer.rows, observer.method, variables, images, given)
     if check.needed(subject):
-        variables = jax.jit(lambda key: recipe.init_variables(key, shape))(jax.random.key(0))
-        check.ensure(subject._replace(variables=variables), traced=False)
-    labels = jax.ShapeDtypeStruct((batch_size, *few.shape[1:]), few.dtype)
+        drawn = jax.jit(lambda key: recipe.init_variables(key, images.shape[1:]))(jax.random.key(0))
+        check.ensure(subject._replace(variables=drawn), traced=False)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(observer.make(recipe.apply, recipe.loss), _variable_shapes(recipe), images, labels, key)
+    jax.eval_shape(observer.make(recipe.apply, recipe.loss), variables, images, labels, key)
 
 
+@functools.lru_cache(maxsize=16)
 def _variable_shapes(recipe: Recipe) -> Any:
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)
     return jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))
+
+
+def _shapes(recipe: Recipe, batch_size: int, label_shape: tuple[int, ...], label_type: Any) -> tuple[Any, Any, Any]:
+    """Of variables, and of a batch of images and labels."""
+    images = (batch_size, *output_shape(recipe.augmentation, recipe.image_shape))
+    return (
+        _variable_shapes(recipe),
+        jax.ShapeDtypeStruct(images, jnp.float32),
+        jax.ShapeDtypeStruct(label_shape, label_type),
+    )

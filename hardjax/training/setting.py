@@ -24,7 +24,7 @@ from hardjax.engine.recipe import (
     splits_on_device,
     table_slots,
 )
-from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, make_init, replace
+from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
 from hardjax.fisher.observe import SpectrumObserver
 from hardjax.training.probe import check_model, check_observer
 
@@ -78,7 +78,7 @@ class Setting:
     def state_shapes(self) -> TrainState:
         """The state as shapes and dtypes; nothing is computed."""
         table = jax.eval_shape(lambda: self.config.selection.init(table_slots(self.recipe, self.sizes)))
-        return jax.eval_shape(make_init(self.recipe, self.sizes), jnp.uint32(self.config.seed), self.hyper, table)
+        return self.programs.state_shapes(self.sizes, self.hyper, table)
 
     def init_state(self) -> TrainState:
         table = self.config.selection.init(table_slots(self.recipe, self.sizes))

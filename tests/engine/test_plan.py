@@ -30,7 +30,7 @@ CASES = dict(
     num_batches=st.integers(1, 60),
     delta=st.floats(0.01, 1.0),
     epochs=st.integers(1, 9),
-    test_every=st.sampled_from(["epoch", "round"]),
+    test_every=st.sampled_from([1, 2, 3, "round"]),
     bound=st.integers(1, 80),
     every=st.none() | st.integers(1, 90),
     end=st.none() | st.floats(0.05, 1.0),
@@ -61,8 +61,10 @@ def simulate(num_batches, delta, epochs, test_every, end, every, spread, batch_s
             if len(steps) < total:
                 steps.append((rounds, place, max(1, round(share * batch_size))))
         rounds += 1
-        passed_an_epoch = any(mark % num_batches == 0 for mark in range(began + 1, len(steps) + 1))
-        if passed_an_epoch or test_every == "round" or len(steps) == total:
+        due = test_every != "round" and any(
+            mark % (test_every * num_batches) == 0 for mark in range(began + 1, len(steps) + 1)
+        )
+        if due or test_every == "round" or len(steps) == total:
             tests.append(len(steps))
     measured = []
     for interval in range(0 if every is None else total):
