@@ -45,9 +45,11 @@ def make_evaluate(recipe: Recipe, batch_size: int) -> Callable[[Any, TrainData],
             # program.
             indices = jnp.minimum(indices, num_samples - 1)
             logits = predict(variables, split.take(indices), split.mean, split.std)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels[indices])
-            # The largest of logits that are no numbers is the first of them: class 0, right for a tenth of the samples.
-            correct = (logits.argmax(-1) == split.labels[indices]) & real & ~jnp.isnan(losses)
+            with jax.named_scope("loss"):
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels[indices])
+                # The largest of logits that are no numbers is the first of them: class 0, right for a tenth of the
+                # samples.
+                correct = (logits.argmax(-1) == split.labels[indices]) & real & ~jnp.isnan(losses)
             return (totals[0] + jnp.where(real, losses, 0).sum(), totals[1] + correct.sum(dtype=jnp.int32)), None
 
         starts = jnp.arange(0, num_samples, size)

@@ -42,11 +42,12 @@ def make_step(
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
-        # bfloat16 keeps 8 bits: losses would tie, and ties decide which batch is replayed.
-        logits = logits.astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        # NaN is the largest of logits: the first one would be the class predicted.
-        correct = (logits.argmax(-1) == batch.labels) & ~jnp.isnan(losses)
+        with jax.named_scope("loss"):
+            # bfloat16 keeps 8 bits: losses would tie, and ties decide which batch is replayed.
+            logits = logits.astype(jnp.float32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            # NaN is the largest of logits: the first one would be the class predicted.
+            correct = (logits.argmax(-1) == batch.labels) & ~jnp.isnan(losses)
         return losses, (batch_stats, losses, correct)
 
     gradients = _GRADIENTS["whole" if trim is None else trim.path]
@@ -57,17 +58,16 @@ def make_step(
         losses_of = functools.partial(forward, batch_stats=state.batch_stats, key=key)
         # From the key of the step: a random choice is the same however the run is cut.
         chosen = draw(key, TRIM, 0)
-        grads, (batch_stats, losses, correct), order = gradients(
-            losses_of, state.params, batch, trim, inputs.keep, chosen
-        )
+        with jax.named_scope("gradient"):
+            grads, (batch_stats, losses, correct), order = gradients(
+                losses_of, state.params, batch, trim, inputs.keep, chosen
+            )
         kept = None if order is None else kept_mask(order, inputs.keep, len(losses))
-        optimizer = make_optimizer(recipe.optimizer, hyper, inputs.learning_rate)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        trained = {
-            "params": optax.apply_updates(state.params, updates),
-            "batch_stats": batch_stats,
-            "opt_state": opt_state,
-        }
+        with jax.named_scope("optimiser"):
+            optimizer = make_optimizer(recipe.optimizer, hyper, inputs.learning_rate)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        trained = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         bad = None if recipe.on_nan == "record" else _is_bad(losses, kept, inputs.keep, grads)
         if recipe.on_nan == "skip-step":
             assert bad is not None
