@@ -113,6 +113,7 @@ class Trim:
     capacity: int
     keep: str = "hardest"
 
+    @jax.named_scope("trimming")
     def choose(self, losses: Array, key: Array) -> Array:
         """(capacity,) positions in the batch; the first `StepInputs.keep` of them are the ones kept."""
         hardest = self.keep == "hardest"
@@ -127,6 +128,7 @@ def _nan_is_largest(losses: Array) -> Array:
     return jnp.where(jnp.isnan(losses), jnp.nan, losses)
 
 
+@jax.named_scope("trimming")
 def first_or_copies(order: Array, count: Array) -> Array:
     """`order` with the entries from `count` on replaced by its first one.
 
@@ -142,11 +144,13 @@ def mean_of_first(losses: Array, count: Array) -> Array:
     return jnp.where(jnp.arange(len(losses)) < count, losses, 0).sum() / count
 
 
+@jax.named_scope("trimming")
 def kept_mask(order: Array, count: Array, batch_size: int) -> Array:
     """(B,) bool: the samples at the first `count` positions of `order`."""
     return jnp.zeros(batch_size, bool).at[order].set(jnp.arange(len(order)) < count)
 
 
+@jax.named_scope("trimming")
 def take_samples(pullback: Any, like: Any, order: Array, batch_size: int) -> Any:
     """The pullback of the whole batch, cut down to the samples `order`.
 

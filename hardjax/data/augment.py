@@ -115,6 +115,7 @@ def output_shape(augmentation: Augmentation, image_shape: tuple[int, ...]) -> tu
     return height, width, channels
 
 
+@jax.named_scope("data")
 def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentation, key: Array | None = None) -> Array:
     """Stored images (B, H, W, C) to (B, H', W', C) float32, pure.
 

@@ -50,8 +50,9 @@ def make_evaluate(recipe: Recipe, batch_size: int) -> Callable[[Any, TrainData],
             # program.
             indices = jnp.minimum(indices, num_samples - 1)
             logits = predict(variables, split.take(indices), split.mean, split.std)
-            losses = recipe.loss(logits, split.labels[indices]).astype(jnp.float32)
-            correct = recipe.loss.correct(logits, split.labels[indices], losses)
+            with jax.named_scope("loss"):
+                losses = recipe.loss(logits, split.labels[indices]).astype(jnp.float32)
+                correct = recipe.loss.correct(logits, split.labels[indices], losses)
             loss, count = totals
             if correct is not None:
                 # Whole numbers are counted as such: float32 would lose them beyond 2^24.

@@ -88,6 +88,7 @@ def make_plan(recipe: Recipe, spec: RoundSpec) -> Callable[[TrainState], TrainSt
     """`plan(state) -> state`: begins a round of `spec.steps`, pure; draws a fresh partition where there is one."""
     selection, steps = spec.selection, spec.steps
 
+    @jax.named_scope("selection")
     def plan(state: TrainState) -> TrainState:
         batch_size = state.partition.shape[1]
         # Drawn by the round's number: a run that goes on from here draws what it would have drawn.
@@ -119,16 +120,18 @@ def make_segment(
         batch, key = _load(recipe, state, data, indices)
         state, info = run_step(state, batch, hyper, inputs, key)
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
-        loss = info.losses.mean()
-        table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        top1 = None if info.correct is None else info.correct.mean()
+        with jax.named_scope("loss"):
+            loss, top1 = info.losses.mean(), None if info.correct is None else info.correct.mean()
+        with jax.named_scope("selection"):
+            table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
         return replace(state, table=table), (loss, top1, *_trim_row(info, inputs.keep), info.bad)
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
             # Indices alone: images are gathered inside the step, or a segment would hold all its batches at once.
-            slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
-            schedule = state.partition[slots] if selection.unit == "batch" else slots
+            with jax.named_scope("selection"):
+                slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
+                schedule = state.partition[slots] if selection.unit == "batch" else slots
 
             def scan(state: TrainState, rows: tuple) -> tuple:
                 # XLA on CPU runs convolution gradients in a loop's body naively (one kernel gradient 771 ms, outside
@@ -181,12 +184,14 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
         with jax.default_matmul_precision(recipe.precision):
             slot = state.slots[state.cursor]
             batch, key = _load(recipe, state, data, state.partition[slot] if unit == "batch" else slot)
-            seen = observe(state.variables, batch.images, batch.labels, key)
+            with jax.named_scope("measure"):
+                seen = observe(state.variables, batch.images, batch.labels, key)
             return seen, slot if unit == "batch" else jnp.int32(-1)
 
     return look
 
 
+@jax.named_scope("data")
 def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
     """(the batch as the model takes it, the key of the model's own draws)."""
     key = draw(state.key, AUGMENT, state.step)
@@ -197,6 +202,7 @@ def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) ->
     return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
 
 
+@jax.named_scope("counts")
 def _counted(state: TrainState, steps: int, slots: Array, schedule: Array, kept: Array | None) -> TrainState:
     """The state with this segment's visits counted: once a segment, not once a step, where each would be a launch."""
     counts = {
@@ -209,6 +215,7 @@ def _counted(state: TrainState, steps: int, slots: Array, schedule: Array, kept:
     return replace(state, cursor=state.cursor + steps, **counts)
 
 
+@jax.named_scope("trimming")
 def _trim_row(info: StepInfo, keep: Array) -> tuple:
     """(mean loss of the kept, of the dropped, kept (B,) int32) of one step; None each without trimming."""
     if info.kept is None:

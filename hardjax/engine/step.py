@@ -43,9 +43,11 @@ def make_step(
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
-        logits = logits.astype(jnp.float32)
-        losses = recipe.loss(logits, batch.labels).astype(jnp.float32)
-        return losses, (batch_stats, losses, recipe.loss.correct(logits, batch.labels, losses))
+        with jax.named_scope("loss"):
+            logits = logits.astype(jnp.float32)
+            losses = recipe.loss(logits, batch.labels).astype(jnp.float32)
+            correct = recipe.loss.correct(logits, batch.labels, losses)
+        return losses, (batch_stats, losses, correct)
 
     gradients = _GRADIENTS["whole" if trim is None else trim.path]
 
@@ -55,17 +57,16 @@ def make_step(
         losses_of = functools.partial(forward, batch_stats=state.batch_stats, key=key)
         # From the key of the step: a random choice is the same however the run is cut.
         chosen = draw(key, TRIM, 0)
-        grads, (batch_stats, losses, correct), order = gradients(
-            losses_of, state.params, batch, trim, inputs.keep, chosen
-        )
+        with jax.named_scope("gradient"):
+            grads, (batch_stats, losses, correct), order = gradients(
+                losses_of, state.params, batch, trim, inputs.keep, chosen
+            )
         kept = None if order is None else kept_mask(order, inputs.keep, len(losses))
-        optimizer = make_optimizer(recipe.optimizer, hyper, inputs.learning_rate)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        trained = {
-            "params": optax.apply_updates(state.params, updates),
-            "batch_stats": batch_stats,
-            "opt_state": opt_state,
-        }
+        with jax.named_scope("optimiser"):
+            optimizer = make_optimizer(recipe.optimizer, hyper, inputs.learning_rate)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        trained = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         bad = None if recipe.on_nan == "record" else _is_bad(losses, kept, inputs.keep, grads)
         if recipe.on_nan == "skip-step":
             assert bad is not None

@@ -113,6 +113,7 @@ class Layers:
     dtype: Any
     init: Init
 
+    @jax.named_scope("convolution")
     def conv(
         self,
         x: Array,
@@ -146,6 +147,7 @@ class Layers:
             name=name,
         )(x)
 
+    @jax.named_scope("dense")
     def dense(self, x: Array, features: int, *, bias: bool = True, name: str) -> Array:
         """A fully connected layer on (B, C)."""
         return nn.Dense(
@@ -157,6 +159,7 @@ class Layers:
             name=name,
         )(x)
 
+    @jax.named_scope("normalisation")
     def normalise(self, x: Array, name: str, *, last: bool = False) -> Array:
         """Batch norm, group norm (8 channels a group, fewer where 8 does not divide them) or nothing.
 
