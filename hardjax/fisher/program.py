@@ -266,13 +266,19 @@ class _Walk:
             return self.region(eqn, other, ins, wanted)
         avals = [_aval(a, b) for a, b in zip(eqn.outvars, other.outvars, strict=True)]
         kinds = {self.values[key].kind for key in ins}
-        if name in _CUSTOM and "weight" in kinds and any(_changes(aval) for aval in avals) and _couples(eqn, other):
-            # Inside, its samples are coupled, and what each adds must be read there. That its own derivative is that of
-            # what it computes is for the check to find out.
-            return self.walk(_inner(eqn), _inner(other), ins, wanted)
         given = [self._given(key) for key in ins]
         of_ins = [self.values[key].aval for key in ins]
         found = [layouts.follow(eqn, given, of_ins, aval, self.sizes) for aval in avals]
+        if name == "stop_gradient" and found == [layouts.LOST]:
+            # Samples taken out of their order, of which nothing is differentiated: like statistics, common to all.
+            found = [None]
+        meets = "weight" in kinds and any(_changes(aval) for aval in avals)
+        # Statistics of parts of the batch change with its size as the batch does: their samples are lost, not gone.
+        lost = layouts.LOST in [layout for aval, layout in zip(avals, found, strict=True) if aval.inexact]
+        if name in _CUSTOM and meets and (lost or _couples(eqn, other)):
+            # Inside, its samples are coupled, and what each adds must be read there. That its own derivative is that of
+            # what it computes is for the check to find out.
+            return self.walk(_inner(eqn), _inner(other), ins, wanted)
         batched = [self._is_batched(layout) for layout in found]
         use = "weight" in kinds and any(batched)
         if use:
