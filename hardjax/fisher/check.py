@@ -47,7 +47,8 @@ def ensure(model: Any, rows: str, method: str, variables: Mapping[str, Any], ima
     """
     if not needed(model, rows, method):
         return
-    subject = Subject(model, rows, method, variables, images)
+    # How it is called is found out once.
+    subject = Subject(as_apply(model), rows, method, variables, images)
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -71,7 +72,7 @@ def run(
     Raises:
         ValueError: as `ensure`.
     """
-    subject = Subject(model, rows, method, variables, images)
+    subject = Subject(as_apply(model), rows, method, variables, images)
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -148,5 +149,5 @@ def _advice(subject: Subject, traced: bool = False) -> str:
 
 
 def _name(model: Any) -> str:
-    module = getattr(model, "module", model)
-    return getattr(module, "__name__", type(module).__name__)
+    apply = as_apply(model)
+    return getattr(apply, "name", getattr(apply, "__name__", type(apply).__name__))

@@ -1,6 +1,7 @@
 """What is common to the networks of all frameworks: collections packed for the engine, the mode found out once."""
 
 import contextlib
+import copy
 import dataclasses
 import re
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from jax import Array
 
 from hardjax._validate import Refusal
 from hardjax.models import modes
-from hardjax.models.modes import Manner, plain
+from hardjax.models.modes import Manner, Take, plain
 
 # Constants of a network live among its statistics: both are carried from step to step and saved, neither is trained.
 OTHERS = "(other collections)"
@@ -32,16 +33,20 @@ class Apply(ABC):
         module: the network as it was given.
         name: for titles and refusals.
         holds_weights: it has weights of its own, which `init` gives, or it is made anew from the key.
+        starts_alike: its first weights are the same whatever the key, since the network came with them.
+        take: the choice among several outputs, or None.
         called: how a refusal says that it cannot be called.
         awake: what the framework raises where evaluation draws or moves statistics.
     """
 
     holds_weights: ClassVar[bool] = False
+    starts_alike: bool = False
     called: ClassVar[str] = "cannot be called"
     awake: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, module: Any, name: str) -> None:
         self.module, self.name = module, name
+        self.take: Take | None = None
         self._manners: dict[Any, Manner] = {}
 
     @abstractmethod
@@ -82,7 +87,7 @@ class Apply(ABC):
             raise Refusal(f"{self.name} draws random numbers in training: pass key=.")
         with modes.refusing(self.name, "cannot be applied"):
             out, changed = self.call(manner, train, full, images, key, watched=False)
-        logits, stats = modes.logits_of(self.name, out, len(images)), variables.get("batch_stats", {})
+        logits, stats = modes.logits_of(self.name, out, len(images), self.take), variables.get("batch_stats", {})
         if not train:
             return logits, stats
         # A scan's carry keeps its types; a trial has compared the shapes.
@@ -91,6 +96,18 @@ class Apply(ABC):
         )
         others = stats.get(OTHERS)
         return logits, {**changed, OTHERS: others} if others else changed
+
+    def taking(self, take: Take) -> "Apply":
+        """The same network with a choice among its outputs.
+
+        Raises:
+            ValueError: it has one already.
+        """
+        if self.take is not None:
+            raise Refusal(f"Expected one hj.models.Logits around {self.name}, got two: take= may be a function.")
+        other = copy.copy(self)
+        other.take, other._manners = take, {}
+        return other
 
     def prepare(self, variables: Mapping[str, Any], images: Array) -> Manner:
         """How the network is called: found out once for these shapes, before anybody watches its layers."""

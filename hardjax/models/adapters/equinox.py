@@ -25,6 +25,7 @@ class EquinoxApply(Apply):
 
     def __init__(self, model: Any, make: Callable[[Array], Any] | None, name: str) -> None:
         super().__init__(model, name or type(model[0] if isinstance(model, tuple) else model).__name__)
+        self.starts_alike = make is None
         held = self._with_state(model)
         self._made = (lambda key: held) if make is None else (lambda key: self._with_state(make(key)))
         module, state = held
