@@ -460,11 +460,38 @@ NOT_UNDERSTOOD = {
         lambda: _pair(apply=lambda variables, images: {"logits": images}),
         "got dict of logits (2, 6, 6, 1): say which they are",
     ),
+    "a whole number for a parameter": (
+        lambda: _pair(
+            lambda key, images: {"params": {"w": jnp.zeros(3), "n": [jnp.int32(3)]}}, lambda v, images: images
+        ),
+        "Expected floating-point parameters from <lambda>, got int32 at n/0.",
+    ),
     "extras beside statistics": (
         lambda: (foreign.functions()[0], lambda v, x, training: (*foreign.functions()[1](v, x, training), x)),
         "got 3 outputs: under hj.models.Logits give (outputs, new batch_stats).",
     ),
 }
+
+
+class Halved(nnx.Module):
+    def __init__(self, rngs):
+        half = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs)
+        self.norm, self.head = nnx.BatchNorm(36, **half), nnx.Linear(36, 3, **half)
+
+    def __call__(self, x):
+        return self.head(self.norm(x.reshape(len(x), -1)))
+
+
+@pytest.mark.ci
+def test_parameters_that_a_network_stores_in_half_precision_are_trained_in_float32(tiny):
+    pair = _pair(
+        lambda key, images: {"params": jnp.full((36, 3), 0.01, jnp.bfloat16)},
+        lambda variables, images: images.reshape(len(images), -1).astype(jnp.bfloat16) @ variables["params"],
+    )
+    for model in (Halved(nnx.Rngs(0)), pair):
+        result = hj.run(hj.TrainConfig(**RUN), dataset=tiny, model=model, progress=False)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result.state.variables)} == {jnp.dtype("float32")}
+        assert result.summary["final_test_top1"] > 50
 
 
 @pytest.mark.ci

@@ -77,7 +77,7 @@ class Apply(ABC):
         images = jnp.zeros((2, *image_shape), jnp.float32)
         manner = modes.understand(self, None, images)
         with modes.refusing(self.name, "cannot be made"):
-            return packed(self.make(manner, True, key, images))
+            return self.packed(self.make(manner, True, key, images))
 
     def __call__(
         self, variables: Mapping[str, Any], images: Array, train: bool, key: Array | None = None
@@ -96,6 +96,25 @@ class Apply(ABC):
         )
         others = stats.get(OTHERS)
         return logits, {**changed, OTHERS: others} if others else changed
+
+    def packed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """First variables as the engine takes them: constants among the statistics, parameters in at least float32.
+
+        Raises:
+            ValueError: a parameter that cannot be differentiated.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables.get("params", {})):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise Refusal(f"Expected floating-point parameters from {self.name}, got {leaf.dtype} at {name}.")
+        taken = ("params", "batch_stats", *TRANSIENT)
+        others = {name: value for name, value in variables.items() if name not in taken and value}
+        stats = variables.get("batch_stats", {})
+        # Small steps would be lost in the eight bits of a bfloat16.
+        params = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), variables.get("params", {})
+        )
+        return {"params": params, "batch_stats": {**stats, OTHERS: others} if others else stats}
 
     def taking(self, take: Take) -> "Apply":
         """The same network with a choice among its outputs.
@@ -136,15 +155,6 @@ class Apply(ABC):
         return f"{tried}expected {self.advice}; statistics that shall stay fixed belong in a collection of constants."
 
     advice: ClassVar[str] = "an argument such as `train` that switches all its layers"
-
-
-def packed(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """As the engine takes them: constants among the statistics."""
-    others = {
-        name: value for name, value in variables.items() if name not in ("params", "batch_stats", *TRANSIENT) and value
-    }
-    stats = variables.get("batch_stats", {})
-    return {"params": variables.get("params", {}), "batch_stats": {**stats, OTHERS: others} if others else stats}
 
 
 def unpacked(variables: Mapping[str, Any]) -> dict[str, Any]:

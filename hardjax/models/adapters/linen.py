@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax.models import modes
-from hardjax.models.adapters.base import TRANSIENT, Apply, packed
+from hardjax.models.adapters.base import TRANSIENT, Apply
 from hardjax.models.modes import Manner, plain
 
 # Parameters change by their gradient alone; every other collection is watched.
@@ -89,7 +89,7 @@ class LinenApply(Apply):
             # Two images: batch norm in training refuses, or warns of, a single value.
             trained = self.make(manner, True, key, jnp.zeros((2, *image_shape), jnp.float32))
         # Where both modes make a leaf, evaluation's is taken: it is what a network without further layers always got.
-        return packed(_merged(trained, variables))
+        return self.packed(_merged(trained, variables))
 
     def __call__(
         self, variables: Mapping[str, Any], images: Array, train: bool, key: Array | None = None
