@@ -187,7 +187,13 @@ def refusing(name: str, what: str) -> Iterator[None]:
 
 
 def plain(variables: Any) -> dict[str, Any]:
-    """Variables as nested dicts of arrays: `FrozenDict`s thawed, boxes (`nn.with_partitioning`) taken off."""
+    """Variables as nested dicts of arrays: `FrozenDict`s thawed, boxes (`nn.with_partitioning`) taken off.
+
+    Raises:
+        ValueError: no mapping.
+    """
+    if not isinstance(variables, Mapping):
+        raise Refusal(f'Expected variables {{"params": ..., "batch_stats": ...}}, got {type(variables).__name__}.')
     return flax.core.meta.unbox(flax.core.unfreeze(dict(variables)))
 
 

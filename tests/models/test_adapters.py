@@ -503,6 +503,27 @@ def test_what_is_not_understood_is_refused_in_one_line(what, tiny):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("kind", ["nnx", *map(_ci, ("linen", "equinox", "haiku", "functions"))])
+def test_variables_that_are_none_of_the_networks_are_refused_in_one_line(kind):
+    apply = make_apply(_made(kind))
+    variables = apply.init(jax.random.key(0), SHAPE)
+    given = 'Expected variables {"params": ..., "batch_stats": ...}, got '
+    for wrong, line in (
+        ([1], f"{given}list."),
+        (variables["params"], f"{given}['conv', 'dense', "),
+        ({"batch_stats": variables["batch_stats"]}, given),
+        (
+            {"params": {"other": jnp.zeros(3)}},
+            {"nnx": "Expected params/conv/bias among the variables"}.get(kind, " "),
+        ),
+        ({"params": variables["params"]}, "Expected batch_stats/" if kind in ("nnx", "equinox") else " "),
+    ):
+        for call in (lambda v=wrong: apply(v, IMAGES, False), lambda v=wrong: hj.fisher.gram(apply, v, IMAGES, LABELS)):
+            with pytest.raises(Refusal, match=re.escape(line)) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+
+
 @pytest.mark.ci
 def test_of_equinox_what_is_refused():
     eqx = pytest.importorskip("equinox")

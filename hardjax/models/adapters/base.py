@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, shown
 from hardjax.models import modes
 from hardjax.models.modes import Manner, Take, plain
 
@@ -158,8 +158,14 @@ class Apply(ABC):
 
 
 def unpacked(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """As frameworks take them: no empty statistics, constants in their own collections."""
+    """As frameworks take them: no empty statistics, constants in their own collections.
+
+    Raises:
+        ValueError: no parameters among them.
+    """
     full = {name: value for name, value in plain(variables).items() if name not in TRANSIENT}
+    if "params" not in full:
+        raise Refusal(f'Expected variables {{"params": ..., "batch_stats": ...}}, got {shown(sorted(full))}.')
     stats = dict(full.pop("batch_stats", {}))
     others = stats.pop(OTHERS, {})
     return {**full, **others, **({"batch_stats": stats} if stats else {})}
@@ -177,7 +183,14 @@ def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """What lies at a path of nested dicts."""
+    """What lies at a path of nested dicts.
+
+    Raises:
+        ValueError: nothing.
+    """
+    found: Any = tree
     for name in path:
-        tree = tree[name]
-    return tree
+        if not isinstance(found, Mapping) or name not in found:
+            raise Refusal(f"Expected {'/'.join(path)} among the variables: hj.models.init_variables gives them all.")
+        found = found[name]
+    return found

@@ -87,8 +87,8 @@ class EquinoxApply(Apply):
 
     def _restored(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
         leaves = [at(variables, (_collection(v), *path)) if eqx.is_array(v) else v for path, v in self._leaves]
-        stats = variables.get("batch_stats", {})
-        state = jax.tree.unflatten(self._state_tree, [stats[str(k)] for k in range(len(stats))])
+        numbers = map(str, range(self._state_tree.num_leaves))
+        state = jax.tree.unflatten(self._state_tree, [at(variables, ("batch_stats", number)) for number in numbers])
         return jax.tree.unflatten(self._tree, leaves), state
 
 
