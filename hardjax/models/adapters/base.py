@@ -186,7 +186,7 @@ def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     """What lies at a path of nested dicts.
 
     Raises:
-        ValueError: nothing.
+        ValueError: nothing lies there.
     """
     found: Any = tree
     for name in path:
