@@ -20,11 +20,20 @@ def _execute(page: str, code: str) -> None:
 
 
 def test_the_readme_example_runs_as_written(capsys):
-    (replay,) = _examples("README.md")
+    replay, _ = _examples("README.md")
     assert len(replay.strip().splitlines()) <= 10
     _execute("README.md", replay)
     printed = capsys.readouterr().out
     assert "replayed most often:" in printed and float(printed.split()[0]) > 80
+
+
+@pytest.mark.ci
+def test_a_network_of_ones_own_takes_ten_lines(capsys):
+    _, own = _examples("README.md")
+    assert len(own.strip().splitlines()) <= 10
+    _execute("README.md", own)
+    top1, measured = capsys.readouterr().out.split(maxsplit=1)
+    assert float(top1) > 80 and measured.startswith("[") and "nan" not in measured.split("]")[0].split()[-1]
 
 
 @pytest.mark.ci
@@ -48,7 +57,7 @@ def test_the_examples_of_the_site_run_as_written(page, index, says, capsys):
 def test_every_example_of_the_site_is_among_them():
     counts = {str(page.relative_to(ROOT)): len(_examples(page)) for page in PAGES}
     assert {page: count for page, count in counts.items() if count} == {
-        "README.md": 1,
+        "README.md": 2,
         "docs/bring-your-own.md": 5,
         "docs/papers.md": 1,
         "docs/guarantees.md": 1,

@@ -48,6 +48,8 @@ def ensure(subject: Subject, *, traced: bool) -> None:
     """
     if not needed(subject):
         return
+    # How it is called is found out once.
+    subject = subject._replace(model=as_apply(subject.model))
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -70,6 +72,7 @@ def run(subject: Subject, tolerance: float | None) -> dict[str, float]:
     Raises:
         ValueError: as `ensure`.
     """
+    subject = subject._replace(model=as_apply(subject.model))
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -145,5 +148,5 @@ def _advice(subject: Subject, traced: bool = False) -> str:
 
 
 def _name(model: Any) -> str:
-    module = getattr(model, "module", model)
-    return getattr(module, "__name__", type(module).__name__)
+    apply = as_apply(model)
+    return getattr(apply, "name", getattr(apply, "__name__", type(apply).__name__))

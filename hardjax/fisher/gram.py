@@ -54,9 +54,9 @@ def make_gram(
     arrays, `fn` checks by itself. So must a loss of one's own.
 
     Args:
-        model: any function `apply(variables, images, train, key) -> (logits, new statistics)` of {"params", ...}, in
-            JAX alone or whatever framework, or a Linen module (with an argument `train`, `training` or `deterministic`,
-            or none). Parameters may be used as you like: rows are read from the traced function.
+        model: a network of any make (a Linen, NNX or Equinox module, a Haiku transform, a pair of functions; see
+            `hj.models.make_apply`), or a plain function `apply(variables, images, train, key) -> (logits, new
+            statistics)` of {"params", ...}. Parameters may be used as you like: rows are read from the traced function.
         rows: "contribution", "coupled" or "frozen": see the module's docstring, they are different matrices.
         method: "layers" (one ordinary backward, use by use of the parameters) or "vmap" (the definition: a copy of the
             parameters for each sample; slow). "coupled" needs B cotangents and has the one method.
@@ -137,6 +137,7 @@ def gram(
         (5, 5)
     """
     _check_settings(rows, method, chunk)
+    model = as_apply(model)  # how it is called is found out once
     variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     loss = resolve(loss)
@@ -166,13 +167,12 @@ def jacobian(
     Args, Raises: as in `gram`; pure, for use inside `jit` as well (see `make_gram`).
     """
     _check_settings(rows, method, None)
-    variables = plain(variables)
+    apply, variables = as_apply(model), plain(variables)
     _check_batch(images, labels)
     loss = resolve(loss)
-    _check_outputs(model, loss, variables, images, labels, key)
-    subject = Subject(model, loss, rows, method, variables, images, labels)
+    _check_outputs(apply, loss, variables, images, labels, key)
+    subject = Subject(apply, loss, rows, method, variables, images, labels)
     check.ensure(subject, traced=_is_traced(variables, images, labels, key))
-    apply = as_apply(model)
     with jax.default_matmul_precision("highest"):
         if rows == "coupled" or method == "vmap":
             return named_leaves(defined_rows(apply, loss, rows, variables, images, labels, key))
@@ -214,7 +214,7 @@ def coverage(
         _validate.positive(tolerance=tolerance)
     if _is_traced(variables, images, labels, key):
         raise Refusal("Expected coverage to be called on arrays outside of jit: it computes and compares.")
-    variables, images, labels = plain(variables), jnp.asarray(images), jnp.asarray(labels)
+    model, variables, images, labels = as_apply(model), plain(variables), jnp.asarray(images), jnp.asarray(labels)
     _check_batch(images, labels)
     loss = resolve(loss)
     _check_outputs(model, loss, variables, images, labels, key)

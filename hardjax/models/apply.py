@@ -21,11 +21,12 @@ from hardjax.models import traces
 from hardjax.models.adapters import functions
 from hardjax.models.adapters.base import OTHERS, Apply
 from hardjax.models.adapters.linen import is_ours
-from hardjax.models.modes import refusing
+from hardjax.models.modes import Take, refusing
 
 __all__ = [
     "OTHERS",
     "Apply",
+    "Logits",
     "Seeded",
     "adapted",
     "as_apply",
@@ -55,21 +56,44 @@ class Seeded:
     name: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """A network that returns more than logits, and which of its outputs they are; the others are left out.
+
+    Attributes:
+        model: of any make, or a `Seeded`.
+        take: place in a tuple, name in a mapping or of an attribute, or a function of what the network returns that
+            gives logits (B, classes). Where the network returns an array alone (in evaluation, say), that is taken for
+            the logits of a place or name.
+
+    Raises:
+        ValueError: a `take` that is none of these.
+
+    Example: `hj.models.Logits(Net(), take="logits")`.
+    """
+
+    model: Any
+    take: Take
+
+    def __post_init__(self) -> None:
+        if isinstance(self.take, bool) or not (isinstance(self.take, int | str) or callable(self.take)):
+            raise Refusal(f"Expected take={shown(self.take)} to be a place, a name, or a function of the outputs.")
+
+
 def make_apply(model: Any, what: str = "the model") -> Apply:
     """`apply(variables, images, train, key=None) -> (logits, batch_stats)`, pure; its `init` is `init_variables`.
 
     In training the statistics are the updated ones, in evaluation those given. `key` feeds whatever the network draws
-    from. The mode may be an argument or a field by any of the usual names (see `modes`); a network that returns a tuple
-    (logits, ...) gives its logits.
+    from. The mode may be an argument or a field by any of the usual names (see `modes`).
 
     Args:
         model: a Linen, NNX or Equinox module (or Equinox's pair of module and state), a Haiku transform, a pair of
-            functions (init, apply), a `Seeded` of one that holds its weights.
+            functions (init, apply), a `Seeded` of one that holds its weights, a `Logits` of one that returns more.
         what: it is called in a refusal.
 
     Raises:
-        ValueError: none of these; while tracing, a network whose mode is not understood, or that draws random numbers
-            in training where no key is given.
+        ValueError: none of these; while tracing, a network whose mode is not understood, that returns several outputs,
+            or that draws random numbers in training where no key is given.
     """
     found = adapted(model)
     if found is None:
@@ -135,6 +159,9 @@ def adapted(model: Any) -> Apply | None:
     """The network in the hands of its framework's adapter; None where it is of none."""
     if isinstance(model, Apply):
         return model
+    if isinstance(model, Logits):
+        found = adapted(model.model)
+        return None if found is None else found.taking(model.take)
     if not isinstance(model, Seeded):
         return _of_framework(model, None, "")
     if not callable(model.make):
@@ -143,6 +170,8 @@ def adapted(model: Any) -> Apply | None:
     with refusing(name, "cannot be made"):
         # Its arrays are tracers: it is good for nothing but its kind.
         jax.eval_shape(lambda key: made.append(model.make(key)), jax.eval_shape(lambda: jax.random.key(0)))
+    if isinstance(made[0], Logits):
+        return adapted(Logits(Seeded(lambda key: model.make(key).model, model.name), made[0].take))
     found = _of_framework(made[0], model.make, model.name)
     if found is None:
         raise Refusal(f"Expected {name} to make a network ({_MAKES}), got {_described(made[0])}")
@@ -170,6 +199,8 @@ def _of_framework(model: Any, make: Callable[[Array], Any] | None, name: str) ->
 
 def _described(model: Any) -> str:
     """What was given instead of a network, and what to do with it."""
+    if isinstance(model, Logits):
+        return _described(model.model)
     if isinstance(model, type):
         return f"the class {model.__name__}: call it, {model.__name__}(...)."
     if isinstance(model, functools.partial):

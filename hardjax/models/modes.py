@@ -8,7 +8,7 @@ they do: batch statistics must move in training and only there, dropout must dra
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax
@@ -22,6 +22,8 @@ from hardjax.models import traces
 if TYPE_CHECKING:
     from hardjax.models.adapters.base import Apply
 
+# Where a network's logits are among its outputs, see `apply.Logits`.
+Take = int | str | Callable[[Any], Array]
 # Usual names, and what each is in training.
 NAMES = {
     **dict.fromkeys(("train", "training", "is_training", "is_train", "train_mode", "training_mode"), True),
@@ -111,20 +113,65 @@ def bound(forward: Callable[[Any], Any], axes: Sequence[str]) -> Callable[[Any],
     return forward
 
 
-def logits_of(name: str, out: Any, batch: int) -> Array:
-    """The logits among a network's outputs: its only output, or the first of a tuple, of which the rest is dropped.
+def logits_of(name: str, out: Any, batch: int, take: Take | None) -> Array:
+    """The logits among a network's outputs: its only one, or the one that was chosen.
+
+    Args:
+        take: the choice, see `apply.Logits`; None where none was made.
 
     Raises:
-        ValueError: neither a (B, classes) array nor a tuple that begins with one.
+        ValueError: several outputs and no choice among them, or a choice that gives no array of the batch.
     """
-    first = out[0] if isinstance(out, tuple | list) and out else out
-    if isinstance(first, jax.Array) and (first is out or (first.ndim == 2 and len(first) == batch)):
-        return first
-    got = ", ".join(str(getattr(leaf, "shape", leaf)) for leaf in jax.tree.leaves(out)[:3])
-    raise Refusal(
-        f"Expected logits ({batch}, classes) from {name}, or a tuple that begins with them, got"
-        f" {type(out).__name__} of {got}."
-    )
+    if take is None:
+        if isinstance(out, jax.Array):
+            return out
+        raise Refusal(f"Expected logits ({batch}, classes) alone from {name}, got {_told(out)}: {advice(out, batch)}.")
+    taken = out
+    if callable(take):
+        with refusing(name, "gives no logits by take"):
+            taken = take(out)
+    elif not isinstance(out, jax.Array):  # else alone: auxiliary heads are often there in training only
+        by_name = isinstance(take, str) and not isinstance(out, Mapping)
+        try:
+            taken = getattr(out, take) if by_name else out[take]
+        except (LookupError, TypeError, AttributeError):
+            raise Refusal(f"Expected {name} to return something at take={take!r}, got {_told(out)}.") from None
+    if not _is_logits(taken, batch):
+        at = getattr(take, "__name__", "a function") if callable(take) else repr(take)
+        raise Refusal(f"Expected logits ({batch}, classes) from {name} at take={at}, got {_told(taken)}.")
+    return taken
+
+
+def advice(out: Any, batch: int) -> str:
+    """How to choose among these outputs."""
+    fits = [repr(place) for place, entry in _entries(out) if _is_logits(entry, batch) and entry.ndim == 2]
+    return f"say which they are, hj.models.Logits(model, take={' or '.join(fits[:3]) or '...'})"
+
+
+def _is_logits(entry: Any, batch: int) -> bool:
+    # How many axes follow is the loss's business.
+    return isinstance(entry, jax.Array) and entry.ndim > 0 and len(entry) == batch
+
+
+def _entries(out: Any) -> list[tuple[Any, Any]]:
+    """(what `take` would be, entry) of each of several outputs."""
+    if isinstance(out, Mapping):
+        return [(name, entry) for name, entry in out.items() if isinstance(name, str)]
+    if isinstance(out, tuple | list):
+        return list(enumerate(out))
+    return [(f.name, getattr(out, f.name)) for f in dataclasses.fields(out)] if dataclasses.is_dataclass(out) else []
+
+
+def _told(out: Any) -> str:
+    """Outputs in a few words: names and shapes."""
+    if isinstance(out, jax.Array):
+        return str(out.shape)
+    shapes = [
+        f"{f'{place} ' if isinstance(place, str) else ''}{getattr(entry, 'shape', type(entry).__name__)}"
+        for place, entry in _entries(out)
+    ]
+    more = ["..."] if len(shapes) > 4 else []
+    return f"{type(out).__name__} of {', '.join(shapes[:4] + more)}" if shapes else type(out).__name__
 
 
 @contextlib.contextmanager
@@ -139,7 +186,13 @@ def refusing(name: str, what: str) -> Iterator[None]:
 
 
 def plain(variables: Any) -> dict[str, Any]:
-    """Variables as nested dicts of arrays: `FrozenDict`s thawed, boxes (`nn.with_partitioning`) taken off."""
+    """Variables as nested dicts of arrays: `FrozenDict`s thawed, boxes (`nn.with_partitioning`) taken off.
+
+    Raises:
+        ValueError: no mapping.
+    """
+    if not isinstance(variables, Mapping):
+        raise Refusal(f'Expected variables {{"params": ..., "batch_stats": ...}}, got {type(variables).__name__}.')
     return flax.core.meta.unbox(flax.core.unfreeze(dict(variables)))
 
 
@@ -200,7 +253,7 @@ def _look(network: "Apply", manner: Manner, variables: Any, images: Any) -> tupl
     def forward(train: bool) -> Callable[..., Any]:
         def fn(variables: Any, images: Array, key: Array) -> tuple[Array, Any]:
             out, changed = network.call(manner, train, variables, images, key, watched=True)
-            return logits_of(name, out, batch), changed
+            return logits_of(name, out, batch, network.take), changed
 
         return fn
 

@@ -76,8 +76,8 @@ def compare(
     before the first one is complete, the arms that it was complete for.
 
     Raises:
-        ValueError: seeds below 1 or beyond the last one, no evaluation of the training split, another comparison in the
-            folder; what `run` refuses.
+        ValueError: seeds below 1 or beyond the last one, no evaluation of the training split, several seeds of a
+            network that starts from the same weights with each, another comparison in the folder; what `run` refuses.
         Interrupted: (a KeyboardInterrupt) before the first run was complete.
     """
     check_comparable(config, seeds, arms)
@@ -88,6 +88,12 @@ def compare(
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     if model is None and is_own(config.model):
         model = functions_named(config.model, dataset.num_outputs, config.model_options)
+    if seeds > 1 and model is not None and getattr(model.apply, "starts_alike", False):
+        raise Refusal(
+            f"{model.name} holds its weights, from which all {seeds} seeds would start: give"
+            " hj.models.Seeded(lambda key: ...), which draws them by the seed (or gives the same ones on purpose), or"
+            " seeds=1."
+        )
     config = dataclasses.replace(
         config,
         dataset=dataset.name,

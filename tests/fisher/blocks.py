@@ -1,7 +1,8 @@
 """Small networks of pure functions, built from pieces of public networks: tokens (B, T, C) in, tokens out.
 
-A piece sees other samples only through `mean`, the mean over the batch: so the very code also runs one sample at a
-time, each with parameters of its own, under a named axis. That is the definition of contribution rows.
+A piece sees other samples only through `mean`, the mean over the batch, and its place in the batch through `mean.own`:
+so the very code also runs one sample at a time, each with parameters of its own, under a named axis. That is the
+definition of contribution rows.
 """
 
 import jax
@@ -9,8 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TOKENS = CHANNELS = 4  # and so many samples: no length tells the axes apart
+TOKENS = CHANNELS = SAMPLES = 4  # no length tells the axes apart
 NUMBERS = ("NWC", "WIO", "NWC")
+
+
+class Together:
+    """The whole batch in one program."""
+
+    key = jax.random.key(5)
+
+    def __call__(self, x):
+        return x.mean(0, keepdims=True)
+
+    def in_pairs(self, fn, x):
+        """`fn` of neighbours two by two and of what takes the mean over tokens of a pair."""
+        return fn(x.reshape(-1, 2, *x.shape[1:]), lambda v: v.mean((1, 2), keepdims=True)).reshape(x.shape)
+
+    def own(self, draw, x):
+        """What is drawn for each sample."""
+        return draw(len(x))
+
+
+class Alone(Together):
+    """One sample in each of many programs, `samples` their axis."""
+
+    def __call__(self, x):
+        return lax.pmean(x.mean(0, keepdims=True), "samples")
+
+    def in_pairs(self, fn, x):
+        def mean(v):
+            pairs = lax.all_gather(v.mean((0, 1)), "samples").reshape(-1, 2, CHANNELS).mean(1)
+            return pairs[lax.axis_index("samples") // 2]
+
+        return fn(x, mean)
+
+    def own(self, draw, x):
+        return draw(SAMPLES)[lax.axis_index("samples")][None]
 
 
 def _dense(p, x, mean):
@@ -53,6 +88,35 @@ def _batch_norm(p, x, mean):
     centre = mean(x.mean(1, keepdims=True))
     variance = mean(jnp.square(x - centre).mean(1, keepdims=True))
     return (x - centre) * (lax.rsqrt(variance + 1e-3) * p["b"]) + p["b2"]
+
+
+def _ghost_batch_norm(p, x, mean):
+    """Statistics of sub-batches of two."""
+
+    def normed(x, mean):
+        centre = mean(x)
+        return (x - centre) * (lax.rsqrt(mean(jnp.square(x - centre)) + 1e-3) * p["b"]) + p["b2"]
+
+    return mean.in_pairs(normed, x)
+
+
+def _virtual_batch_norm(p, x, mean):
+    """Statistics of a batch that never changes, as large as this one, passed through the same layer."""
+    reference = jnp.cos(jnp.arange(SAMPLES * TOKENS * CHANNELS)).reshape(SAMPLES, TOKENS, CHANNELS) @ p["w"]
+    centre = reference.mean((0, 1))
+    return (x @ p["w"] - centre) * lax.rsqrt(reference.var((0, 1)) + 1e-3) * p["b"] + p["b2"]
+
+
+def _dropout(p, x, mean):
+    keep = mean.own(lambda n: jax.random.bernoulli(mean.key, 0.5, (n, TOKENS, CHANNELS)), x)
+    return jnp.tanh(jnp.where(keep, x * 2, 0) @ p["w"])
+
+
+def _stochastic_depth(p, x, mean):
+    """The branch is left out in some samples, another one in all or none."""
+    keep = mean.own(lambda n: jax.random.bernoulli(mean.key, 0.6, (n, 1, 1)), x)
+    x = x + keep * _dense(p, x, mean) / 0.6
+    return x + jax.random.bernoulli(jax.random.fold_in(mean.key, 1), 0.9) * jnp.tanh(x @ p["w2"])
 
 
 def _tied(p, x, mean):
@@ -182,7 +246,7 @@ def _convolved(x, kernel, stride=1, **more):
 
 PIECES = {name[1:]: fn for name, fn in globals().items() if name[0] == "_" and callable(fn) and name[1] != "_"}
 del PIECES["convolved"]
-COUPLED = {"batch_norm", "remat_of_batch_norm"}
+COUPLED = {"batch_norm", "remat_of_batch_norm", "ghost_batch_norm"}
 SHAPES = {
     "w": (4, 4), "w2": (4, 4), "b": (4,), "b2": (4,), "qkv": (3, 4, 2, 2), "out": (2, 2, 4), "token": (1, 1, 4),
     "places": (1, 5, 4), "mix": (5, 5), "kernel": (3, 4, 4), "local": (4, 12, 4), "table": (7, 4), "cell": (4, 16),
@@ -190,7 +254,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make(names, seed=0, samples=4):
+def make(names, seed=0, samples=SAMPLES):
     """(apply, {"params"}, images (samples, T, C), labels) in NumPy float64."""
     rng = np.random.default_rng(seed)
 
@@ -214,7 +278,7 @@ def make(names, seed=0, samples=4):
 
 def apply_of(network):
     def apply(variables, images, train, key):
-        return network(variables["params"], images, lambda x: x.mean(0, keepdims=True)), {}
+        return network(variables["params"], images, Together()), {}
 
     return apply
 
@@ -225,7 +289,7 @@ def defined(network, variables, images, labels):
 
     def summed(copies):
         def loss(params, image, label):
-            logits = network(params, image[None], lambda x: lax.pmean(x.mean(0, keepdims=True), "samples"))
+            logits = network(params, image[None], Alone())
             return -jax.nn.log_softmax(logits)[0, label]
 
         return jax.vmap(loss, axis_name="samples")(copies, images, labels).sum()
@@ -237,6 +301,6 @@ def defined_alone(network, variables, images, labels):
     """One `jax.grad` a sample, where samples are independent."""
 
     def loss(params, i):
-        return -jax.nn.log_softmax(network(params, images, lambda x: x))[i, jnp.asarray(labels)[i]]
+        return -jax.nn.log_softmax(network(params, images, Together()))[i, jnp.asarray(labels)[i]]
 
     return lax.map(lambda i: jax.grad(loss)(variables["params"], i), jnp.arange(len(images)))

@@ -162,6 +162,21 @@ def test_a_bias_before_batch_norm_has_rows_that_are_rounding_alone():
     assert max(fisher.coverage(Normed(), variables, IMAGES, LABELS, key=jax.random.key(2)).values()) < 1e-5
 
 
+class Weak(nn.Module):
+    """Samples coupled by less than the tolerance (batch norm by a running average, as Equinox has it)."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(_flat(x))
+        return 3 * (x - 0.004 * x.mean(0))
+
+
+@pytest.mark.ci
+def test_samples_that_are_hardly_coupled_have_rows_of_their_own_definition():
+    variables = Weak().init(jax.random.key(1), IMAGES)
+    assert max(fisher.coverage(Weak(), variables, IMAGES, LABELS).values()) < 1e-5
+
+
 class Both(nn.Module):
     """Another order of the samples, which only values tell, in one layer, and the mean of the batch taken away."""
 

@@ -60,7 +60,7 @@ def test_a_piece_before_and_behind_batch_norm(piece):
 
 
 @pytest.mark.ci
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(sorted(blocks.PIECES)), min_size=1, max_size=3), st.booleans(), st.integers(0, 9))
 def test_random_networks(pieces, norm, seed):
     _check([*pieces[:1], "batch_norm", *pieces[1:]] if norm else pieces, seed)
@@ -86,6 +86,17 @@ def _pairs(w, x):
     return jnp.einsum("btc,stc->bs", x, x)[..., None, None] * w[0] @ x.mean((0, 1))
 
 
+def _shuffled(w, x):
+    """The samples in another order for one layer (shuffled batch norm, without the norm)."""
+    order = np.array([2, 0, 3, 1])[np.arange(len(x)) % 4] + np.arange(len(x)) // 4 * 4
+    return jnp.tanh(x[order] @ w[0])[np.argsort(order)]
+
+
+def _repeated_statistics(w, x):
+    """Statistics of sub-batches, spread over their samples by an index."""
+    return (x - jnp.repeat(x.reshape(-1, 2, *x.shape[1:]).mean(1) @ w[0], 2, 0)) @ w[1]
+
+
 def _mean_in_a_loop(w, x):
     return x + jax.lax.scan(lambda c, w: (c + jnp.tanh(x @ w).mean(0), None), jnp.zeros(x.shape[1:], x.dtype), w)[0]
 
@@ -95,6 +106,8 @@ def _mean_in_a_loop(w, x):
     [
         (_normalised_layers, "parameter w is used inside scan, which couples samples."),
         (_pairs, "parameter w meets in mul a batch whose samples are out of order or in pairs."),
+        pytest.param(_shuffled, "rows are not those of the gradient of apply, by ", marks=pytest.mark.ci),
+        pytest.param(_repeated_statistics, "parameter w meets", marks=pytest.mark.ci),
         (_mean_in_a_loop, "parameter w meets the batch in scan, which mixes its samples."),
     ],
 )

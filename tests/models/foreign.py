@@ -15,12 +15,13 @@ _CONV = ("NHWC", "HWIO", "NHWC")
 class Linen(nn.Module):
     norm: bool = True
     rate: float = 0.0
+    axis: str | None = None  # that its statistics are reduced over
 
     @nn.compact
     def __call__(self, x, train):
         x = nn.Conv(4, (3, 3), padding="VALID", name="conv")(x)
         if self.norm:
-            x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
+            x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis, name="norm")(x)
         x = nn.Dropout(self.rate, deterministic=not train)(nn.relu(x).reshape(len(x), -1))
         return nn.Dense(3, name="head")(nn.tanh(nn.Dense(8, name="dense")(x)))
 

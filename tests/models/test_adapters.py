@@ -1,5 +1,6 @@
 """Networks of any make: trained, trimmed, measured and resumed as the same network is elsewhere, or refused."""
 
+import collections
 import functools
 import re
 
@@ -15,8 +16,11 @@ from flax import nnx
 import hardjax as hj
 from hardjax._validate import Refusal
 from hardjax.data.augment import preprocess, resolve
-from hardjax.models import Seeded, init_variables, make_apply, restore
+from hardjax.fisher import check
+from hardjax.models import Logits, Seeded, init_variables, make_apply, restore
 from hardjax.models.apply import OTHERS, samples_are_independent
+from hardjax.study.arms import make_arms
+from hardjax.study.compare import compare
 
 SHAPE = (6, 6, 1)
 IMAGES = jax.random.normal(jax.random.key(0), (5, *SHAPE))
@@ -187,26 +191,70 @@ def test_statistics_and_dropout_move_in_training_and_stand_still_in_testing(kind
     assert jnp.ptp(drawn, axis=0).min() > 1e-3
 
 
+def _rows(norm, variables, images):
+    """By the definition: each sample with parameters of its own, under a named axis; (5, numbers of them)."""
+    linen = foreign.Linen(norm, axis="samples" if norm else None)
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(images)), variables["params"])
+    stats = {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}} if norm else {}
+
+    def summed(copies):
+        def loss(params, image, label):
+            given = {"params": params, "batch_stats": stats}
+            logits = linen.apply(given, image[None], train=True, mutable=["batch_stats"])[0][0]
+            return -jax.nn.log_softmax(logits)[label]
+
+        return jax.vmap(loss, axis_name="samples")(copies, images, LABELS).sum()
+
+    return np.concatenate(
+        [np.reshape(leaf, (len(images), -1)) for leaf in jax.tree.leaves(jax.grad(summed)(copies))], 1
+    )
+
+
 @pytest.mark.ci
+@pytest.mark.parametrize("method", hj.fisher.METHODS)
+@pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("kind", foreign.MAKES)
-def test_gram_equals_the_gradient_of_each_sample_in_float64(kind):
-    model = _made(kind, norm=False)
+def test_gram_equals_the_definition_in_float64(kind, norm, method):
+    model = _made(kind, norm)
     start = init_variables(model, jax.random.key(3), SHAPE)
-    assert samples_are_independent(make_apply(model), start, SHAPE)
-    hj.fisher.coverage(model, start, IMAGES, LABELS, method="vmap")
+    assert samples_are_independent(make_apply(model), start, SHAPE) != norm
+    hj.fisher.coverage(model, start, IMAGES, LABELS, method=method)
     with jax.enable_x64(True):
         double = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float64))
         variables, images = double(start), double(IMAGES)
-        found = hj.fisher.gram(model, variables, images, LABELS, method="vmap")
-        params = _as_linen(kind, variables["params"])
+        found = hj.fisher.gram(model, variables, images, LABELS, method=method)
+        flat = _rows(norm, {"params": _as_linen(kind, variables["params"])}, images)
+        np.testing.assert_allclose(found, flat @ flat.T, rtol=1e-9, atol=1e-9 * np.abs(found).max())
 
-        def loss(params, image, label):
-            logits = foreign.Linen(norm=False).apply({"params": params}, image[None], train=True)[0]
-            return -jax.nn.log_softmax(logits)[label]
 
-        rows = [jax.grad(loss)(params, *sample) for sample in zip(images, LABELS, strict=True)]
-        flat = np.stack([np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(row)]) for row in rows])
-        np.testing.assert_allclose(found, flat @ flat.T, rtol=1e-9)
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", foreign.MAKES)
+def test_rows_under_dropout_are_those_of_the_masks_of_its_key(kind):
+    model, key = _made(kind, norm=False, rate=0.5), jax.random.key(4)
+    apply = make_apply(model)
+    start = apply.init(jax.random.key(3), SHAPE)
+    hj.fisher.coverage(model, start, IMAGES, LABELS, key=key)
+    with jax.enable_x64(True):
+        variables, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (start, IMAGES))
+
+        def loss(params, i):
+            logits = apply({**variables, "params": params}, images, True, key)[0]
+            return -jax.nn.log_softmax(logits)[i, LABELS[i]]
+
+        rows = jax.lax.map(lambda i: jax.grad(loss)(variables["params"], i), jnp.arange(5))
+        flat = np.concatenate([np.reshape(leaf, (5, -1)) for leaf in jax.tree.leaves(rows)], 1)
+        for method in hj.fisher.METHODS:
+            found = hj.fisher.gram(model, variables, images, LABELS, method=method, key=key)
+            np.testing.assert_allclose(found, flat @ flat.T, rtol=1e-9, atol=1e-9 * np.abs(found).max())
+
+
+@pytest.mark.parametrize("kind, name", [("functions", "network"), _ci("nnx", "Nnx"), _ci("haiku", "network")])
+def test_a_refusal_of_rows_calls_a_network_by_its_name(kind, name, monkeypatch):
+    monkeypatch.setattr(check, "_CHECKED", collections.OrderedDict())
+    model = _made(kind, norm=False)
+    variables = init_variables(model, jax.random.key(3), SHAPE)
+    with pytest.raises(Refusal, match=f"the rows of {name} have not been compared"):
+        jax.jit(hj.fisher.make_gram(model))(variables, IMAGES, LABELS)
 
 
 @pytest.mark.ci
@@ -231,6 +279,32 @@ def test_an_instance_starts_from_its_weights_and_a_seeded_one_from_the_seed():
     assert abs(kernels[3] - kernels[5]).max() > 0.01
     drawn = foreign.Nnx(rngs=nnx.Rngs(jax.random.key(2))).conv.kernel[...]
     np.testing.assert_allclose(kernels[5], drawn, rtol=1e-6)
+
+
+def _seeds(model, tiny, seeds):
+    config, arms = hj.TrainConfig(epochs=1, batch_size=35), make_arms((0.5,), ())
+    return compare(config, arms, seeds, dataset=tiny, model=model, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["nnx", _ci("equinox")])
+def test_several_seeds_of_a_network_that_starts_alike_with_each_are_no_comparison(kind, tiny):
+    for model in (_made(kind), make_apply(_made(kind)), Logits(_made(kind), 0)):
+        with pytest.raises(
+            Refusal, match=r" holds its weights, from which all 3 seeds .* hj\.models\.Seeded\("
+        ) as caught:
+            _seeds(model, tiny, 3)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ci
+def test_seeds_of_a_seeded_network_or_of_one_that_starts_alike_on_purpose_are_compared(tiny):
+    held = foreign.make("nnx", norm=False)
+    alike = Seeded(lambda key: held)
+    for model, differs in ((Seeded(lambda key: foreign.Nnx(False, rngs=nnx.Rngs(key))), True), (alike, False)):
+        starts = [init_variables(model, jax.random.key(k), SHAPE)["params"]["conv"]["kernel"] for k in (0, 1)]
+        assert (abs(starts[0] - starts[1]).max() > 0.01) == differs
+        assert len(_seeds(model, tiny, 2).results[0]) == 2
+    assert len(_seeds(held, tiny, 1).results[0]) == 1
 
 
 @pytest.mark.ci
@@ -259,7 +333,7 @@ class Shift(nnx.Variable):
 
 
 class Furnished(nnx.Module):
-    """Constants of three kinds, a mode by argument, a second output, a layer that reduces over a named axis."""
+    """Constants of three kinds, a mode by argument, a layer that reduces over a named axis."""
 
     def __init__(self, rngs):
         self.head = nnx.Linear(36, 3, rngs=rngs)
@@ -271,7 +345,7 @@ class Furnished(nnx.Module):
         x = x.reshape(len(x), -1)
         self.sow(nnx.Intermediate, "seen", x)
         logits = self.norm(self.head(x)) * self.scale + self.shift[...]
-        return (logits + self.helper(x) if is_training else logits), {"features": x}
+        return logits + self.helper(x) if is_training else logits
 
 
 class Counting(Furnished):
@@ -288,8 +362,8 @@ class Drawing(Furnished):
         self.own = rngs.fork()
 
     def __call__(self, x, is_training):
-        logits, extras = super().__call__(x, is_training)
-        return logits + jax.random.normal(self.own.noise(), logits.shape), extras
+        logits = super().__call__(x, is_training)
+        return logits + jax.random.normal(self.own.noise(), logits.shape)
 
 
 class Fixed(Furnished):
@@ -300,7 +374,7 @@ class Fixed(Furnished):
 
 
 @pytest.mark.ci
-def test_constants_arguments_axes_and_extra_outputs_of_nnx():
+def test_constants_arguments_and_axes_of_nnx():
     model = Furnished(nnx.Rngs(0))
     variables, apply = init_variables(model, jax.random.key(0), SHAPE), make_apply(model)
     others = variables["batch_stats"][OTHERS]
@@ -366,7 +440,7 @@ NOT_UNDERSTOOD = {
     ),
     "extras for statistics": (
         lambda: _pair(apply=lambda variables, images: (jnp.zeros((len(images), 3)), images)),
-        "(logits, new batch_stats) where init gives batch_stats, got 2 outputs",
+        "got 2 outputs: say which they are, hj.models.Logits(model, take=0).",
     ),
     "statistics of another shape": (
         lambda: _pair(
@@ -382,8 +456,42 @@ NOT_UNDERSTOOD = {
         lambda: _pair(apply=lambda variables, images, temperature: images),
         "missing 1 required positional argument: 'temperature'",
     ),
-    "no logits": (lambda: _pair(apply=lambda variables, images: {"logits": images}), "Expected logits (2, classes)"),
+    "no logits": (
+        lambda: _pair(apply=lambda variables, images: {"logits": images}),
+        "got dict of logits (2, 6, 6, 1): say which they are",
+    ),
+    "a whole number for a parameter": (
+        lambda: _pair(
+            lambda key, images: {"params": {"w": jnp.zeros(3), "n": [jnp.int32(3)]}}, lambda v, images: images
+        ),
+        "Expected floating-point parameters from <lambda>, got int32 at n/0.",
+    ),
+    "extras beside statistics": (
+        lambda: (foreign.functions()[0], lambda v, x, training: (*foreign.functions()[1](v, x, training), x)),
+        "got 3 outputs: under hj.models.Logits give (outputs, new batch_stats).",
+    ),
 }
+
+
+class Halved(nnx.Module):
+    def __init__(self, rngs):
+        half = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs)
+        self.norm, self.head = nnx.BatchNorm(36, **half), nnx.Linear(36, 3, **half)
+
+    def __call__(self, x):
+        return self.head(self.norm(x.reshape(len(x), -1)))
+
+
+@pytest.mark.ci
+def test_parameters_that_a_network_stores_in_half_precision_are_trained_in_float32(tiny):
+    pair = _pair(
+        lambda key, images: {"params": jnp.full((36, 3), 0.01, jnp.bfloat16)},
+        lambda variables, images: images.reshape(len(images), -1).astype(jnp.bfloat16) @ variables["params"],
+    )
+    for model in (Halved(nnx.Rngs(0)), pair):
+        result = hj.run(hj.TrainConfig(**RUN), dataset=tiny, model=model, progress=False)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result.state.variables)} == {jnp.dtype("float32")}
+        assert result.summary["final_test_top1"] > 50
 
 
 @pytest.mark.ci
@@ -393,6 +501,27 @@ def test_what_is_not_understood_is_refused_in_one_line(what, tiny):
     with pytest.raises(Refusal, match=re.escape(line)) as caught:
         hj.run(hj.TrainConfig(**RUN), dataset=tiny, model=make(), progress=False)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("kind", ["nnx", *map(_ci, ("linen", "equinox", "haiku", "functions"))])
+def test_variables_that_are_none_of_the_networks_are_refused_in_one_line(kind):
+    apply = make_apply(_made(kind))
+    variables = apply.init(jax.random.key(0), SHAPE)
+    given = 'Expected variables {"params": ..., "batch_stats": ...}, got '
+    for wrong, line in (
+        ([1], f"{given}list."),
+        (variables["params"], f"{given}['conv', 'dense', "),
+        ({"batch_stats": variables["batch_stats"]}, given),
+        (
+            {"params": {"other": jnp.zeros(3)}},
+            {"nnx": "Expected params/conv/bias among the variables"}.get(kind, " "),
+        ),
+        ({"params": variables["params"]}, "Expected batch_stats/" if kind in ("nnx", "equinox") else " "),
+    ):
+        for call in (lambda v=wrong: apply(v, IMAGES, False), lambda v=wrong: hj.fisher.gram(apply, v, IMAGES, LABELS)):
+            with pytest.raises(Refusal, match=re.escape(line)) as caught:
+                call()
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.ci

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from hardjax._validate import Refusal
-from hardjax.models.apply import OTHERS, init_variables, make_apply, samples_are_independent
+from hardjax.models.apply import OTHERS, Logits, init_variables, make_apply, samples_are_independent
 
 SHAPE = (4, 4, 1)
 IMAGES = jax.random.normal(jax.random.key(0), (6, *SHAPE))
@@ -194,7 +194,10 @@ class Misshapen(nn.Module):
         ),
         (Awake(), "Awake draws random numbers or moves its statistics in evaluation as in training"),
         (Counting(), "Counting changes its collection 'counter' in training"),
-        (Mapping(), "Expected logits (2, classes) from Mapping, or a tuple that begins with them, got dict of (2, 3)."),
+        (
+            Mapping(),
+            "Expected logits (2, classes) alone from Mapping, got dict of logits (2, 3): say which they are, hj.",
+        ),
         (Demanding(), "Demanding cannot be called: Demanding.__call__() missing 1 required positional argument"),
         (Misshapen(), "Misshapen cannot be called: dot_general requires contracting dimensions to have the same shape"),
     ],
@@ -220,7 +223,8 @@ class Streams(nn.Module):
 
 
 def test_every_stream_is_provided_and_none_draws_like_another():
-    variables, apply = init_variables(Streams(), jax.random.key(1), SHAPE), make_apply(Streams())
+    apply = make_apply(Logits(Streams(), 0))
+    variables = apply.init(jax.random.key(1), SHAPE)
     drawn = apply(variables, IMAGES, True, jax.random.key(2))[0]
     assert set(drawn.ravel().tolist()) == {0.0, 1.0, 2.0}
     assert not samples_are_independent(apply, variables, SHAPE)
@@ -244,7 +248,8 @@ class Furnished(nn.Module):
 
 
 def test_layers_of_training_constants_boxes_and_extra_outputs():
-    variables, apply = init_variables(Furnished(), jax.random.key(1), SHAPE), make_apply(Furnished())
+    apply = make_apply(Logits(Furnished(), 0))
+    variables = apply.init(jax.random.key(1), SHAPE)
     assert sorted(variables["params"]) == ["head", "helper"]
     assert isinstance(variables["params"]["head"]["kernel"], jax.Array)
     chex.assert_trees_all_equal(variables["batch_stats"][OTHERS], {"constants": {"scale": jnp.full((3,), 2.0)}})
@@ -259,5 +264,5 @@ def test_layers_of_training_constants_boxes_and_extra_outputs():
 def test_variables_may_be_as_flax_gives_them():
     own = flax.core.freeze(Furnished().init(jax.random.key(1), IMAGES, True))
     chex.assert_trees_all_close(
-        make_apply(Furnished())(own, IMAGES, True)[0], Furnished().apply(own, IMAGES, True)[0], rtol=1e-6
+        make_apply(Logits(Furnished(), 0))(own, IMAGES, True)[0], Furnished().apply(own, IMAGES, True)[0], rtol=1e-6
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 from flax import nnx
+from hardjax.models import Logits
 
 
 class Dense(nn.Module):
@@ -47,6 +48,30 @@ class Plain:
 
 def made(num_classes, key, width=4):
     return Held(width, num_classes=num_classes, rngs=nnx.Rngs(key))
+
+
+class Two(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x):
+        return {"features": x, "scores": nn.Dense(self.num_classes)(x.reshape(len(x), -1))}
+
+
+chosen = Logits(Two(), "scores")
+
+
+def choosing(num_classes):
+    return Logits(Two(num_classes), "scores")
+
+
+class Pair(Held):
+    def __call__(self, x):
+        return super().__call__(x), x
+
+
+def drawn(rngs, num_classes):
+    return Logits(Pair(num_classes=num_classes, rngs=rngs), 0)
 
 
 def broken():
@@ -93,6 +118,9 @@ def folder(tmp_path, monkeypatch):
         ("nets:Plain.net", {}, "Dense"),
         ("./nets.py:Held", {"width": 4}, "./nets.py:Held"),
         ("inner/nets.py:made", {}, "inner/nets.py:made"),
+        ("nets:chosen", {}, "Two"),
+        ("./nets.py:choosing", {}, "Two"),
+        ("nets:drawn", {}, "nets:drawn"),
     ],
 )
 def test_a_name_stands_for_a_network_or_for_what_makes_one(folder, name, options, made):

@@ -11,7 +11,7 @@ from hardjax.models.ops import pooling
 
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("sides", [(7, 8), (8, 9), (3, 3), (15, 4)])
-def test_values_and_gradients_equal_the_built_in_ones(sides, padding):
+def test_maxima_and_their_gradients_equal_the_built_in_ones(sides, padding):
     keys = jax.random.split(jax.random.key(0), 2)
     with jax.enable_x64():
         # Of few values: the maximum of most windows stands in them several times.

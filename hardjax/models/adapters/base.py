@@ -1,6 +1,7 @@
 """What is common to the networks of all frameworks: collections packed for the engine, the mode found out once."""
 
 import contextlib
+import copy
 import dataclasses
 import re
 from abc import ABC, abstractmethod
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, shown
 from hardjax.models import modes
-from hardjax.models.modes import Manner, plain
+from hardjax.models.modes import Manner, Take, plain
 
 # Constants of a network live among its statistics: both are carried from step to step and saved, neither is trained.
 OTHERS = "(other collections)"
@@ -32,16 +33,20 @@ class Apply(ABC):
         module: the network as it was given.
         name: for titles and refusals.
         holds_weights: it has weights of its own, which `init` gives, or it is made anew from the key.
+        starts_alike: its first weights are the same whatever the key, since the network came with them.
+        take: the choice among several outputs, or None.
         called: how a refusal says that it cannot be called.
         awake: what the framework raises where evaluation draws or moves statistics.
     """
 
     holds_weights: ClassVar[bool] = False
+    starts_alike: bool = False
     called: ClassVar[str] = "cannot be called"
     awake: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, module: Any, name: str) -> None:
         self.module, self.name = module, name
+        self.take: Take | None = None
         self._manners: dict[Any, Manner] = {}
 
     @abstractmethod
@@ -72,7 +77,7 @@ class Apply(ABC):
         images = jnp.zeros((2, *image_shape), jnp.float32)
         manner = modes.understand(self, None, images)
         with modes.refusing(self.name, "cannot be made"):
-            return packed(self.make(manner, True, key, images))
+            return self.packed(self.make(manner, True, key, images))
 
     def __call__(
         self, variables: Mapping[str, Any], images: Array, train: bool, key: Array | None = None
@@ -82,7 +87,7 @@ class Apply(ABC):
             raise Refusal(f"{self.name} draws random numbers in training: pass key=.")
         with modes.refusing(self.name, "cannot be applied"):
             out, changed = self.call(manner, train, full, images, key, watched=False)
-        logits, stats = modes.logits_of(self.name, out, len(images)), variables.get("batch_stats", {})
+        logits, stats = modes.logits_of(self.name, out, len(images), self.take), variables.get("batch_stats", {})
         if not train:
             return logits, stats
         # A scan's carry keeps its types; a trial has compared the shapes.
@@ -91,6 +96,37 @@ class Apply(ABC):
         )
         others = stats.get(OTHERS)
         return logits, {**changed, OTHERS: others} if others else changed
+
+    def packed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """First variables as the engine takes them: constants among the statistics, parameters in at least float32.
+
+        Raises:
+            ValueError: a parameter that cannot be differentiated.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables.get("params", {})):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise Refusal(f"Expected floating-point parameters from {self.name}, got {leaf.dtype} at {name}.")
+        taken = ("params", "batch_stats", *TRANSIENT)
+        others = {name: value for name, value in variables.items() if name not in taken and value}
+        stats = variables.get("batch_stats", {})
+        # Small steps would be lost in the eight bits of a bfloat16.
+        params = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), variables.get("params", {})
+        )
+        return {"params": params, "batch_stats": {**stats, OTHERS: others} if others else stats}
+
+    def taking(self, take: Take) -> "Apply":
+        """The same network with a choice among its outputs.
+
+        Raises:
+            ValueError: it has one already.
+        """
+        if self.take is not None:
+            raise Refusal(f"Expected one hj.models.Logits around {self.name}, got two: take= may be a function.")
+        other = copy.copy(self)
+        other.take, other._manners = take, {}
+        return other
 
     def prepare(self, variables: Mapping[str, Any], images: Array) -> Manner:
         """How the network is called: found out once for these shapes, before anybody watches its layers."""
@@ -121,18 +157,15 @@ class Apply(ABC):
     advice: ClassVar[str] = "an argument such as `train` that switches all its layers"
 
 
-def packed(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """As the engine takes them: constants among the statistics."""
-    others = {
-        name: value for name, value in variables.items() if name not in ("params", "batch_stats", *TRANSIENT) and value
-    }
-    stats = variables.get("batch_stats", {})
-    return {"params": variables.get("params", {}), "batch_stats": {**stats, OTHERS: others} if others else stats}
-
-
 def unpacked(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """As frameworks take them: no empty statistics, constants in their own collections."""
+    """As frameworks take them: no empty statistics, constants in their own collections.
+
+    Raises:
+        ValueError: no parameters among them.
+    """
     full = {name: value for name, value in plain(variables).items() if name not in TRANSIENT}
+    if "params" not in full:
+        raise Refusal(f'Expected variables {{"params": ..., "batch_stats": ...}}, got {shown(sorted(full))}.')
     stats = dict(full.pop("batch_stats", {}))
     others = stats.pop(OTHERS, {})
     return {**full, **others, **({"batch_stats": stats} if stats else {})}
@@ -150,7 +183,14 @@ def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """What lies at a path of nested dicts."""
+    """What lies at a path of nested dicts.
+
+    Raises:
+        ValueError: nothing lies there.
+    """
+    found: Any = tree
     for name in path:
-        tree = tree[name]
-    return tree
+        if not isinstance(found, Mapping) or name not in found:
+            raise Refusal(f"Expected {'/'.join(path)} among the variables: hj.models.init_variables gives them all.")
+        found = found[name]
+    return found

@@ -25,6 +25,7 @@ class EquinoxApply(Apply):
 
     def __init__(self, model: Any, make: Callable[[Array], Any] | None, name: str) -> None:
         super().__init__(model, name or type(model[0] if isinstance(model, tuple) else model).__name__)
+        self.starts_alike = make is None
         held = self._with_state(model)
         self._made = (lambda key: held) if make is None else (lambda key: self._with_state(make(key)))
         module, state = held
@@ -86,8 +87,8 @@ class EquinoxApply(Apply):
 
     def _restored(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
         leaves = [at(variables, (_collection(v), *path)) if eqx.is_array(v) else v for path, v in self._leaves]
-        stats = variables.get("batch_stats", {})
-        state = jax.tree.unflatten(self._state_tree, [stats[str(k)] for k in range(len(stats))])
+        numbers = map(str, range(self._state_tree.num_leaves))
+        state = jax.tree.unflatten(self._state_tree, [at(variables, ("batch_stats", number)) for number in numbers])
         return jax.tree.unflatten(self._tree, leaves), state
 
 

@@ -3,7 +3,8 @@
     init(key, images) -> {"params": ..., "batch_stats": ...}       images (1, H, W, C); "batch_stats" where it has any
     apply(variables, images, train=..., key=...) -> logits         or (logits, new batch_stats) where it has statistics
 
-`train` (by any of the usual names) and `key` are left out where `apply` does not name them.
+`train` (by any of the usual names) and `key` are left out where `apply` does not name them. Under `hj.models.Logits`
+all outputs stand in the place of the logits.
 """
 
 import inspect
@@ -49,12 +50,14 @@ class FunctionsApply(Apply):
         if self._key is not None:
             given[self._key] = jax.random.key(0) if key is None else key
         out, stats = self._apply(variables, images, **given), variables.get("batch_stats", {})
-        if not isinstance(out, tuple):
+        if not isinstance(out, tuple) or (self.take is not None and not stats):
             return out, {"batch_stats": stats}
         if len(out) != 2 or (not stats and jax.tree.leaves(out[1])):
+            under = "under hj.models.Logits give (outputs, new batch_stats)"
+            advice = under if stats else modes.advice(out, len(images))
             raise Refusal(
                 f"Expected logits from {self.name}, or (logits, new batch_stats) where init gives batch_stats, got"
-                f" {len(out)} outputs."
+                f" {len(out)} outputs: {advice}."
             )
         return out[0], {"batch_stats": modes.plain(out[1] or {})}
 

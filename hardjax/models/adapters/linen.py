@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax.models import modes
-from hardjax.models.adapters.base import TRANSIENT, Apply, packed
+from hardjax.models.adapters.base import TRANSIENT, Apply
 from hardjax.models.modes import Manner, plain
 
 # Parameters change by their gradient alone; every other collection is watched.
@@ -24,7 +24,7 @@ _ALL = flax.core.DenyList(("params",))
 
 def is_ours(model: Any) -> bool:
     """Whether the network is one of the zoo's own classes, which tests have seen: it is neither probed nor checked."""
-    module = model.module if isinstance(model, Apply) else model
+    module = model.module if isinstance(model, Apply) and model.take is None else model
     return isinstance(module, nn.Module) and type(module).__module__.startswith("hardjax.models.")
 
 
@@ -37,7 +37,6 @@ class LinenApply(Apply):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module, type(module).__name__)
-        self._ours = is_ours(module)
 
     def candidates(self) -> tuple[list[Manner], list[Manner]]:
         module = self.module
@@ -80,7 +79,7 @@ class LinenApply(Apply):
         """See `Apply.init`. Layers that exist only in training are made as well. Boxes (`nn.with_partitioning`) are
         taken off."""
         images = jnp.zeros((1, *image_shape), jnp.float32)
-        if self._ours:
+        if is_ours(self):
             params_key, dropout_key = jax.random.split(key)
             variables = self.module.init({"params": params_key, "dropout": dropout_key}, images, train=False)
             return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -90,12 +89,12 @@ class LinenApply(Apply):
             # Two images: batch norm in training refuses, or warns of, a single value.
             trained = self.make(manner, True, key, jnp.zeros((2, *image_shape), jnp.float32))
         # Where both modes make a leaf, evaluation's is taken: it is what a network without further layers always got.
-        return packed(_merged(trained, variables))
+        return self.packed(_merged(trained, variables))
 
     def __call__(
         self, variables: Mapping[str, Any], images: Array, train: bool, key: Array | None = None
     ) -> tuple[Array, Any]:
-        if not self._ours:
+        if not is_ours(self):
             return super().__call__(variables, images, train, key)
         variables = {name: value for name, value in variables.items() if name != "batch_stats" or value}
         if not train:

@@ -28,6 +28,7 @@ class NnxApply(Apply):
 
     def __init__(self, module: Any, make: Callable[[Array], Any] | None, name: str) -> None:
         super().__init__(module, name or type(module).__name__)
+        self.starts_alike = make is None
         # Cloned: whatever becomes of the module later changes no run.
         held = nnx.split(nnx.clone(module) if make is None else module)
         self._split = (lambda key: held) if make is None else (lambda key: nnx.split(make(key)))
