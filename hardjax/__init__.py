@@ -7,7 +7,7 @@ from hardjax._version import __version__
 
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax import data, fisher, models, testing
-    from hardjax.choose import losses, selection, trimming
+    from hardjax.choose import batch_plan, losses, selection, trimming
     from hardjax.config import Performance, TrainConfig
     from hardjax.data.augment import Augmentation
     from hardjax.engine.rates import Schedule
@@ -22,6 +22,7 @@ _HOMES = {
     "RunResult": ("hardjax.training.run", "RunResult"),
     "Schedule": ("hardjax.engine.rates", "Schedule"),
     "TrainConfig": ("hardjax.config", "TrainConfig"),
+    "batch_plan": ("hardjax.choose.batch_plan", None),
     "data": ("hardjax.data", None),
     "fisher": ("hardjax.fisher", None),
     "losses": ("hardjax.choose.losses", None),
@@ -40,6 +41,7 @@ __all__ = [
     "Schedule",
     "TrainConfig",
     "__version__",
+    "batch_plan",
     "data",
     "fisher",
     "losses",

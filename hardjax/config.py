@@ -10,7 +10,8 @@ from typing import Any
 from hardjax import _settings, _validate
 from hardjax._axis import axes, axis
 from hardjax._validate import Refusal
-from hardjax.choose import losses, selection, trimming
+from hardjax.choose import batch_plan, losses, selection, trimming
+from hardjax.choose.batch_plan import BatchPlan
 from hardjax.choose.selection import AllBatches, Selection
 from hardjax.choose.trimming import PATHS, Trimming
 from hardjax.data import augment
@@ -23,6 +24,7 @@ from hardjax.fisher.observe import FisherMeasure
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
 DEFAULT_LEARNING_RATE = 0.005  # P1
+DEFAULT_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,13 @@ class TrainConfig:
             "package.module:name" or "./file.py:name", whose code is then run. By it batches and samples are ranked,
             trained and measured.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
-        batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation.
+        batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation. Under a
+            batch plan that of its first stage.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
+        batch_plan: batch sizes that change while training (a `BatchPlan`): at each change batches are drawn anew, a
+            loss table begins with a full epoch again, and the optimiser's state goes on; None: one size.
+        rate_scaling: peak rate of a stage relative to the first one's: "none", "linear" or "sqrt" of the batch size.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
         learning_rate: peak rate for a batch's mean loss; 0.005 if neither rate is given.
@@ -74,9 +80,11 @@ class TrainConfig:
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict: equal ones still hash alike
     loss: str | Callable = losses.CROSS_ENTROPY
     epochs: int = 10
-    batch_size: int = 128
+    batch_size: int = DEFAULT_BATCH_SIZE
     selection: Selection = axis(selection.AXIS, default_factory=AllBatches)
     trimming: Trimming | None = axis(trimming.AXIS)
+    batch_plan: BatchPlan | None = axis(batch_plan.AXIS)
+    rate_scaling: str = "none"
     optimizer: str = "momentum"
     momentum: float = 0.9
     learning_rate: float | None = None
@@ -106,15 +114,17 @@ class TrainConfig:
         if self.data_dir is not None:
             _validate.local_folder(data_dir=self.data_dir)
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        self._settle_batch_plan()
         _validate.at_least(0, seed=self.seed)
         if self.seed >= 2**32:
             raise Refusal(f"Expected seed={self.seed} below 2^32.")
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
         for name, declared in axes(type(self)).items():
-            if getattr(self, name) is not None and self.batch_size < declared.least_batch_size:
+            sizes = (self.batch_size,) if self.batch_plan is None else self.batch_plan.sizes
+            if getattr(self, name) is not None and min(sizes) < declared.least_batch_size:
                 least = declared.least_batch_size
-                raise Refusal(f"Expected batch_size={self.batch_size} to be at least {least} with {name}.")
+                raise Refusal(f"Expected batch_size={min(sizes)} to be at least {least} with {name}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
         if isinstance(self.test_every, str) and self.test_every.isdecimal():
@@ -137,6 +147,24 @@ class TrainConfig:
         if isinstance(self.schedule, Schedule) and self.schedule.kind == "step":
             decays = len(self.schedule.decay_at)
             _validate.in_float32(**{f"learning_rate after {decays} decays": self._last_rate(decays)})
+
+    def _settle_batch_plan(self) -> None:
+        _validate.one_of(batch_plan.SCALINGS, rate_scaling=self.rate_scaling)
+        if self.batch_plan is None:
+            if self.rate_scaling != "none":
+                raise Refusal(f"Expected rate_scaling={self.rate_scaling!r} with a batch_plan, which changes the size.")
+            return
+        first = self.batch_plan.sizes[0]
+        if self.batch_size not in (DEFAULT_BATCH_SIZE, first):
+            raise Refusal(
+                f"Give batch_size={self.batch_size} or batch_plan={self.batch_plan.text!r}, not both: the plan says the"
+                " sizes."
+            )
+        object.__setattr__(self, "batch_size", first)
+        if self.batch_plan.multi_step and not (isinstance(self.schedule, Schedule) and self.schedule.kind == "step"):
+            raise Refusal(
+                f"Expected batch_plan={self.batch_plan.text!r} with a step schedule, whose phases each repeat it."
+            )
 
     def _last_rate(self, decays: int) -> float:
         """The peak rate decayed so many times; never rounded to 0, which a rate may be and a decayed one is not."""

@@ -74,7 +74,7 @@ def test_it_stands_in_a_table(capsys):
 
 
 def test_the_axes_of_today():
-    assert list(axes(hj.TrainConfig)) == ["selection", "trimming", "schedule", "augmentation", "measure"]
+    assert list(axes(hj.TrainConfig)) == ["selection", "trimming", "batch_plan", "schedule", "augmentation", "measure"]
     history = {"keep_fraction": np.array([1.0, 0.2]), "C_K": np.array([3.0, 4.0]), "L_K": np.array([0.1, 0.2])}
     config = hj.TrainConfig(trimming=hj.trimming.Trimming(), measure=hj.fisher.FisherMeasure())
     assert config.columns(history) == {"kept, first to last epoch": "1 to 0.2", "C_K": 4.0, "L_K": 0.2}

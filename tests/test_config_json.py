@@ -16,7 +16,7 @@ import hardjax as hj
 from hardjax import _settings
 from hardjax._axis import axes
 from hardjax._validate import Refusal
-from hardjax.choose import losses, trimming
+from hardjax.choose import batch_plan, losses, trimming
 from hardjax.config import ON_NAN, PRECISIONS
 from hardjax.data import augment
 from hardjax.engine import optimizers, rates
@@ -47,12 +47,16 @@ BOUND = {
     "resize": st.one_of(st.none(), st.integers(1, 2**14)),
     "pad": st.one_of(st.none(), st.integers(0, 2**14)),
     "loss": st.sampled_from(losses.NAMES),
+    "rate_scaling": st.sampled_from(batch_plan.SCALINGS),
     "place": st.sampled_from(augment.PLACES),
     "rows": st.sampled_from(ROWS),
     "method": st.sampled_from(METHODS),
     "trim_path": st.sampled_from(trimming.PATHS),
 }
-OF_CLASS = {hj.trimming.Trimming: {"schedule": st.sampled_from(trimming.SCHEDULES)}}
+OF_CLASS = {
+    hj.trimming.Trimming: {"schedule": st.sampled_from(trimming.SCHEDULES)},
+    hj.batch_plan.BatchPlan: {"text": st.sampled_from(["32", "s32-to-512", "0.25*8-0.75*16"])},
+}
 NAMES = {"schedule": rates.KINDS, "augmentation": tuple(augment.PRESETS)}  # texts that stand for a whole axis
 
 
@@ -81,8 +85,8 @@ def of_class(cls: type) -> st.SearchStrategy:
         try:
             return cls(**given)
         except Refusal as refusal:
-            # The one pair of fields that do not go together; whatever else is refused ought not to be.
-            if "Expected a frame" not in str(refusal):
+            # Fields that do not go together; whatever else is refused ought not to be.
+            if not any(words in str(refusal) for words in ("Expected a frame", "batch_plan", "with measure")):
                 raise
             reject()
 

@@ -47,6 +47,7 @@ class TrainingOptions:
     loss: str = losses.CROSS_ENTROPY
     epochs: int = 10  # E; exactly E * N back-propagations are made
     batch_size: int = 128  # samples a mini-batch
+    rate_scaling: str = "none"  # peak rate of a stage of --batch-plan by its size: none | linear | sqrt
     optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw
     momentum: float = 0.9  # read by momentum and nesterov
     learning_rate: Number = None  # peak rate (0.005 if neither rate is given)

@@ -23,11 +23,16 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
     options = parse(with_axes(Train), "train", arguments)
     prepare.use_compilation_cache()
+    from hardjax.engine.plan import stage_table
     from hardjax.training import run
 
     config, where = options.config(), (options.output, options.overwrite, options.resume)
     run.check_output(*where)
     setting = prepare.setting(options, config)
+    if len(setting.plan.stages) > 1:
+        assert config.batch_plan is not None
+        rows = stage_table(setting.plan, setting.recipe.num_samples)
+        output.table(f"stages of {config.batch_plan.text}", rows)
     result = run.train(setting, *where, progress=not options.quiet)
     folder, summary = local_folder(output=options.output), result.summary
     if summary["end"] != "interrupted":

@@ -27,6 +27,7 @@ _SMALLER_BATCH = 'take a smaller batch_size, a smaller network or, of the zoo, m
 _TRAINING = "training", _SMALLER_BATCH
 _WORDS = {
     "init": ("drawing the first state", _SMALLER_NETWORK),
+    "restage": ("drawing batches of another size", _SMALLER_NETWORK),
     "plan": ("planning a round", _SMALLER_NETWORK),
     "segment": _TRAINING,
     "rounds": _TRAINING,

@@ -56,7 +56,8 @@ class RunPlan:
         measure_every: steps that each measurement stands for; None measures nothing.
         measure_spread: measure somewhere in each interval instead of at its first step, see `measured_step`.
         test_every: a number of epochs, or "round".
-        bound: most steps in one dispatch; it changes no result.
+        bound: most steps in one dispatch of the first stage; it changes no result.
+        bound_by_time: of the other stages as many as take as long, by their batch size; else as many.
     """
 
     stages: tuple[Stage, ...]
@@ -67,6 +68,7 @@ class RunPlan:
     measure_spread: bool = False
     test_every: int | str = 1
     bound: int = 64
+    bound_by_time: bool = False
 
     @property
     def epochs(self) -> Fraction:
@@ -96,6 +98,30 @@ class RunPlan:
         index = self.stage_of(backprops)
         stage, (steps, epochs) = self.stages[index], self.start_of(index)
         return epochs + (backprops - steps) * stage.epochs / stage.steps
+
+    def backprops(self, epoch: Fraction) -> int:
+        """The fewest back-propagations after which so many epochs are done: the inverse of `epoch`."""
+        for index, stage in enumerate(self.stages):
+            steps, epochs = self.start_of(index)
+            if epoch <= epochs + stage.epochs:
+                return steps + max(0, math.ceil((epoch - epochs) * stage.steps / stage.epochs))
+        return self.steps
+
+    def batch_size(self, backprops: int) -> int:
+        """Of the step that was trained last; of the first one before it."""
+        return self.stages[self.stage_of(max(0, backprops - 1))].sizes.batch_size
+
+    def state_stage(self, at: "Position") -> int:
+        """The stage whose shapes the state has there: at a change that of the stage before, until the next round is
+        planned."""
+        return self.stage_of(at.backprops if at.round_steps else max(0, at.backprops - 1))
+
+    def bound_of(self, index: int) -> int:
+        """Most steps in one dispatch of a stage."""
+        if not self.bound_by_time:
+            return self.bound
+        first, own = self.stages[0].sizes.batch_size, self.stages[index].sizes.batch_size
+        return max(1, self.bound * first // own)
 
     def measured_step(self, index: int) -> int | None:
         """The step before which measurement `index` is taken: interval j of `every` steps has one, and it stands for
@@ -195,10 +221,11 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     if at.round_steps and due == at.backprops:
         return Dispatch("look", spec, after=dataclasses.replace(at, measured=at.measured + 1), **common)
     free = length - at.cursor if due is None else min(length - at.cursor, due - at.backprops)
+    bound = plan.bound_of(index)
     if not at.round_steps:
         # Neither cut nor looked into: planned and trained in one program, since a round may be two steps (P1 on
         # STL-10).
-        if free == length <= plan.bound:
+        if free == length <= bound:
             alone = first and (selection != plan.selection or length != plan.stages[index].round_steps)
             rounds = 1 if alone else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)
@@ -208,10 +235,10 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     # Nothing is measured inside this round: segments of equal length. Otherwise they end where the next measurement is
     # due, and come from a ladder of few lengths, or every interval would bring new programs.
     if due is None or (due >= began + length and (plan.measured_step(at.measured - 1) or 0) <= began):
-        steps = lengths.even(length, at.cursor, plan.bound)
+        steps = lengths.even(length, at.cursor, bound)
     else:
         assert plan.measure_every is not None
-        steps = lengths.rung(free, plan.bound, plan.measure_every)
+        steps = lengths.rung(free, bound, plan.measure_every)
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:
         after = dataclasses.replace(after, round_steps=0, cursor=0)
@@ -256,6 +283,35 @@ def programs(plan: RunPlan) -> set[tuple[str, RoundSpec, int]]:
     return {(call.kind, call.spec, call.stage) for call in dispatches(plan) if call.kind != "look"}
 
 
+def stage_table(plan: RunPlan, samples: int) -> list[dict[str, Any]]:
+    """A row a stage, for people: its epochs, size, steps, peak rate, the programs that it is the first to need, and the
+    samples that are trained once more because a last batch is filled up.
+
+    Args:
+        samples: n of the training split.
+    """
+    rows, known = [], set()
+    for index, stage in enumerate(plan.stages):
+        sizes = stage.sizes
+        needed = {(kind, spec, sizes) for kind, spec, of in programs(plan) if of == index}
+        # Of strategies that choose, the first epoch alone has every batch once.
+        full = Fraction(stage.steps, sizes.num_batches) if stage.round_steps == sizes.num_batches else 1
+        surplus = math.floor(full) * (sizes.num_batches * sizes.batch_size - samples)
+        rows.append(
+            {
+                "stage": index + 1,
+                "epochs": float(stage.epochs),
+                "batch size": sizes.batch_size,
+                "steps": stage.steps,
+                "peak rate": stage.learning_rate,
+                "programs": len(needed - known),
+                "surplus samples": surplus,
+            }
+        )
+        known |= needed
+    return rows
+
+
 def _round_length(plan: RunPlan, index: int, began: int) -> int:
     """Steps of the round that begins here: N in a stage's first one; what is left of the stage in its last one."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
@@ -291,7 +347,7 @@ def _tests(plan: RunPlan, backprops: int) -> int:
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
     """Whole rounds in one call: a `lengths.power`, none past a test point, a measured step, the bound or the stage."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
-    most = min(plan.bound, start + stage.steps - began) // length
+    most = min(plan.bound_of(index), start + stage.steps - began) // length
     if due is not None:
         most = min(most, (due - began) // length)
     if plan.test_every == "round":

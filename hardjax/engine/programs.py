@@ -27,7 +27,7 @@ from hardjax.engine.recipe import (
     table_slots,
 )
 from hardjax.engine.rounds import Observer, RoundInfo, RoundSpec, make_look, make_plan, make_rounds, make_segment
-from hardjax.engine.state import Recipe, Sizes, StepInputs, TrainData, TrainState, make_init
+from hardjax.engine.state import Recipe, Sizes, StepInputs, TrainData, TrainState, make_init, make_restage
 
 # Dispatch.kind -> builder of the function that trains or plans it.
 _BUILDERS = {"plan": make_plan, "segment": make_segment, "rounds": make_rounds}
@@ -41,8 +41,8 @@ class Programs:
 
     Attributes:
         compile_seconds: spent tracing and compiling so far.
-        traces: number of programs compiled so far, by kind ("init", "plan", "segment", "rounds", "look", "evaluate",
-            "predict").
+        traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
+            "evaluate", "predict").
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -55,6 +55,10 @@ class Programs:
     def init(self, sizes: Sizes, seed: int, hyper: Hyper, table: Array) -> TrainState:
         """A fresh state with this empty loss table; the seed is traced."""
         return self._call("init", sizes, jnp.uint32(seed), hyper, table)
+
+    def restage(self, sizes: Sizes, state: TrainState, table: Array) -> TrainState:
+        """A state at another batch size, with this empty loss table."""
+        return self._call("restage", sizes, state, table)
 
     def state_shapes(self, sizes: Sizes, hyper: Hyper, table: Any) -> TrainState:
         """Shapes and dtypes of a state; traced once for sizes and a table, of which the shape is read."""
@@ -131,6 +135,8 @@ class Programs:
     def _function(self, kind: str, key: Any) -> Callable:
         if kind == "init":
             return make_init(self.recipe, key)
+        if kind == "restage":
+            return make_restage(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
         if kind == "evaluate":
@@ -284,8 +290,11 @@ def lowerable(
     for index, stage in enumerate(plan.stages):
         table = jax.eval_shape(lambda stage=stage: plan.selection.init(table_slots(recipe, stage.sizes)))
         init = make_init(recipe, stage.sizes), (jax.ShapeDtypeStruct((), jnp.uint32), hyper, table)
-        programs["init" if index == 0 else f"init of stage {index}"] = init
         states.append(jax.eval_shape(init[0], *init[1]))
+        if index == 0:
+            programs["init"] = init
+        else:
+            programs[f"restage to {index}"] = make_restage(recipe, stage.sizes), (states[-2], table)
     for call in dispatches(plan):
         if _name(call) in programs:
             continue

@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from hardjax import _by_name
 from hardjax._validate import Refusal
 from hardjax.choose import losses, trimming
+from hardjax.choose.batch_plan import BatchPlan, Span, rate_scale, steps_of
 from hardjax.choose.selection import AllBatches
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import resolve
@@ -94,8 +94,8 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
         ValueError: more samples in a batch than there are, or an augmentation that does not fit.
     """
     num_samples = dataset.train.num_samples
-    if config.batch_size > num_samples:
-        raise Refusal(f"Expected batch_size={config.batch_size} to be at most the {num_samples} training samples.")
+    if (largest := max(batch_sizes(config))) > num_samples:
+        raise Refusal(f"Expected batch_size={largest} to be at most the {num_samples} training samples.")
     return Recipe(
         init_variables=functions.init,
         apply=functions.apply,
@@ -110,25 +110,39 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
 
 
 def make_run_plan(
-    config: Any, recipe: Recipe, *, bound: int = 64, trim_path: str = "auto", trim_programs: int = 5
+    config: Any,
+    recipe: Recipe,
+    *,
+    bound: int = 64,
+    bound_by_time: bool = False,
+    trim_path: str = "auto",
+    trim_programs: int = 5,
 ) -> RunPlan:
     """The plan of a run; tries the network out where batches are trimmed.
 
     Raises:
         ValueError: more steps than are counted, a round of no steps, or a trim path that would change the result.
     """
-    size, selection = config.batch_size, config.selection
-    num_batches = -(-recipe.num_samples // size)
+    selection, spans = config.selection, _spans(config)
+    steps = steps_of(spans, recipe.num_samples)
     # Steps, visits and drops are int32 on the device.
-    if config.epochs * num_batches >= 2**31:
-        raise Refusal(f"Expected epochs={config.epochs} of {num_batches} batches to be fewer than 2^31 steps in all.")
-    round_steps = selection.round_steps(num_batches)
-    if isinstance(round_steps, bool) or not isinstance(round_steps, int) or round_steps < 1:
-        raise Refusal(f"Expected round_steps({num_batches}) of {selection!r} to be at least 1, got {round_steps!r}.")
-    trims = None
-    if config.trimming is not None:
-        paths = trim_paths(recipe)
-        trims = trimming.make_plan(
+    if sum(steps) >= 2**31:
+        raise Refusal(f"Expected epochs={config.epochs} to be fewer than 2^31 steps in all, got {sum(steps)}.")
+    paths = None if config.trimming is None else trim_paths(recipe)
+    stages = []
+    for span, count in zip(spans, steps, strict=True):
+        size, num_batches = span.size, -(-recipe.num_samples // span.size)
+        if count < 1:
+            raise Refusal(
+                f"Expected batch_plan={config.batch_plan.text!r} with stages of a step at least; {float(span.epochs):g}"
+                f" epochs of {num_batches} batches of {size} are none."
+            )
+        round_steps = selection.round_steps(num_batches)
+        if isinstance(round_steps, bool) or not isinstance(round_steps, int) or round_steps < 1:
+            raise Refusal(
+                f"Expected round_steps({num_batches}) of {selection!r} to be at least 1, got {round_steps!r}."
+            )
+        trims = paths and trimming.make_plan(
             config.trimming,
             config.epochs,
             size,
@@ -138,17 +152,19 @@ def make_run_plan(
             lean=paths.lean(size),
             isolated=paths.isolated,
         )
-    # Room for the longest round, though most are shorter: shapes of a state never change.
-    stage = Stage(
-        sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
-        epochs=Fraction(config.epochs),
-        steps=config.epochs * num_batches,
-        round_steps=round_steps,
-        learning_rate=config.peak_learning_rate,
-        trims=trims,
-    )
+        stages.append(
+            Stage(
+                # Room for the longest round, though most are shorter: shapes of a stage's state never change.
+                sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
+                epochs=span.epochs,
+                steps=count,
+                round_steps=round_steps,
+                learning_rate=config.peak_learning_rate * rate_scale(config.rate_scaling, size, spans[0].size),
+                trims=trims,
+            )
+        )
     return RunPlan(
-        stages=(stage,),
+        stages=tuple(stages),
         selection=selection,
         schedule=config.schedule,
         trimming=config.trimming,
@@ -156,7 +172,18 @@ def make_run_plan(
         measure_spread=not (isinstance(selection, AllBatches) and selection.redraws),
         test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
+        bound_by_time=bound_by_time,
     )
+
+
+def batch_sizes(config: Any) -> tuple[int, ...]:
+    """Of the stages of a run, in order; neighbours of one size are one stage."""
+    return tuple(span.size for span in _spans(config))
+
+
+def _spans(config: Any) -> tuple[Span, ...]:
+    plan = BatchPlan.constant(config.batch_size) if config.batch_plan is None else config.batch_plan
+    return plan.spans(config.epochs, config.schedule.decay_at)
 
 
 def make_hyper(config: Any) -> Hyper:

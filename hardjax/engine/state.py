@@ -177,6 +177,27 @@ def make_init(recipe: Recipe, sizes: Sizes) -> Callable[[Array, Hyper, Array], T
     return init
 
 
+def make_restage(recipe: Recipe, sizes: Sizes) -> Callable[[TrainState, Array], TrainState]:
+    """`restage(state, table) -> TrainState` at another batch size, pure: batches are drawn anew and the loss table is
+    the empty one given; parameters, statistics, optimiser and what is counted of samples go on. Visits of batches begin
+    anew with the batches."""
+
+    def restage(state: TrainState, table: Array) -> TrainState:
+        row = () if sizes.unit == "batch" else (sizes.batch_size,)
+        # Of the round that comes: the draws of another stage, also where a strategy keeps its batches.
+        key = draw(state.key, PARTITION, state.round)
+        return replace(
+            state,
+            table=table,
+            partition=make_partition(key, recipe.num_samples, sizes.batch_size),
+            slots=jnp.zeros((sizes.slot_rows, *row), jnp.int32),
+            cursor=jnp.zeros_like(state.cursor),
+            visits=jnp.zeros(table.shape[:1], jnp.int32) if sizes.unit == "batch" else state.visits,
+        )
+
+    return restage
+
+
 def hash_samples(before: Array, schedule: Array) -> Array:
     """The running hash with the samples of some more steps: equal for equal sequences, however they are cut.
 

@@ -19,6 +19,7 @@ from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive
 from hardjax.training import checkpoint, files, spectra
 from hardjax.training.probe import check_observer
+from hardjax.training.resume import shapes_of
 from hardjax.training.setting import Setting, prepare
 
 
@@ -93,7 +94,7 @@ def measure_run(
     final = {}
     if batches:
         setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
-        state = checkpoint.restore(folder, setting.init_state())
+        state = checkpoint.restore(folder, lambda one: shapes_of(setting, one))
         rows = rows or (config.measure.rows if config.measure else "contribution")
         final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches, float64)
     return Report(
@@ -114,7 +115,7 @@ def _measure_state(
 ) -> dict[str, np.ndarray]:
     recipe, train = setting.recipe, setting.splits["train"]
     observer = measure.observer(setting.performance.gram_chunk)
-    check_observer(recipe, setting.config.batch_size, observer, setting.dataset)
+    check_observer(recipe, state.partition.shape[1], observer, setting.dataset)
     with jax.enable_x64(float64):
         observe = jax.jit(observer.make(recipe.apply, recipe.loss))
         variables = (

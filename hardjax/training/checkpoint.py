@@ -154,13 +154,15 @@ def kept(folder: str | os.PathLike) -> list[Kept]:
 
 
 def newest(
-    folder: str | os.PathLike, like: TrainState, usable: Callable[[Kept], str] = lambda kept: ""
+    folder: str | os.PathLike,
+    like: TrainState | Callable[[Kept], TrainState],
+    usable: Callable[[Kept], str] = lambda kept: "",
 ) -> tuple[Kept, TrainState]:
     """The newest checkpoint that is as it was written; those passed over are named in a `RunWarning`.
 
     Args:
         folder: of the run.
-        like: a state, or its shapes and dtypes.
+        like: a state, or its shapes and dtypes; or kept -> those of it.
         usable: kept -> what else is wrong with it, or "".
 
     Raises:
@@ -179,13 +181,13 @@ def newest(
         faults.append(f"the checkpoint {str(candidate.path)!r} is damaged: {fault}")
     else:
         raise Refusal(f"{faults[0][0].upper()}{faults[0][1:]}.")
-    state = _read(candidate, like)
+    state = _read(candidate, like(candidate) if callable(like) else like)
     for fault in faults:
         warnings.warn(f"{fault}; the one at {candidate.step:,} back-propagations is taken", RunWarning, stacklevel=2)
     return candidate, state
 
 
-def restore(folder: str | os.PathLike, like: TrainState) -> TrainState:
+def restore(folder: str | os.PathLike, like: TrainState | Callable[[Kept], TrainState]) -> TrainState:
     """The state of the newest checkpoint in a run's folder, see `newest`."""
     return newest(folder, like)[1]
 

@@ -52,7 +52,7 @@ class Loop:
         self.seconds = 0.0 if start is None else start.seconds
         self.resumed_at = () if start is None else start.resumed_at
         self.state = setting.init_state() if start is None else start.state
-        self.record = Record(setting.plan, self.state.table.shape[0], folder)
+        self.record = Record(setting.plan, folder)
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
@@ -118,6 +118,8 @@ class Loop:
         if self._window is None:
             self._window = (time.perf_counter(), programs.compile_seconds, self.position.backprops)
         report = None
+        if dispatch.stage != self.plan.state_stage(dispatch.before):
+            self.state = self.setting.restage(self.state, dispatch.stage)
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
@@ -165,8 +167,10 @@ class Loop:
         assert self._window is not None
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
         # Never upwards, and down only by much: another bound is another set of programs to compile.
-        if affordable < self.plan.bound / 4:
-            self.plan = dataclasses.replace(self.plan, bound=max(LEAST_BOUND, affordable))
+        index = self.plan.stage_of(max(0, self.position.backprops - 1))
+        share = affordable / self.plan.bound_of(index)
+        if share < 1 / 4:
+            self.plan = dataclasses.replace(self.plan, bound=max(LEAST_BOUND, int(share * self.plan.bound)))
 
     def _drain(self) -> None:
         """Read everything, wait for the device, stop the clock."""
@@ -185,7 +189,8 @@ class Loop:
         entry = _test_point(self.setting, self.plan, self.state, self.position.backprops)
         entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
         skipped = self.record.bad_steps if config.on_nan == "skip-step" else 0
-        entry = self.record.tested(**entry, batch_size=config.batch_size, skipped=skipped, seconds=self.seconds)
+        size = self.plan.batch_size(self.position.backprops)
+        entry = self.record.tested(**entry, batch_size=size, skipped=skipped, seconds=self.seconds)
         self.bar.tested(entry)
 
     def _reason_to_stop(self) -> str | None:
@@ -202,7 +207,7 @@ class Loop:
         except jax.errors.JaxRuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            measure, batch = self.setting.config.measure, self.setting.config.batch_size
+            measure, batch = self.setting.config.measure, self.plan.batch_size(self.position.backprops)
             assert measure is not None
             advice = memory.advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error

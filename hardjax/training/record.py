@@ -102,7 +102,6 @@ class Record:
 
     Args:
         plan: of the run.
-        num_slots: entries of the loss table.
         folder: where its files are; None writes none.
 
     Attributes:
@@ -113,13 +112,12 @@ class Record:
         never_finite: batches of the first round whose loss was not finite.
     """
 
-    def __init__(self, plan: RunPlan, num_slots: int, folder: Path | None = None) -> None:
+    def __init__(self, plan: RunPlan, folder: Path | None = None) -> None:
         self.history = History()
         self.spectra = spectra.Spectra(plan.measure_every or 1)
         self.bad_steps, self.never_finite = 0, 0
         self.first_bad: int | None = None
         self._plan = plan
-        self._num_slots = num_slots
         # Of a run over samples, rounds times n counts would outgrow everything else.
         self._rounds: list[np.ndarray] | None = [] if plan.selection.unit == "batch" else None
         self._under_way: np.ndarray | None = None
@@ -140,7 +138,7 @@ class Record:
         if self._rounds is None:
             return
         for row in info.slots.reshape(dispatch.spec.rounds, -1):
-            counts = np.bincount(row, minlength=self._num_slots)
+            counts = np.bincount(row, minlength=self._plan.stages[dispatch.stage].sizes.num_batches)
             # A round that was cut is one row, whatever its segments: no `Performance` setting shows in the record.
             if self._under_way is not None:
                 counts, self._under_way = counts + self._under_way, None
@@ -211,11 +209,15 @@ class Record:
 
     @property
     def replays(self) -> np.ndarray | None:
-        """(rounds, slots) times trained in each round, the last one perhaps cut short; None where slots are samples."""
+        """(rounds, slots) times trained in each round, the last one perhaps cut short; None where slots are samples.
+        Rows of stages with fewer batches are filled up with zeros."""
         if self._rounds is None:
             return None
         rows = self._rounds + ([] if self._under_way is None else [self._under_way])
-        return np.stack(rows) if rows else np.zeros((0, self._num_slots), np.uint8)
+        width = max(stage.sizes.num_batches for stage in self._plan.stages)
+        if not rows:
+            return np.zeros((0, width), np.uint8)
+        return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
 
     def _count_bad(self, dispatch: Dispatch, info: RoundInfo) -> None:
         finite = np.isfinite(np.ravel(info.loss))

@@ -60,7 +60,9 @@ def find(folder: Path, setting: Setting) -> Start | None:
     if not kept:
         _same_configuration(_written_config(folder), setting.config.to_dict(), folder)
         return None
-    found, state = checkpoint.newest(folder, setting.state_shapes(), lambda one: _unusable(folder, one, setting))
+    found, state = checkpoint.newest(
+        folder, lambda one: shapes_of(setting, one), lambda one: _unusable(folder, one, setting)
+    )
     facts = found.facts
     position = Position(**facts["position"])
     ended = facts["end"] is not None
@@ -79,6 +81,11 @@ def find(folder: Path, setting: Setting) -> Start | None:
         resumed_at=resumed if ended else (*resumed, position.backprops),
         end=facts["end"],
     )
+
+
+def shapes_of(setting: Setting, one: Kept) -> TrainState:
+    """Of the state that a checkpoint holds; of one without its place in the run that of the beginning."""
+    return setting.state_shapes(Position(**one.facts["position"]) if "position" in one.facts else Position())
 
 
 def identity(setting: Setting) -> dict[str, Any]:

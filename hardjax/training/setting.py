@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
@@ -16,6 +17,7 @@ from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
 from hardjax.engine.programs import Programs, compile_run, programs_for
 from hardjax.engine.recipe import (
+    batch_sizes,
     functions_named,
     functions_of,
     make_hyper,
@@ -75,19 +77,26 @@ class Setting:
         """Shapes of the first stage."""
         return self.plan.stages[0].sizes
 
-    def state_shapes(self) -> TrainState:
-        """The state as shapes and dtypes; nothing is computed."""
-        table = jax.eval_shape(lambda: self.config.selection.init(table_slots(self.recipe, self.sizes)))
-        return self.programs.state_shapes(self.sizes, self.hyper, table)
+    def state_shapes(self, at: Position = _START) -> TrainState:
+        """The state as shapes and dtypes, where a run stands; nothing is computed."""
+        sizes = self.plan.stages[self.plan.state_stage(at)].sizes
+        return self.programs.state_shapes(sizes, self.hyper, jax.eval_shape(lambda: self._empty_table(sizes)))
 
     def init_state(self) -> TrainState:
-        table = self.config.selection.init(table_slots(self.recipe, self.sizes))
-        state = self.programs.init(self.sizes, self.config.seed, self.hyper, table)
+        state = self.programs.init(self.sizes, self.config.seed, self.hyper, self._empty_table(self.sizes))
         if self.start is None:
             return state
         # Copies: a donated state would take the caller's arrays with it.
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
         return replace(state, **given)
+
+    def restage(self, state: TrainState, index: int) -> TrainState:
+        """The state as a stage begins with it."""
+        sizes = self.plan.stages[index].sizes
+        return self.programs.restage(sizes, state, self._empty_table(sizes))
+
+    def _empty_table(self, sizes: Sizes) -> Array:
+        return self.config.selection.init(table_slots(self.recipe, sizes))
 
     def compile(self, saved: bool, at: Position = _START, state: TrainState | None = None) -> Need:
         """Compile what the run begins with, before anything is allocated for it; see `engine.programs.compile_run`.
@@ -145,6 +154,8 @@ def prepare(
     config = dataclasses.replace(config, dataset=dataset.name)
     recipe = make_recipe(config, dataset, functions)
     facts = check_model(recipe, config.batch_size, dataset)
+    for size in sorted({*batch_sizes(config)} - {config.batch_size}):
+        check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
     if variables is not None:
@@ -155,6 +166,7 @@ def prepare(
         config,
         recipe,
         bound=performance.steps_per_dispatch or _expected_bound(facts.flops),
+        bound_by_time=performance.steps_per_dispatch is None,
         trim_path=performance.trim_path,
         trim_programs=performance.trim_programs,
     )
@@ -188,7 +200,8 @@ def _observer(
     if config.measure is None:
         return None
     observer = config.measure.observer(performance.gram_chunk)
-    check_observer(recipe, config.batch_size, observer, dataset)
+    for size in sorted({*batch_sizes(config)}):
+        check_observer(recipe, size, observer, dataset)
     return observer
 
 

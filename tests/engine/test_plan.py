@@ -1,15 +1,17 @@
 """The plan of a run, enumerated, against a simulation that goes step by step."""
 
 import dataclasses
+import itertools
 import json
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from hardjax.choose.batch_plan import BatchPlan, steps_of
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples
 from hardjax.choose.trimming import Trimming, make_plan
 from hardjax.engine.plan import (
@@ -258,3 +260,86 @@ def test_plans_need_no_device(selection):
     """Whatever is asked of a plan is plain Python: no array is made."""
     plan = dataclasses.replace(plan_of(10), selection=selection)
     assert all(isinstance(call.after.backprops, int) for call in dispatches(plan))
+
+
+STAGES = dict(
+    sizes=st.lists(st.sampled_from([4, 8, 16, 32]), min_size=1, max_size=4),
+    samples=st.integers(33, 200),
+    epochs=st.integers(1, 7),
+    delta=st.floats(0.05, 1.0),
+    bound=st.integers(1, 40),
+    every=st.none() | st.integers(1, 30),
+    multi_step=st.booleans(),
+)
+
+
+def staged(sizes, samples, epochs, delta=0.3, bound=64, every=None, multi_step=False, **settings) -> RunPlan:
+    """A plan of several stages, as `make_run_plan` builds it of a configuration."""
+    spans = BatchPlan.stages(sizes, multi_step=multi_step).spans(epochs, (0.5, 0.75))
+    selection, stages = HardBatches(delta), []
+    for span, steps in zip(spans, steps_of(spans, samples), strict=True):
+        batches = -(-samples // span.size)
+        if not steps:
+            reject()
+        shapes = Sizes(span.size, batches, batches, "batch")
+        stages.append(Stage(shapes, span.epochs, steps, selection.round_steps(batches), 0.1))
+    return RunPlan(tuple(stages), selection, measure_every=every, bound=bound, **settings)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(**STAGES)
+def test_stages_end_exactly_and_begin_with_a_full_epoch(sizes, samples, epochs, delta, bound, every, multi_step):
+    plan = staged(sizes, samples, epochs, delta, bound, every, multi_step, bound_by_time=True)
+    trained = [0] * len(plan.stages)
+    for call in dispatches(plan):
+        stage = plan.stages[call.stage]
+        if call.trained:
+            assert plan.stage_of(call.before.backprops) == plan.stage_of(call.after.backprops - 1) == call.stage
+            assert plan.state_stage(call.after) == call.stage == plan.stage_of(call.after.backprops - 1)
+            assert plan.batch_size(call.after.backprops) == stage.sizes.batch_size
+        within = call.before.backprops - call.before.cursor - plan.start_of(call.stage)[0]
+        if call.kind in ("rounds", "plan"):
+            full = min(stage.sizes.num_batches, stage.steps) if within == 0 else stage.round_steps
+            assert call.spec.steps == min(full, stage.steps - within)
+            assert call.spec.selection == (plan.selection.first_round() if within == 0 else plan.selection)
+        assert call.trained <= plan.bound_of(call.stage)
+        trained[call.stage] += call.trained
+    assert trained == [stage.steps for stage in plan.stages]
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(**STAGES)
+def test_progress_and_its_inverse(sizes, samples, epochs, delta, bound, every, multi_step):
+    plan = staged(sizes, samples, epochs, delta, bound, every, multi_step)
+    assert plan.epoch(0) == 0 and plan.epoch(plan.steps) == plan.epochs == epochs
+    for backprops in range(plan.steps + 1):
+        assert plan.backprops(plan.epoch(backprops)) == backprops
+        if backprops:
+            assert plan.epoch(backprops) > plan.epoch(backprops - 1)
+            assert plan.backprops((plan.epoch(backprops) + plan.epoch(backprops - 1)) / 2) == backprops
+    for index in range(len(plan.stages)):
+        first, done = plan.start_of(index)
+        assert plan.epoch(first) == done and plan.stage_of(first) == index
+
+
+def test_rates_fall_with_the_first_step_of_a_phase():
+    plan = staged([32, 8], 96, 8, multi_step=True, schedule=Schedule("step", (0.5, 0.75)))
+    # N = 3 and 12: phases of 4, 2 and 2 epochs, each half at 32 and half at 8.
+    assert [stage.steps for stage in plan.stages] == [6, 24, 3, 12, 3, 12]
+    edges = np.cumsum([0] + [stage.steps for stage in plan.stages])
+    factors = np.concatenate([learning_rate_factors(plan, np.arange(*ends)) for ends in itertools.pairwise(edges)])
+    np.testing.assert_allclose(factors, np.repeat([1, 0.1, 0.01], [30, 15, 15]))
+
+
+def test_programs_of_stages_are_few():
+    plan = staged([16, 32, 64, 128, 256], 60000, 40, 0.2, bound=64, bound_by_time=True)
+    rungs = 1 + math.log(64, 4)
+    found = programs(plan)
+    for index in range(5):
+        assert len([1 for _, _, stage in found if stage == index]) <= 9 + rungs
+
+
+def test_the_bound_of_a_dispatch_follows_the_size():
+    plan = staged([4, 16], 64, 4, bound=64, bound_by_time=True)
+    assert [plan.bound_of(0), plan.bound_of(1)] == [64, 16]
+    assert dataclasses.replace(plan, bound_by_time=False).bound_of(1) == 64

@@ -16,6 +16,7 @@ import zoo
 
 import hardjax as hj
 from hardjax._validate import OutOfMemory
+from hardjax.choose.batch_plan import BatchPlan
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.data import Dataset
 from hardjax.engine.plan import programs
@@ -277,6 +278,7 @@ AXES = {
     "trimming": [None, hj.trimming.Trimming(1.0, 0.5)],
     "measure": [None, hj.fisher.FisherMeasure(every=2)],
     "on_nan": ["record", "skip-step"],
+    "batch_plan": [None, BatchPlan("30-10")],
 }
 
 
@@ -314,7 +316,7 @@ def test_every_two_axes_work_together(tiny, row):
         evaluate_train=False,
     )
     result = hj.run(settings, dataset=tiny, model=model, performance=COUNTED, progress=False)
-    assert result.summary["backprops"] == 2 * 3
+    assert result.summary["backprops"] == 2 * 3 if settings.batch_plan is None else 3 + 8
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
     traces = prepare(settings, tiny, model).programs.traces
     planned = programs(prepare(settings, tiny, model, COUNTED).plan)
