@@ -121,9 +121,11 @@ def make_segment(
         state, info = run_step(state, batch, hyper, inputs, key)
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         with jax.named_scope("loss"):
-            loss, top1 = info.losses.mean(), None if info.correct is None else info.correct.mean()
+            loss = info.losses.mean()
         with jax.named_scope("selection"):
             table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
+        with jax.named_scope("loss"):
+            top1 = None if info.correct is None else info.correct.mean()
         return replace(state, table=table), (loss, top1, *_trim_row(info, inputs.keep), info.bad)
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
