@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardjax.fisher import by_uses, definition, rules
+from hardjax.fisher import by_uses, definition
 from hardjax.fisher.names import named_leaves
+from hardjax.fisher.rules import forming
 
 # float64 sums of at most a few thousand products; the two sides differ in order only.
 RELATIVE = 1e-11
@@ -110,27 +111,30 @@ def test_layers(layer, shape):
 
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize(
-    "layer, shape, patches",
+    "layer, shape, cut_out",
     [
-        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 64 * 27),
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 8 * 10 * (9 + 24)),
         (nn.Conv(12, (5, 5), feature_group_count=3), (4, 6, 6, 6), 36 * 150),
         (nn.Conv(6, (3, 3), feature_group_count=6), (4, 6, 6, 6), 36 * 54),
-        (nn.Conv(5, (3,), strides=2), (4, 40, 3), 20 * 9),
+        (nn.Conv(5, (3,), strides=2), (4, 40, 3), 21 * (3 + 10)),
         (nn.Dense(2), (4, 40, 2), 40 * 2),
     ],
     ids=["convolution", "grouped", "depthwise", "one axis", "dense"],
 )
-def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, patches, together):
+def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, cut_out, together):
     """In a loop over parts of the batch, as where the patches of the whole batch are too many to be cut in one go."""
     counts = []
-    form = rules._block
 
-    def spy(a, d):
-        counts.append(len(a))
-        return form(a, d)
+    def spy(rows_of, entries, a, d):
+        def watched(a, d):
+            counts.append(len(a))
+            return rows_of(a, d)
 
-    monkeypatch.setitem(rules._PATCH_ENTRIES, "cpu", together * patches)
-    monkeypatch.setattr(rules, "_block", spy)
+        return forming.form_rows(watched, entries, a, d)
+
+    monkeypatch.setitem(forming.TOGETHER, "cpu", together * cut_out)
+    for module in ("convolutions", "products"):
+        monkeypatch.setattr(f"hardjax.fisher.rules.{module}.form_rows", spy)
     _check(layer, shape, chunk=2)
     assert min(counts) == together
 
@@ -144,13 +148,12 @@ def test_the_cheaper_form_is_chosen():
 
 def test_a_chunk_bounds_what_is_formed_at_once(monkeypatch):
     sizes = []
-    form = rules._form_rows
 
-    def spy(patches, a, d):
-        sizes.append(form(patches, a, d).size)
-        return form(patches, a, d)
+    def spy(*args):
+        sizes.append(forming.form_rows(*args).size)
+        return forming.form_rows(*args)
 
-    monkeypatch.setattr(rules, "_form_rows", spy)
+    monkeypatch.setattr("hardjax.fisher.rules.convolutions.form_rows", spy)
     layer, x = nn.Conv(10, (3, 3), use_bias=False), jnp.ones((8, 6, 6, 4))
     rule, d = _uses(layer, x.shape)[0].rule, jnp.ones((8, 6, 6, 10))
     whole = rule.gram([x], [d], None)
