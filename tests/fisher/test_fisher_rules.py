@@ -115,28 +115,52 @@ def test_layers(layer, shape):
     [
         (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 8 * 10 * (9 + 24)),
         (nn.Conv(12, (5, 5), feature_group_count=3), (4, 6, 6, 6), 36 * 150),
-        (nn.Conv(6, (3, 3), feature_group_count=6), (4, 6, 6, 6), 36 * 54),
         (nn.Conv(5, (3,), strides=2), (4, 40, 3), 21 * (3 + 10)),
         (nn.Dense(2), (4, 40, 2), 40 * 2),
     ],
-    ids=["convolution", "grouped", "depthwise", "one axis", "dense"],
+    ids=["convolution", "grouped", "one axis", "dense"],
 )
 def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, cut_out, together):
     """In a loop over parts of the batch, as where the patches of the whole batch are too many to be cut in one go."""
     counts = []
+    rows_of = forming.Former.rows
 
-    def spy(rows_of, entries, a, d):
-        def watched(a, d):
-            counts.append(len(a))
-            return rows_of(a, d)
-
-        return forming.form_rows(watched, entries, a, d)
+    def spy(former, a, d):
+        counts.append(len(a))
+        return rows_of(former, a, d)
 
     monkeypatch.setitem(forming.TOGETHER, "cpu", together * cut_out)
-    for module in ("convolutions", "products"):
-        monkeypatch.setattr(f"hardjax.fisher.rules.{module}.form_rows", spy)
+    monkeypatch.setattr(forming.Former, "rows", spy)
     _check(layer, shape, chunk=2)
     assert min(counts) == together
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)),
+        (nn.Conv(24, (3, 3), 2), (4, 6, 6, 2)),
+        (nn.Conv(8, (3, 3), feature_group_count=2), (3, 6, 6, 4)),
+        (nn.Conv(6, (3, 3), feature_group_count=3), (3, 6, 6, 3)),
+        (nn.Dense(6), (4, 40, 2)),
+    ],
+    ids=["shifts", "patches", "grouped", "depthwise", "dense"],
+)
+def test_rows_in_strips(monkeypatch, layer, shape):
+    """Formed and multiplied in parts, as where the rows of the whole batch are too many for the caches."""
+    counts = []
+    outer = forming.outer
+
+    def spy(rows):
+        counts.append(rows.shape[1])
+        return outer(rows)
+
+    monkeypatch.setitem(forming.STRIP_ENTRIES, "cpu", 1)
+    monkeypatch.setattr(forming, "STRIP_WIDTH", 2)
+    monkeypatch.setattr(forming, "outer", spy)
+    _check(layer, shape, chunk=2)
+    (use, *_) = _uses(layer, shape)
+    assert min(counts) < use.rule.cost().row_size
 
 
 def test_the_cheaper_form_is_chosen():
@@ -147,13 +171,13 @@ def test_the_cheaper_form_is_chosen():
 
 
 def test_a_chunk_bounds_what_is_formed_at_once(monkeypatch):
-    sizes = []
+    sizes, form = [], forming.form_rows
 
     def spy(*args):
-        sizes.append(forming.form_rows(*args).size)
-        return forming.form_rows(*args)
+        sizes.append(form(*args).size)
+        return form(*args)
 
-    monkeypatch.setattr("hardjax.fisher.rules.convolutions.form_rows", spy)
+    monkeypatch.setattr(forming, "form_rows", spy)
     layer, x = nn.Conv(10, (3, 3), use_bias=False), jnp.ones((8, 6, 6, 4))
     rule, d = _uses(layer, x.shape)[0].rule, jnp.ones((8, 6, 6, 10))
     whole = rule.gram([x], [d], None)

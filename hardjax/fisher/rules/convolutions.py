@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from hardjax.fisher.definition import outer
 from hardjax.fisher.layouts import Layout, front
-from hardjax.fisher.rules.forming import HIGHEST, RowsOf, block, cost_of, form_rows, pairs_gram
+from hardjax.fisher.rules.forming import HIGHEST, Former, cost_of, form_rows, former_of, pairs_gram, rows_gram
 from hardjax.fisher.rules.rule import Cost
 
 
@@ -81,44 +80,45 @@ class Convolution:
         )
 
     def _both(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> tuple[Array, Array]:
+        """(B, ..., inputs) and (B, ..., groups, channels)."""
         (x,), (y,) = ins, cotangents
         a = front(x.transpose(self.x_order), self.x_layout).reshape(self.x_shape)
-        return a, front(y.transpose(self.y_order), self.y_layout).reshape(self.y_shape)
+        d = front(y.transpose(self.y_order), self.y_layout).reshape(*self.y_shape[:-1], self.groups, -1)
+        return a, d
 
     def rows(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
         a, d = self._both(ins, cotangents)
-        channels = self.y_shape[-1]
+        offsets, channels = _offsets(self.kernel_size), self.y_shape[-1] // self.groups
         if self._shifts:
             rows = self._rows_by_shifts(a, d)
         else:
-            offsets = _offsets(self.kernel_size)
-            blocks = form_rows(*self._by_patches(offsets, slice(None)), a, d)
-            rows = blocks.reshape(self.batch, self.groups, channels // self.groups, len(offsets), -1)
-            rows = rows.transpose(0, 3, 4, 1, 2)
+            rows = form_rows(self._former(offsets), a, d)
+            if not self._thin:
+                rows = rows.reshape(self.batch, self.groups, channels, len(offsets), -1).transpose(0, 3, 4, 1, 2)
         sizes = self.kernel_size[len(self.kernel_size) + 2 - len(self.w_order) :]
-        rows = rows.reshape(self.batch, *sizes, -1, channels)
+        rows = rows.reshape(self.batch, *sizes, -1, self.y_shape[-1])
         return [rows.transpose(0, *(self.w_order.index(axis) + 1 for axis in range(len(self.w_order))))]
 
     def _rows_by_shifts(self, a: Array, d: Array) -> Array:
-        """(B, offsets, inputs, outputs)"""
+        """(B, offsets but for the column, columns, inputs, outputs)"""
         lead, inputs = _offsets(self.kernel_size[:-1]), a.shape[-1]
-        places: list[Array | None] = [None] * self.kernel_size[-1]
+        places = {}
         for phase, columns in self._phases():
-            rows = form_rows(*self._by_shifts(lead, phase, columns, slice(None)), a, d)
+            rows = form_rows(self._by_shifts(lead, phase, columns), a, d)
             rows = rows.reshape(self.batch, len(lead), inputs, len(columns), -1)
-            for index, column in enumerate(columns):
-                places[column] = rows[:, :, :, index]
-        return jnp.stack(places, 2)
+            places |= {column: rows[:, :, :, index] for index, column in enumerate(columns)}
+        return jnp.stack([places[column] for column in range(self.kernel_size[-1])], 2)
 
     def gram(self, ins: Sequence[Array], cotangents: Sequence[Array], chunk: int | None) -> Array:
         a, d = self._both(ins, cotangents)
         cost = self.cost()
         limit = cost.row_size * min(chunk or self.batch, self.batch)
         if cost.form == "pairs":
-            return pairs_gram(self._patches(a, _offsets(self.kernel_size)), self._grouped(d), limit)
+            former = self._by_patches(_offsets(self.kernel_size))
+            return pairs_gram(former.left(a), self._flat(d), limit)
         total = jnp.zeros((self.batch, self.batch), a.dtype)
-        for rows_of, entries in self._pieces(cost.row_size, limit // self.batch):
-            total += outer(form_rows(rows_of, entries, a, d))
+        for former, channels in self._pieces(cost.row_size, limit // self.batch):
+            total += rows_gram(former, a, d[..., channels])
         return total
 
     def cost(self) -> Cost:
@@ -126,23 +126,32 @@ class Convolution:
         offsets = math.prod(self.kernel_size)
         return cost_of(self.batch, math.prod(self.y_shape[1:-1]), offsets, columns, channels, self.groups)
 
-    def _pieces(self, size: int, limit: int) -> Iterator[tuple[RowsOf, int]]:
+    def _pieces(self, size: int, limit: int) -> Iterator[tuple[Former, slice]]:
         """Cuts a row of `size` entries by kernel offset, then by output channel, into about `limit` entries: their
         products add up."""
-        lead = _offsets(self.kernel_size[:-1] if self._shifts else self.kernel_size)
+        offsets = _offsets(self.kernel_size[:-1] if self._shifts else self.kernel_size)
         channels = self.y_shape[-1] // self.groups
-        together = max(1, min(len(lead), len(lead) * limit // size))
-        width = max(1, min(channels, channels * limit * len(lead) // (size * together)))
-        for first in range(0, len(lead), together):
-            for channel in range(0, channels, width):
-                some, of_channels = lead[first : first + together], slice(channel, channel + width)
-                if not self._shifts:
-                    yield self._by_patches(some, of_channels)
-                    continue
-                for phase, columns in self._phases():
-                    apart = width == 1 and len(columns) * self.x_shape[-1] > limit
-                    for part in [[column] for column in columns] if apart else [columns]:
-                        yield self._by_shifts(some, phase, part, of_channels)
+        together = max(1, min(len(offsets), len(offsets) * limit // size))
+        width = max(1, min(channels, channels * limit * len(offsets) // (size * together)))
+        apart = width == 1 and limit * len(offsets) * channels < size
+        for first in range(0, len(offsets), together):
+            for former in self._formers(offsets[first : first + together], apart):
+                for channel in range(0, channels, width):
+                    yield former, slice(channel, channel + width)
+
+    def _formers(self, offsets: list[tuple[int, ...]], apart: bool) -> list[Former]:
+        """Whose rows together are those of these kernel offsets, for shifts less the column; `apart`: each column's by
+        itself."""
+        if not self._shifts:
+            return [self._former(offsets)]
+        return [
+            self._by_shifts(offsets, phase, part)
+            for phase, columns in self._phases()
+            for part in ([[column] for column in columns] if apart else [columns])
+        ]
+
+    def _former(self, offsets: list[tuple[int, ...]]) -> Former:
+        return self._by_offsets(offsets) if self._thin else self._by_patches(offsets)
 
     @property
     def _shifts(self) -> bool:
@@ -174,55 +183,74 @@ class Convolution:
     def _length(self, columns: Sequence[int]) -> int:
         return self.y_shape[-2] + self._shift(columns[-1])
 
-    def _by_shifts(
-        self, lead: list[tuple[int, ...]], phase: int, columns: list[int], channels: slice
-    ) -> tuple[RowsOf, int]:
-        """Rows (b, lead, inputs, columns, channels), and the entries cut out for a sample: the input is shifted along
-        all axes but the last, the cotangent along that."""
+    def _by_shifts(self, lead: list[tuple[int, ...]], phase: int, columns: list[int]) -> Former:
+        """Rows (b, lead, inputs, columns, channels): the input is shifted along all axes but the last, the cotangent
+        along that."""
         length, high = self._length(columns), self._shift(columns[-1])
+        counts = (*self.y_shape[1:-2], length)
 
-        def rows_of(a: Array, d: Array) -> Array:
+        def left(a: Array) -> Array:
             turned = lax.optimization_barrier(jnp.moveaxis(self._pad(a), -1, 1))
-            counts = (*self.y_shape[1:-2], length)
             inputs = [self._cut(turned, 2, [*self._starts(offset), phase], counts) for offset in lead]
-            left = jnp.concatenate([some.reshape(*some.shape[:2], -1) for some in inputs], 1)
+            return jnp.concatenate([some.reshape(*some.shape[:2], -1) for some in inputs], 1)
+
+        def right(d: Array) -> Array:
+            d = d[..., 0, :]
             ends = [(0, 0)] * (d.ndim - 2)
-            placed = [
-                jnp.pad(d[..., channels], [*ends, (self._shift(column), high - self._shift(column)), (0, 0)])
-                for column in columns
-            ]
-            right = jnp.concatenate(placed, -1)
-            right = right.reshape(len(d), -1, right.shape[-1])
-            return jnp.einsum("bkt,btc->bkc", left, right, precision=HIGHEST).reshape(len(a), -1)
+            shifts = [self._shift(column) for column in columns]
+            placed = jnp.concatenate([jnp.pad(d, [*ends, (low, high - low), (0, 0)]) for low in shifts], -1)
+            return placed.reshape(len(d), -1, placed.shape[-1])
 
-        sides = len(lead) * self.x_shape[-1] + len(columns) * len(range(self.y_shape[-1])[channels])
-        return rows_of, math.prod(self.y_shape[1:-2]) * length * sides
+        def join(left: Array, right: Array) -> Array:
+            return jnp.einsum("bkt,btc->bkc", left, right, precision=HIGHEST).reshape(len(left), -1)
 
-    def _by_patches(self, offsets: list[tuple[int, ...]], channels: slice) -> tuple[RowsOf, int]:
-        """Rows (b, groups, channels, offsets * inputs per group) and the entries of a sample's patches."""
+        sides = len(lead) * self.x_shape[-1] + len(columns) * self.y_shape[-1]
+        return Former(left, right, join, math.prod(counts) * sides, 2)
 
-        def rows_of(a: Array, d: Array) -> Array:
-            return block(self._patches(a, offsets), self._grouped(d)[..., channels]).reshape(len(a), -1)
+    @property
+    def _thin(self) -> bool:
+        """Whether each input channel is alone in its group."""
+        return self.groups == self.x_shape[-1] > 1 and jax.default_backend() == "cpu"
 
-        return rows_of, math.prod(self.y_shape[1:-1]) * len(offsets) * self.x_shape[-1]
+    def _by_offsets(self, offsets: list[tuple[int, ...]]) -> Former:
+        """Rows (b, offsets, groups, channels) where a group has one input.
+
+        One sample at a time: its products are summed while they are in the cache. Cut as patches, depthwise kernels
+        took 5 to 15 times as long (2 cores).
+        """
+
+        def join(padded: Array, d: Array) -> Array:
+            def of_sample(sample: tuple[Array, Array]) -> Array:
+                padded, d = sample
+                seen = (self._cut(padded[None], 1, self._starts(o), self.y_shape[1:-1])[0] for o in offsets)
+                return jnp.stack([(x[..., None] * d).sum(range(d.ndim - 2)) for x in seen]).ravel()
+
+            return lax.map(of_sample, (padded, d))
+
+        return Former(self._pad, lambda d: d, join, 1, len(self.y_shape))
+
+    def _by_patches(self, offsets: list[tuple[int, ...]]) -> Former:
+        """Rows (b, groups, channels, offsets * inputs per group), of what the kernel sees at each position.
+
+        Slices: `conv_general_dilated_patches` is ten times slower in compiled loops on CPU.
+        """
+
+        def patches(a: Array) -> Array:
+            padded = self._pad(a)
+            slices = [self._cut(padded, 1, self._starts(offset), self.y_shape[1:-1]) for offset in offsets]
+            slices = [some.reshape(len(a), math.prod(self.y_shape[1:-1]), self.groups, -1) for some in slices]
+            return slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
+
+        entries = math.prod(self.y_shape[1:-1]) * len(offsets) * self.x_shape[-1]
+        return former_of(patches, self._flat, self.groups, entries)
+
+    def _flat(self, d: Array) -> Array:
+        """(b, positions, groups, channels)"""
+        return d.reshape(len(d), -1, *d.shape[-2:])
 
     def _pad(self, a: Array) -> Array:
         pads = [(*pad, dilation - 1) for pad, dilation in zip(self.padding, self.input_dilation, strict=True)]
         return lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-
-    def _patches(self, a: Array, offsets: list[tuple[int, ...]]) -> Array:
-        """What the kernel sees at each position: (B, positions, groups, offsets * channels per group).
-
-        Slices: `conv_general_dilated_patches` is ten times slower in compiled loops on CPU.
-        """
-        padded = self._pad(a)
-        slices = [self._grouped(self._cut(padded, 1, self._starts(offset), self.y_shape[1:-1])) for offset in offsets]
-        return slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
-
-    def _grouped(self, array: Array) -> Array:
-        """(B, ..., C) -> (B, positions, groups, channels per group)."""
-        array = array.reshape(len(array), -1, array.shape[-1])
-        return array.reshape(*array.shape[:2], self.groups, -1)
 
     def _starts(self, offset: tuple[int, ...]) -> list[int]:
         return [o * dilation for o, dilation in zip(offset, self.kernel_dilation, strict=False)]

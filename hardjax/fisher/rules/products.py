@@ -7,9 +7,8 @@ from typing import Any
 
 from jax import Array
 
-from hardjax.fisher.definition import outer
 from hardjax.fisher.layouts import Layout, front, front_shape
-from hardjax.fisher.rules.forming import block, cost_of, form_rows, pairs_gram
+from hardjax.fisher.rules.forming import Former, cost_of, form_rows, former_of, pairs_gram, rows_gram
 from hardjax.fisher.rules.rule import Cost
 
 
@@ -83,7 +82,7 @@ class Product:
 
     def rows(self, ins: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
         a, d = self._both(ins, cotangents)
-        rows = form_rows(_rows_of, self._entries, a, d)
+        rows = form_rows(self._former, a, d)
         rows = rows.reshape(self.batch, *(self.w_shape[axis] for axis in self.w_order))
         return [rows.transpose(0, *(self.w_order.index(axis) + 1 for axis in range(len(self.w_shape))))]
 
@@ -96,15 +95,15 @@ class Product:
         width = max(1, limit // (self.batch * self.groups * self.k))
         # Cut by output channel: pieces of a row are disjoint, and so their products add up.
         pieces = [d[..., channel : channel + width] for channel in range(0, self.n, width)]
-        return sum(outer(form_rows(_rows_of, self._entries, a, piece)) for piece in pieces)
+        return sum(rows_gram(self._former, a, piece) for piece in pieces)
 
     @property
-    def _entries(self) -> int:
-        return self.positions * self.groups * self.k
+    def _former(self) -> Former:
+        return former_of(_as_it_is, _as_it_is, self.groups, self.positions * self.groups * self.k)
 
     def cost(self) -> Cost:
         return cost_of(self.batch, self.positions, 1, self.k, self.n, self.groups)
 
 
-def _rows_of(a: Array, d: Array) -> Array:
-    return block(a, d).reshape(len(a), -1)
+def _as_it_is(a: Array) -> Array:
+    return a
