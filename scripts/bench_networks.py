@@ -1,9 +1,12 @@
-"""Networks that the zoo does not have, as people write them in Flax: a vision transformer and a ConvNeXt, for 32x32."""
+"""Networks that the zoo does not have, as people write them in Flax, for images of 32x32 pixels."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+import hardjax as hj
 from hardjax.models.ops.convolution import convolve
 
 
@@ -26,11 +29,11 @@ class Attention(nn.Module):
         return nn.Dense(width, name="out")(mixed)
 
 
-class ViTTiny(nn.Module):
-    """12 blocks of width 192 with 3 heads, a class token and learned positions; a token for each 4x4 pixels.
+class ViT(nn.Module):
+    """A vision transformer; as it stands ViT-Tiny's shape, with a token for each 4x4 pixels.
 
     Attributes:
-        width, heads, blocks, patch: as in the title.
+        bare: without class token and positions, the mean of the tokens being classified: what Opacus takes.
     """
 
     classes: int = 10
@@ -38,6 +41,7 @@ class ViTTiny(nn.Module):
     heads: int = 3
     blocks: int = 12
     patch: int = 4
+    bare: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -45,14 +49,16 @@ class ViTTiny(nn.Module):
         size, width = (self.patch, self.patch), self.width
         x = nn.Conv(width, size, size, "VALID", conv_general_dilated=convolve, name="embed")(images)
         x = x.reshape(len(x), -1, width)
-        token = self.param("token", nn.initializers.normal(0.02), (1, 1, width))
-        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x], 1)
-        x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], width))
+        if not self.bare:
+            token = self.param("token", nn.initializers.normal(0.02), (1, 1, width))
+            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x], 1)
+            x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], width))
         for _ in range(self.blocks):
             x = x + Attention(self.heads)(nn.LayerNorm()(x))
             wide = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
             x = x + nn.Dense(width)(wide)
-        return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x)[:, 0])
+        x = nn.LayerNorm()(x)
+        return nn.Dense(self.classes, name="head")(x.mean(1) if self.bare else x[:, 0])
 
 
 class Branch(nn.Module):
@@ -67,8 +73,8 @@ class Branch(nn.Module):
         return self.param("scale", nn.initializers.constant(1e-6), (self.width,)) * nn.Dense(self.width)(wide)
 
 
-class ConvNeXtAtto(nn.Module):
-    """2, 2, 6, 2 blocks of widths 40, 80, 160, 320 with 7x7 depthwise kernels; the stem halves 32x32 pixels.
+class ConvNeXt(nn.Module):
+    """A ConvNeXt; as it stands ConvNeXt-Atto's shape, with a stem that halves the image.
 
     Attributes:
         depths, widths: of the four stages; patch: of the stem.
@@ -95,3 +101,32 @@ class ConvNeXtAtto(nn.Module):
 def _halved(x: Array, width: int, patch: int, name: str) -> Array:
     size = (patch, patch)
     return nn.Conv(width, size, size, "VALID", conv_general_dilated=convolve, name=name)(x)
+
+
+class Plain(nn.Module):
+    """Four 3x3 convolutions, pooled after each two, and one linear layer: no norm, nothing to skip."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        del train
+        x = images
+        for width in (32, 64):
+            for _ in range(2):
+                x = nn.relu(nn.Conv(width, (3, 3), conv_general_dilated=convolve)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(self.classes)(x.reshape(len(x), -1))
+
+
+NETWORKS = {
+    "vit_tiny": ViT,
+    "convnext_atto": ConvNeXt,
+    "plain": Plain,
+    "vit_small": lambda: ViT(width=96, heads=3, blocks=3, bare=True),
+}
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """The network of that name here or in the zoo."""
+    return NETWORKS[name]() if name in NETWORKS else hj.models.create(name, **options)
