@@ -9,12 +9,16 @@ definition (a gradient with respect to one copy of the parameters a sample) over
 --builtin adds the definition with XLA's own convolution. `memory` is the temporaries of the Gram program over those
 of a training step. `every` is seconds per step of training that measures, over training that does not.
 
-The last part compares with PyTorch's libraries where they are installed, on a network that they accept: the reduced
-AlexNet without batch norm. TorchJD's engine gives the Gram matrix; for BackPACK and Opacus it is formed from the
-per-sample gradients that they give.
+--models takes networks of the zoo and of bench_networks.py; the rows of the latter are checked first, as those of
+people's own are.
+
+--rivals compares with PyTorch's libraries where they are installed, on networks that they accept. TorchJD's engine
+gives the Gram matrix; for BackPACK (which takes chains of layers alone) and Opacus it is formed from the per-sample
+gradients that they give.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bench_networks import NETWORKS, create
 from jax import lax
 
 import hardjax as hj
@@ -32,6 +37,7 @@ from hardjax.models import layers
 from hardjax.models.apply import init_variables, make_apply
 
 SHAPE = (32, 32, 3)
+RIVALS = ("alexnet_reduced", "plain", "mlp", "vit_small")
 STEPS = 4
 
 
@@ -51,11 +57,13 @@ def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 def programs(name: str, batch: int, wanted: list[str], **options: Any) -> dict[str, tuple[Callable[[], Any], float]]:
     """form -> (runs it STEPS times, MiB of temporaries); each is the body of a scan."""
-    module = hj.models.create(name, **options)
+    module = create(name, **options)
     apply, optimizer = make_apply(module), optax.sgd(0.01, 0.9)
     variables = jax.jit(partial(init_variables, module, image_shape=SHAPE))(jax.random.key(0))
     images = jnp.asarray(np.random.default_rng(0).random((STEPS, batch, *SHAPE), np.float32))
     labels = jnp.arange(batch) % 10
+    if name in NETWORKS:
+        hj.fisher.coverage(module, variables, images[0], labels)
 
     def loss(params, images):
         logits, _ = apply({**variables, "params": params}, images, True)
@@ -131,8 +139,8 @@ def in_training(name: str, batch: int, steps: int, repeats: int) -> dict[str, fl
     }
 
 
-def torch_forms(batch: int) -> dict[str, Callable[[], Any]]:
-    """Gram matrices of the reduced AlexNet by the libraries that are installed, STEPS of each."""
+def torch_forms(name: str, batch: int) -> dict[str, Callable[[], Any]]:
+    """Gram matrices of one of `RIVALS` by the libraries that are installed and take it, STEPS of each."""
     try:
         import torch
         import torch_networks
@@ -144,7 +152,12 @@ def torch_forms(batch: int) -> dict[str, Callable[[], Any]]:
 
     def network() -> Any:
         torch.manual_seed(0)
-        return torch_networks.reduced_alexnet()
+        return {
+            "mlp": lambda: torch_networks.perceptron(3072),
+            "alexnet_reduced": torch_networks.reduced_alexnet,
+            "plain": torch_networks.plain,
+            "vit_small": torch_networks.ViT,
+        }[name]()
 
     def product(rows: Any) -> Any:
         return sum(flat @ flat.T for flat in (row.detach().reshape(batch, -1) for row in rows))
@@ -172,7 +185,8 @@ def torch_forms(batch: int) -> dict[str, Callable[[], Any]]:
                 summed(extended(images), labels).backward()
             return product([parameter.grad_batch for parameter in extended.parameters()])
 
-        forms["BackPACK"] = by_backpack
+        if name != "vit_small":
+            forms["BackPACK"] = by_backpack
     except ImportError:
         print("BackPACK is not installed.")
     try:
@@ -204,6 +218,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="steps of each training run; 0 leaves this part out")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS, help="networks to race PyTorch's on")
     parser.add_argument("--no-vmap", action="store_true", help="leave the definition out (slow)")
     parser.add_argument("--builtin", action="store_true", help="the definition also with XLA's own convolution")
     options = parser.parse_args()
@@ -222,16 +237,14 @@ def main() -> None:
         fast = programs(options.models[0], batch, ["layers"])["layers"][0]
         times = medians({"slow": slow, "fast": fast}, 1)
         show(f"{options.models[0]}, B={batch}, built-in", {"vmap/layers": times["slow"] / times["fast"]})
-    for batch in options.batches:
-        forms = torch_forms(batch)
-        forms |= {"ours": programs("alexnet_reduced", batch, ["layers"])["layers"][0]} if forms else {}
-        times = medians(forms, options.repeats)
-        if times:
-            row = {"ours_ms": 1e3 / STEPS * times["ours"]} | {
-                f"{form}/ours": t / times["ours"] for form, t in times.items() if form != "ours"
-            }
-            show(f"alexnet_reduced without batch norm, B={batch}", row)
-    for name in options.models if options.steps else ():
+    for name, batch in itertools.product(options.rivals, options.batches):
+        forms = torch_forms(name, batch)
+        if forms:
+            times = medians(forms | {"ours": programs(name, batch, ["layers"])["layers"][0]}, options.repeats)
+            ours = times.pop("ours")
+            row = {"ours_ms": 1e3 / STEPS * ours} | {f"{form}/ours": t / ours for form, t in times.items()}
+            show(f"{name}, B={batch}", row)
+    for name in [name for name in options.models if name not in NETWORKS] if options.steps else []:
         for batch in options.batches:
             show(f"training {name}, B={batch}", in_training(name, batch, options.steps, options.repeats))
 

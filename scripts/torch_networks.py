@@ -46,10 +46,54 @@ def reduced_alexnet() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def perceptron() -> nn.Module:
+def perceptron(inputs: int = 1024) -> nn.Module:
     return nn.Sequential(
-        *(nn.Flatten(), nn.Linear(1024, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 10))
+        *(nn.Flatten(), nn.Linear(inputs, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 10))
     )
+
+
+def plain() -> nn.Module:
+    """As in bench_networks.py, like the transformer below."""
+    layers: list[nn.Module] = []
+    for channels, features, pool in ((3, 32, False), (32, 32, True), (32, 64, False), (64, 64, True)):
+        layers += [nn.Conv2d(channels, features, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4096, 10))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads = heads
+
+    def forward(self, x: Any) -> Any:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, -1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Wide(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Any) -> Any:
+        return x + self.down(functional.gelu(self.up(self.norm(x)), approximate="tanh"))
+
+
+class ViT(nn.Module):
+    """Without class token and positions."""
+
+    def __init__(self, width: int = 96, heads: int = 3, blocks: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, 4, 4)
+        parts = [part for _ in range(blocks) for part in (Attention(width, heads), Wide(width))]
+        self.blocks, self.norm, self.head = nn.Sequential(*parts), nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Any) -> Any:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks(x)).mean(1))
 
 
 NETWORKS = {

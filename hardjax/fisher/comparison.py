@@ -1,7 +1,8 @@
 """Rows of per-sample gradients beside their definition, on a few made-up samples at parameters moved by noise."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -111,49 +112,65 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
     frozen, by_copies = subject.rows == "frozen", subject.method == "vmap"
     apply, loss = as_apply(subject.model), subject.loss
 
-    @_compiled_quickly
-    def found_and_defined(variables: Any, images: Array, labels: Array, key: Array) -> tuple:
+    coupled, draws = (False, False) if frozen else _coupling(apply, *inputs)
+
+    def found(*inputs: Any) -> tuple:
         if by_copies:
-            formed = rows_of(subject, variables, images, labels, key), {}
-        else:
-            formed = by_uses.rows_and_grams(by_uses.problem(apply, loss, variables, images, labels, key, not frozen))
+            return rows_of(subject, *inputs), {}
+        return by_uses.rows_and_grams(by_uses.problem(apply, loss, *inputs, not frozen))
+
+    def defined(*inputs: Any) -> Any:
         if frozen:
-            defined = definition.frozen_rows(apply, loss, variables, images, labels, key)
-        else:
-            defined = definition.coupled_rows(apply, loss, variables, images, labels, key)
-        copied = coupled and not by_copies
-        copied = definition.contribution_rows(apply, loss, variables, images, labels, key) if copied else {}
-        return *formed, named_leaves(defined), named_leaves(copied)
+            return definition.frozen_rows(apply, loss, *inputs)
+        if coupled and not by_copies:
+            return definition.gradient(apply, loss, *inputs)
+        return definition.coupled_rows(apply, loss, *inputs)
+
+    def copied(*inputs: Any) -> Any:
+        return definition.contribution_rows(apply, loss, *inputs)
 
     variables, images, labels, key = inputs
-    coupled, draws = (False, False) if frozen else _coupling(apply, *inputs)
-    rows, products, defined, copied = found_and_defined(*inputs)
-    # Relative, so that black stays black; whole numbers (tokens) cannot be nudged.
-    nudge = images * (1 + _NUDGE) if is_float(images) else images
-    _, _, nudged, _ = found_and_defined(variables, nudge, labels, key)
+    compiled = _compiled([found, defined, *([copied] if coupled and not by_copies else [])], inputs)
+    rows, products = compiled[0](*inputs)
+    expected = named_leaves(compiled[1](*inputs))
+    nudge = (images * (1 + _NUDGE)).astype(images.dtype) if is_float(images) else images
+    nudged = named_leaves(compiled[1](variables, nudge, labels, key))  # whole numbers (tokens) cannot be nudged
     of_products = _product_errors(products, rows)
     if not coupled:
-        return _largest(_errors(rows, defined), of_products), _errors(nudged, defined)
+        return _largest(_errors(rows, expected), of_products), _errors(nudged, expected)
     # With batch statistics a row is what its copy of the parameters adds. Rows also add up to the gradient, and change
     # places as their samples do: neither knows where a parameter meets the batch, which copies and rows both rest on.
-    whole = _norm(defined)
-    sums, added, moved = ({name: np.sum(row, 0) for name, row in some.items()} for some in (rows, defined, nudged))
-    errors = _largest(_errors(sums, added, whole), of_products, _errors(rows, copied) if copied else {})
+    of_copies, whole = {}, _norm(expected)
+    if by_copies:
+        expected, nudged = ({name: np.sum(row, 0) for name, row in some.items()} for some in (expected, nudged))
+    else:
+        copies = named_leaves(compiled[2](*inputs))
+        of_copies, whole = _errors(rows, copies), _norm(copies)
+    sums = {name: np.sum(row, 0) for name, row in rows.items()}
+    errors = _largest(_errors(sums, expected, whole), of_products, of_copies)
     if not draws:  # a mask belongs to its place
         order = _cycle(len(images))
-        turned, _, _, _ = found_and_defined(variables, images[order], labels[order], key)
+        turned, _ = compiled[0](variables, images[order], labels[order], key)
         errors = _largest(errors, _errors(turned, {name: np.asarray(row)[order] for name, row in rows.items()}))
-    return errors, _errors(moved, added, whole)
+    return errors, _errors(nudged, expected, whole)
 
 
-def _compiled_quickly(fn: Callable) -> Callable:
-    """`jax.jit` of what runs three times on five samples: on CPU compiling is all that it costs, and takes half as long
-    without optimisations."""
-    if jax.default_backend() != "cpu":
-        return jax.jit(fn)
-    return jax.jit(
-        fn, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    )
+def _compiled(fns: Sequence[Callable], inputs: tuple) -> list[Callable]:
+    """Executables of what runs once or twice on five samples: compiling is all that it costs, and one is compiled while
+    the next is traced."""
+    with ThreadPoolExecutor(len(fns)) as pool:
+        waiting = [pool.submit(_compiled_quickly, jax.jit(fn).lower(*inputs)) for fn in fns]
+        return [future.result() for future in waiting]
+
+
+def _compiled_quickly(lowered: Any) -> Callable:
+    """On CPU without optimisations, in a quarter of the time."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    return lowered.compile(compiler_options=options if jax.default_backend() == "cpu" else None)
 
 
 def _cycle(count: int) -> np.ndarray:
@@ -205,7 +222,6 @@ def _coupling(apply: Any, variables: Any, images: Array, labels: Array, key: Arr
     """Whether a sample's logits move when another sample is replaced, and when another key is drawn."""
     del labels
 
-    @jax.jit
     def changes(variables: Any, images: Array, key: Array) -> tuple[Array, Array]:
         def logits(images: Array, key: Array) -> Array:
             return apply(variables, images, True, key)[0]
@@ -220,7 +236,8 @@ def _coupling(apply: Any, variables: Any, images: Array, labels: Array, key: Arr
         drawn = jnp.abs(logits(images, jax.random.fold_in(key, 1)) - here).max()
         return jax.lax.map(moved, jnp.arange(len(images))).max() / scale, drawn / scale
 
-    coupled, draws = changes(variables, images, key)
+    (compiled,) = _compiled([changes], (variables, images, key))
+    coupled, draws = compiled(variables, images, key)
     # Written so that NaN counts as coupled.
     return not float(coupled) <= _MOVED, not float(draws) <= _MOVED
 

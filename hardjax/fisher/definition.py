@@ -106,6 +106,17 @@ def coupled_rows(
     return lax.map(lambda cotangent: pull(cotangent)[0], cotangents, batch_size=min(chunk or len(values), len(values)))
 
 
+def gradient(
+    apply: Apply, loss: Loss, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+) -> Any:
+    """Of the summed losses, through the batch statistics. Shaped like the parameters."""
+
+    def summed(params: Any) -> Array:
+        return losses(loss, apply({**variables, "params": params}, images, True, key)[0], labels).sum()
+
+    return jax.grad(summed)(variables["params"])
+
+
 def products(rows: Any) -> dict[str, Array]:
     """Parameter path -> (B, B), the products of its rows."""
     return {name: outer(leaf) for name, leaf in named_leaves(rows).items()}

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardjax.choose import losses
-from hardjax.fisher import by_uses, definition, rules
+from hardjax.fisher import by_uses, definition
 from hardjax.fisher.names import named_leaves
+from hardjax.fisher.rules import forming
 
 LOSS = losses.resolve(losses.CROSS_ENTROPY)
 
@@ -113,29 +114,56 @@ def test_layers(layer, shape):
 
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize(
-    "layer, shape, patches",
+    "layer, shape, cut_out",
     [
-        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 64 * 27),
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3), 8 * 10 * (9 + 24)),
         (nn.Conv(12, (5, 5), feature_group_count=3), (4, 6, 6, 6), 36 * 150),
-        (nn.Conv(6, (3, 3), feature_group_count=6), (4, 6, 6, 6), 36 * 54),
-        (nn.Conv(5, (3,), strides=2), (4, 40, 3), 20 * 9),
+        (nn.Conv(5, (3,), strides=2), (4, 40, 3), 21 * (3 + 10)),
         (nn.Dense(2), (4, 40, 2), 40 * 2),
     ],
-    ids=["convolution", "grouped", "depthwise", "one axis", "dense"],
+    ids=["convolution", "grouped", "one axis", "dense"],
 )
-def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, patches, together):
+def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, cut_out, together):
     """In a loop over parts of the batch, as where the patches of the whole batch are too many to be cut in one go."""
     counts = []
-    form = rules._block
+    rows_of = forming.Former.rows
 
-    def spy(a, d):
+    def spy(former, a, d):
         counts.append(len(a))
-        return form(a, d)
+        return rows_of(former, a, d)
 
-    monkeypatch.setitem(rules._PATCH_ENTRIES, "cpu", together * patches)
-    monkeypatch.setattr(rules, "_block", spy)
+    monkeypatch.setitem(forming.TOGETHER, "cpu", together * cut_out)
+    monkeypatch.setattr(forming.Former, "rows", spy)
     _check(layer, shape, chunk=2)
     assert min(counts) == together
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv(8, (3, 3), padding=1), (4, 8, 8, 3)),
+        (nn.Conv(24, (3, 3), 2), (4, 6, 6, 2)),
+        (nn.Conv(8, (3, 3), feature_group_count=2), (3, 6, 6, 4)),
+        (nn.Conv(6, (3, 3), feature_group_count=3), (3, 6, 6, 3)),
+        (nn.Dense(6), (4, 40, 2)),
+    ],
+    ids=["shifts", "patches", "grouped", "depthwise", "dense"],
+)
+def test_rows_in_strips(monkeypatch, layer, shape):
+    """Formed and multiplied in parts, as where the rows of the whole batch are too many for the caches."""
+    counts = []
+    outer = forming.outer
+
+    def spy(rows):
+        counts.append(rows.shape[1])
+        return outer(rows)
+
+    monkeypatch.setitem(forming.STRIP_ENTRIES, "cpu", 1)
+    monkeypatch.setattr(forming, "STRIP_WIDTH", 2)
+    monkeypatch.setattr(forming, "outer", spy)
+    _check(layer, shape, chunk=2)
+    (use, *_) = _uses(layer, shape)
+    assert min(counts) < use.rule.cost().row_size
 
 
 def test_the_cheaper_form_is_chosen():
@@ -146,14 +174,13 @@ def test_the_cheaper_form_is_chosen():
 
 
 def test_a_chunk_bounds_what_is_formed_at_once(monkeypatch):
-    sizes = []
-    form = rules._form_rows
+    sizes, form = [], forming.form_rows
 
-    def spy(patches, a, d):
-        sizes.append(form(patches, a, d).size)
-        return form(patches, a, d)
+    def spy(*args):
+        sizes.append(form(*args).size)
+        return form(*args)
 
-    monkeypatch.setattr(rules, "_form_rows", spy)
+    monkeypatch.setattr(forming, "form_rows", spy)
     layer, x = nn.Conv(10, (3, 3), use_bias=False), jnp.ones((8, 6, 6, 4))
     rule, d = _uses(layer, x.shape)[0].rule, jnp.ones((8, 6, 6, 10))
     whole = rule.gram([x], [d], None)
