@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import bench_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,8 @@ MODELS = {
     "resnet8": ("resnet8", {"norm": "none"}, (32, 32, 3)),
     "resnet8-bn": ("resnet8", {}, (32, 32, 3)),
     "alexnet": ("alexnet_reduced", {}, (32, 32, 3)),
+    # P2's own example of a network without batch norm; of `bench_networks`.
+    "transformer": ("vit_small", {}, (32, 32, 3)),
 }
 
 
@@ -48,7 +51,8 @@ def make_setting(name: str, batch_size: int, steps: int) -> Setting:
     config = hj.TrainConfig(
         model=model, model_options=options, batch_size=batch_size, learning_rate=0.001, epochs=150, trimming=Trimming()
     )
-    return prepare(config, dataset)
+    own = bench_networks.NETWORKS.get(model)
+    return prepare(config, dataset, None if own is None else own())
 
 
 def make_forward(setting: Setting, steps: int) -> Callable:
@@ -152,6 +156,7 @@ def measure_torch(name: str, batch_size: int, steps: int, repeats: int) -> None:
         "alexnet": torch_networks.reduced_alexnet,
         "resnet8": lambda: torch_networks.he_resnet(1, norm=False),
         "resnet8-bn": lambda: torch_networks.he_resnet(1),
+        "transformer": torch_networks.ViT,
     }[name]().to(memory_format=torch.channels_last)
     height, width, channels = MODELS[name][2]
     images = torch.randn(batch_size, channels, height, width).to(memory_format=torch.channels_last)
