@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,81 @@ def output_shape(augmentation: Augmentation, image_shape: tuple[int, ...]) -> tu
     return height, width, channels
 
 
+class Moves(NamedTuple):
+    """What is drawn for the images of a batch; None where nothing of the kind is.
+
+    Attributes:
+        corners: (B, 2) int32, where the crop of a padded image begins.
+        mirrored: (B,) bool.
+        places: (B, 2) int32, where an image stands in its frame.
+    """
+
+    corners: Array | None = None
+    mirrored: Array | None = None
+    places: Array | None = None
+
+
+def draw_moves(augmentation: Augmentation, image_shape: tuple[int, ...], count: int, key: Array) -> Moves:
+    """The random draws of training for a batch, pure: whole numbers and truths, so that they are the same wherever they
+    are drawn (a segment's before its loop, where on a GPU each would be a kernel of every step)."""
+    height, width, _ = image_shape
+    # Three keys whatever is on: turning flips on leaves the crops of a seed as they were.
+    crops, flips, places = jax.random.split(key, 3)
+    found = Moves()
+    if augmentation.pad:
+        found = found._replace(corners=jax.random.randint(crops, (count, 2), 0, 2 * augmentation.pad + 1))
+    if augmentation.flip:
+        mirrored = jax.random.bernoulli(flips, 0.5, (count, 1, 1, 1))
+        found = found._replace(mirrored=mirrored.reshape(count))
+    if augmentation.frame is not None and augmentation.place == "random":
+        room = jnp.array((augmentation.frame - height, augmentation.frame - width))
+        found = found._replace(places=jax.random.randint(places, (count, 2), 0, room + 1))
+    return found
+
+
 @jax.named_scope("data")
+def fetch(stored: Array, rows: Any, augmentation: Augmentation, moves: Moves | None) -> Array:
+    """Images (B, H, W, C) of all (m, H, W, C), cropped and mirrored, in one gather.
+
+    Args:
+        rows: (B,) which, or a slice; with moves the former.
+        moves: None is evaluation.
+    """
+    if moves is None or (moves.corners is None and moves.mirrored is None):
+        return stored[rows]
+    height, width = stored.shape[1:3]
+    count, pad = len(rows), augmentation.pad
+    assert pad is not None
+    # Of every pixel wanted, the row and column in the stored image; beyond its edges is the padding.
+    corners = jnp.full((count, 2), pad) if moves.corners is None else moves.corners
+    y = corners[:, :1] - pad + jnp.arange(height)
+    x = corners[:, 1:] - pad + jnp.arange(width)
+    if moves.mirrored is not None:
+        x = jnp.where(moves.mirrored[:, None], x[:, ::-1], x)
+    picked = stored[rows[:, None, None], jnp.clip(y, 0, height - 1)[:, :, None], jnp.clip(x, 0, width - 1)[:, None, :]]
+    if not pad:
+        return picked
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    # Black, as stored pixels are: the padding is normalised with the image. P3's published code pads after
+    # normalising, which fills with the mean; pairs of single runs of its perceptron on MNIST came within 0.06 points of
+    # each other either way (shifts of up to 2 and of up to 4 pixels).
+    return jnp.where(inside[..., None], picked, jnp.zeros((), stored.dtype))
+
+
+@jax.named_scope("data")
+def prepare(images: Array, mean: Array, std: Array, augmentation: Augmentation, moves: Moves | None) -> Array:
+    """Fetched images (B, H, W, C) to (B, H', W', C) float32: into their frame, resized, normalised."""
+    if augmentation.frame is not None:
+        images = _place(images, augmentation, None if moves is None else moves.places)
+    # What only moves pixels is done by now, on uint8: a quarter of the bytes of float32.
+    scale = 255.0 if images.dtype == jnp.uint8 else 1.0
+    images = images.astype(jnp.float32) / scale
+    if augmentation.resize is not None:
+        shape = (len(images), augmentation.resize, augmentation.resize, images.shape[-1])
+        images = jax.image.resize(images, shape, "bilinear", antialias=False)
+    return (images - mean) / std if augmentation.normalize else images
+
+
 def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentation, key: Array | None = None) -> Array:
     """Stored images (B, H, W, C) to (B, H', W', C) float32, pure.
 
@@ -130,52 +205,28 @@ def preprocess(images: Array, mean: Array, std: Array, augmentation: Augmentatio
     if augmentation.pad is None or augmentation.flip is None:
         raise Refusal(f"Expected pad={augmentation.pad}, flip={augmentation.flip} as `resolve` fills them in.")
     output_shape(augmentation, images.shape[1:])
-    # Three keys whatever is on: turning flips on leaves the crops of a seed as they were.
-    crops, flips, places = (None,) * 3 if key is None else jax.random.split(key, 3)
-    count, height, width, _ = images.shape
-    if crops is not None and augmentation.pad:
-        room = augmentation.pad
-        # Black, as stored pixels are: the padding is normalised with the image. P3's published code pads after
-        # normalising, which fills with the mean; pairs of single runs of its perceptron on MNIST came within 0.06
-        # points of each other either way (shifts of up to 2 and of up to 4 pixels).
-        padded = jnp.pad(images, ((0, 0), (room, room), (room, room), (0, 0)))
-        images = _windows(padded, jax.random.randint(crops, (count, 2), 0, 2 * room + 1), height, width)
-    if flips is not None and augmentation.flip:
-        mirrored = jax.random.bernoulli(flips, 0.5, (count, 1, 1, 1))
-        images = jnp.where(mirrored, images[:, :, ::-1], images)
-    if augmentation.frame is not None:
-        images = _place(images, augmentation, places)
-    # What only moves pixels is done by now, on uint8: a quarter of the bytes of float32.
-    scale = 255.0 if images.dtype == jnp.uint8 else 1.0
-    images = images.astype(jnp.float32) / scale
-    if augmentation.resize is not None:
-        shape = (count, augmentation.resize, augmentation.resize, images.shape[-1])
-        images = jax.image.resize(images, shape, "bilinear", antialias=False)
-    return (images - mean) / std if augmentation.normalize else images
+    if key is None:
+        return prepare(images, mean, std, augmentation, None)
+    moves = draw_moves(augmentation, images.shape[1:], len(images), key)
+    return prepare(fetch(images, jnp.arange(len(images)), augmentation, moves), mean, std, augmentation, moves)
 
 
-def _place(images: Array, augmentation: Augmentation, key: Array | None) -> Array:
-    count, height, width, _ = images.shape
+def _place(images: Array, augmentation: Augmentation, corners: Array | None) -> Array:
+    _, height, width, _ = images.shape
     frame = augmentation.frame
     assert frame is not None
-    if key is None or augmentation.place == "center":
+    if corners is None:
         top, left = (frame - height) // 2, (frame - width) // 2
         return jnp.pad(images, ((0, 0), (top, frame - height - top), (left, frame - width - left), (0, 0)))
     room = (frame - height, frame - width)
     # The image with all its room on every side: a window of the frame's size holds it wherever it begins, and every
     # place is equally likely.
     padded = jnp.pad(images, ((0, 0), (room[0], room[0]), (room[1], room[1]), (0, 0)))
-    corners = jax.random.randint(key, (count, 2), 0, jnp.array(room) + 1)
-    return _windows(padded, corners, frame, frame)
-
-
-def _windows(images: Array, corners: Array, height: int, width: int) -> Array:
-    """A window of each image: a gather of rows, then of columns."""
-    rows = corners[:, :1] + jnp.arange(height)
-    columns = corners[:, 1:] + jnp.arange(width)
+    rows = corners[:, :1] + jnp.arange(frame)
+    columns = corners[:, 1:] + jnp.arange(frame)
     each = jnp.arange(len(images))[:, None, None]
     # A gather, not one slice a sample: offsets differ from sample to sample, and are drawn on the device.
-    return images[each, rows[:, :, None], columns[:, None, :]]
+    return padded[each, rows[:, :, None], columns[:, None, :]]
 
 
 AXIS = Axis(

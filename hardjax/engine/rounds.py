@@ -16,7 +16,7 @@ from jax import Array, lax
 from hardjax.choose.losses import Loss
 from hardjax.choose.selection import Planner
 from hardjax.choose.trimming import Trim
-from hardjax.data.augment import preprocess
+from hardjax.data.augment import Moves, draw_moves, fetch, prepare
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.state import (
     AUGMENT,
@@ -116,9 +116,9 @@ def make_segment(
     selection, run_step = spec.selection, make_step(recipe, spec.trim)
 
     def train_batch(state: TrainState, data: TrainData, hyper: Hyper, row: tuple) -> tuple[TrainState, tuple]:
-        indices, slots, inputs = row
-        batch, key = _load(recipe, state, data, indices)
-        state, info = run_step(state, batch, hyper, inputs, key)
+        indices, slots, inputs, moves = row
+        batch = _load(recipe, data, indices, moves)
+        state, info = run_step(state, batch, hyper, inputs, draw(state.key, DROPOUT, state.step))
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         with jax.named_scope("loss"):
             loss = info.losses.mean()
@@ -143,7 +143,8 @@ def make_segment(
             # On CPU alone: there the bits of a cut run are promised, and elsewhere the loop's predicate would be read
             # back.
             alone = spec.steps == 1 and jax.default_backend() == "cpu"
-            trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs))
+            moves = _draw_moves(recipe, state, schedule)
+            trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs, moves))
         state, (loss, top1, kept_loss, dropped_loss, kept, bad) = trained
         info = RoundInfo(loss, top1, slots, kept_loss, dropped_loss, bad)
         return _counted(state, spec.steps, slots, schedule, kept), info
@@ -185,8 +186,11 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
     def look(state: TrainState, data: TrainData) -> tuple[Any, Array]:
         with jax.default_matmul_precision(recipe.precision):
             slot = state.slots[state.cursor]
-            batch, key = _load(recipe, state, data, state.partition[slot] if unit == "batch" else slot)
+            indices = state.partition[slot] if unit == "batch" else slot
+            moves = jax.tree.map(lambda leaf: leaf[0], _draw_moves(recipe, state, indices[None]))
+            batch = _load(recipe, data, indices, moves)
             with jax.named_scope("measure"):
+                key = draw(state.key, DROPOUT, state.step)
                 seen = observe(state.variables, batch.images, batch.labels, key)
             return seen, slot if unit == "batch" else jnp.int32(-1)
 
@@ -194,14 +198,26 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
 
 
 @jax.named_scope("data")
-def _load(recipe: Recipe, state: TrainState, data: TrainData, indices: Array) -> tuple[Batch, Array]:
-    """(the batch as the model takes it, the key of the model's own draws)."""
-    key = draw(state.key, AUGMENT, state.step)
+def _load(recipe: Recipe, data: TrainData, indices: Array, moves: Moves) -> Batch:
+    """The batch as the model takes it."""
+    pixels = fetch(data.images, data.where(indices), recipe.augmentation, moves)
     # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
     # out of the loop, it would not.
-    pixels, mean, std, key = lax.optimization_barrier((data.take(indices), data.mean, data.std, key))
-    images = lax.optimization_barrier(preprocess(pixels, mean, std, recipe.augmentation, key))
-    return Batch(images, data.labels[indices]), draw(state.key, DROPOUT, state.step)
+    pixels, mean, std, moves = lax.optimization_barrier((pixels, data.mean, data.std, moves))
+    images = lax.optimization_barrier(prepare(pixels, mean, std, recipe.augmentation, moves))
+    return Batch(images, data.labels[indices])
+
+
+@jax.named_scope("data")
+def _draw_moves(recipe: Recipe, state: TrainState, schedule: Array) -> Moves:
+    """What is drawn for the images of the next steps, leaves (steps, B, ...): from the key of each step, so that a cut
+    round draws what the whole one does."""
+    steps, batch_size = schedule.shape
+
+    def of_step(step: Array) -> Moves:
+        return draw_moves(recipe.augmentation, recipe.image_shape, batch_size, draw(state.key, AUGMENT, step))
+
+    return jax.vmap(of_step)(state.step + jnp.arange(steps))
 
 
 @jax.named_scope("counts")

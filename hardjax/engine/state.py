@@ -59,6 +59,10 @@ class TrainData(NamedTuple):
         """Stored images (k, H, W, C) of these samples of the split."""
         return Split(self.images, self.labels, self.rows).take(indices)
 
+    def where(self, indices: Array) -> Array:
+        """Rows (k,) of `images` that these samples are."""
+        return indices if self.rows is None else self.rows[indices]
+
 
 class Batch(NamedTuple):
     """images (B, H, W, C) float32 as the model takes them, labels (B, ...) int32 or float32."""
