@@ -448,7 +448,7 @@ def main(arguments: list[str] | None = None) -> int:
         _place()
     except Exception as error:
         print(f"No compiler for CUDA here ({str(error).splitlines()[0]}): see --help.", file=sys.stderr)
-        return 2
+        return 3  # 2 is a wrong option
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     mine = kept.setdefault(jax.__version__, {})
     print("| network | batch | program | a step | " + " | ".join(COLUMNS) + " | kinds | outside | loops | MiB | s |")

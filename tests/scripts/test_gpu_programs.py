@@ -118,13 +118,11 @@ def test_the_file_keeps_every_program_and_none_waits_for_the_host(script):
 @pytest.mark.slow
 def test_no_program_launches_more_than_before(script):
     """In an environment with the compiler for CUDA, as `gpu_programs.py --help` makes it."""
-    try:
-        script._place()
-    except Exception as error:
-        pytest.skip(f"no compiler for CUDA here ({str(error).splitlines()[0]}): see scripts/gpu_programs.py --help")
     if jax.__version__ not in json.loads(script.FILE.read_text()):
         pytest.skip(f"counts were kept with another jax than {jax.__version__}")
-    # A process of its own: what it asks of JAX's devices and of the compiler's log stays there.
+    # A process of its own: JAX looks for platforms once, and the script tells it not to look for GPUs.
     command = [sys.executable, str(SCRIPT), "--check", "--models", "resnet20", "mlp", "--batch", "128"]
     ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode == 3:
+        pytest.skip(ran.stderr.strip())
     assert ran.returncode == 0, ran.stderr
