@@ -41,17 +41,19 @@ RIVALS = ("alexnet_reduced", "plain", "mlp", "vit_small")
 STEPS = 4
 
 
-def medians(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def medians(
+    forms: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each form, taken in turn after a warm-up of each."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
             time.sleep(0.3)  # another form's idle threads may spin for a while
             form()  # wakes this one's threads, fills the caches
-            started = time.perf_counter()
+            started = clock()
             form()
             if repeat:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -101,10 +103,12 @@ def programs(name: str, batch: int, wanted: list[str], **options: Any) -> dict[s
     return found
 
 
-def single(name: str, batch: int, repeats: int, vmap: bool, **options: Any) -> dict[str, float]:
+def single(
+    name: str, batch: int, repeats: int, vmap: bool, clock: Callable[[], float], **options: Any
+) -> dict[str, float]:
     """One Gram matrix next to one gradient."""
     found = programs(name, batch, ["grad", "layers", "step", *(["vmap"] if vmap else [])], **options)
-    times = medians({form: run for form, (run, _) in found.items()}, repeats)
+    times = medians({form: run for form, (run, _) in found.items()}, repeats, clock)
     row = {"grad_ms": 1e3 / STEPS * times["grad"], "gram/grad": times["layers"] / times["grad"]}
     if vmap:
         row["vmap/layers"] = times["vmap"] / times["layers"]
@@ -219,15 +223,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="steps of each training run; 0 leaves this part out")
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS, help="networks to race PyTorch's on")
+    parser.add_argument("--processor", action="store_true", help="time of the processor, for a machine that others use")
     parser.add_argument("--no-vmap", action="store_true", help="leave the definition out (slow)")
     parser.add_argument("--builtin", action="store_true", help="the definition also with XLA's own convolution")
     options = parser.parse_args()
     if options.builtin and not options.models:
         parser.error("--builtin needs one of --models")
+    clock = time.process_time if options.processor else time.perf_counter
     print(hj.results.environment())
     for name in options.models:
         for batch in options.batches:
-            show(f"{name}, B={batch}", single(name, batch, options.repeats, not options.no_vmap))
+            show(f"{name}, B={batch}", single(name, batch, options.repeats, not options.no_vmap, clock))
     if options.builtin:
         own = layers.convolve
         layers.convolve = lax.conv_general_dilated
@@ -240,7 +246,7 @@ def main() -> None:
     for name, batch in itertools.product(options.rivals, options.batches):
         forms = torch_forms(name, batch)
         if forms:
-            times = medians(forms | {"ours": programs(name, batch, ["layers"])["layers"][0]}, options.repeats)
+            times = medians(forms | {"ours": programs(name, batch, ["layers"])["layers"][0]}, options.repeats, clock)
             ours = times.pop("ours")
             row = {"ours_ms": 1e3 / STEPS * ours} | {f"{form}/ours": t / ours for form, t in times.items()}
             show(f"{name}, B={batch}", row)

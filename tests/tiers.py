@@ -56,6 +56,7 @@ CASES_KEPT = {
     "test_a_run_cut_anywhere_equals_an_uncut_one": 3,
     "test_exact_settings_change_no_bit_of_what_a_run_reports": 0,
     # fisher, models and cli: whole networks, traced or compiled
+    "test_rows_in_strips": 1,
     "test_a_rule_that_is_wrong_is_noticed": 0,
     "test_a_rule_that_is_wrong_is_noticed_under_batch_norm": 1,
     "test_a_use_left_out_is_noticed": 1,

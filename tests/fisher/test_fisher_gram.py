@@ -311,7 +311,8 @@ def test_a_batch_sought_in_the_wrong_place_is_noticed(monkeypatch, wrong):
         found = original(value, layout)
         return found[::-1] if wrong == "reversed" else jnp.roll(found, 1, 0)
 
-    monkeypatch.setattr(rules, "front", front)
+    for module in ("convolutions", "lookup", "products", "spread", "whole"):
+        monkeypatch.setattr(f"hardjax.fisher.rules.{module}.front", front)
     for model in (Plain(), Small()):
         with pytest.raises(ValueError, match="rows are not those of the gradient"):
             fisher.coverage(model, *_setting(model, dtype=np.float32))
