@@ -82,6 +82,7 @@ def test_rates_of_the_stages(data):
     np.testing.assert_allclose(history["learning_rate"], [0.05, 0.05, 0.2, 0.02])
 
 
+@pytest.mark.ci
 def test_nothing_is_compiled_beyond_the_plan(data):
     config = hj.TrainConfig(
         **SMALL | {"epochs": 6}, batch_plan=BatchPlan("8-16-8"), selection=HardBatches(0.4), optimizer="adam"

@@ -35,6 +35,7 @@ def inputs(dataset, split):
     return (images - dataset.mean) / dataset.std
 
 
+@pytest.mark.ci
 def test_a_segmentation_is_replayed_and_measured():
     config = hj.TrainConfig(
         epochs=6,
