@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 # Before JAX looks for devices: a GPU that happens to be here has no part in it.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -405,7 +406,11 @@ def compile_for_h100(program: Program) -> Any:
     """The executable; it cannot be called."""
     args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_place()), program.args)
     jitted = jax.jit(program.fn, donate_argnums=(0,) if program.donate else ())
-    return jitted.lower(*args).compile()
+    # What asks for the back end while tracing (rules of per-sample rows have forms for a CPU) is told the one that the
+    # program is for.
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+        lowered = jitted.lower(*args)
+    return lowered.compile()
 
 
 def measure(model: str, batch: int, name: str) -> tuple[Found, float]:
