@@ -43,8 +43,8 @@ class TrainConfig:
             "package.module:name" or "./file.py:name", whose code is then run. By it batches and samples are ranked,
             trained and measured.
         epochs: E; the run makes exactly E * N back-propagations, N = ceil(n / batch_size).
-        batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation. Under a
-            batch plan that of its first stage.
+        batch_size: B samples; the last batch of a partition is filled by wrapping round the same permutation. Left
+            alone where a batch plan says the sizes.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
         batch_plan: batch sizes that change while training (a `BatchPlan`): at each change batches are drawn anew, a
@@ -78,7 +78,7 @@ class TrainConfig:
     validation: float = 0.0
     model: str = "mlp"
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict: equal ones still hash alike
-    loss: str | Callable = losses.CROSS_ENTROPY
+    loss: str | Callable = field(default=losses.CROSS_ENTROPY, hash=False)  # people's own may have none
     epochs: int = 10
     batch_size: int = DEFAULT_BATCH_SIZE
     selection: Selection = axis(selection.AXIS, default_factory=AllBatches)
@@ -111,6 +111,8 @@ class TrainConfig:
         if isinstance(self.augmentation, str):
             _validate.one_of(augment.PRESETS, augmentation=self.augmentation)
         losses.check(self.loss)
+        if (name := losses.name_of(self.loss)) in losses.NAMES:  # optax's own functions go by their names
+            object.__setattr__(self, "loss", name)
         if self.data_dir is not None:
             _validate.local_folder(data_dir=self.data_dir)
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -121,16 +123,18 @@ class TrainConfig:
         _validate.in_unit(validation=self.validation, momentum=self.momentum)
         _validate.not_negative(weight_decay=self.weight_decay)
         for name, declared in axes(type(self)).items():
-            sizes = (self.batch_size,) if self.batch_plan is None else self.batch_plan.sizes
-            if getattr(self, name) is not None and min(sizes) < declared.least_batch_size:
+            smallest = min(self.batch_sizes)
+            if getattr(self, name) is not None and smallest < declared.least_batch_size:
                 least = declared.least_batch_size
-                raise Refusal(f"Expected batch_size={min(sizes)} to be at least {least} with {name}.")
+                raise Refusal(f"Expected batch_size={smallest} to be at least {least} with {name}.")
         _validate.one_of(optimizers.NAMES, optimizer=self.optimizer)
         _validate.one_of(PRECISIONS, precision=self.precision)
-        if isinstance(self.test_every, str) and self.test_every.isdecimal():
+        if isinstance(self.test_every, str) and re.fullmatch(r"[0-9]{1,18}", self.test_every):
             object.__setattr__(self, "test_every", int(self.test_every))
         if isinstance(self.test_every, int):
             _validate.at_least(1, test_every=self.test_every)
+            if self.test_every == 1:  # one word for one thing: configurations are compared as they are written
+                object.__setattr__(self, "test_every", "epoch")
         elif self.test_every not in ("epoch", "round"):
             raise Refusal(
                 f"Expected test_every={_validate.shown(self.test_every)} to be epoch, round or a number of epochs."
@@ -154,13 +158,11 @@ class TrainConfig:
             if self.rate_scaling != "none":
                 raise Refusal(f"Expected rate_scaling={self.rate_scaling!r} with a batch_plan, which changes the size.")
             return
-        first = self.batch_plan.sizes[0]
-        if self.batch_size not in (DEFAULT_BATCH_SIZE, first):
+        if self.batch_size != DEFAULT_BATCH_SIZE:
             raise Refusal(
                 f"Give batch_size={self.batch_size} or batch_plan={self.batch_plan.text!r}, not both: the plan says the"
                 " sizes."
             )
-        object.__setattr__(self, "batch_size", first)
         if self.batch_plan.multi_step and not (isinstance(self.schedule, Schedule) and self.schedule.kind == "step"):
             raise Refusal(
                 f"Expected batch_plan={self.batch_plan.text!r} with a step schedule, whose phases each repeat it."
@@ -175,10 +177,15 @@ class TrainConfig:
             return math.inf
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Of the stages in order: one without a batch plan."""
+        return (self.batch_size,) if self.batch_plan is None else self.batch_plan.sizes
+
+    @property
     def peak_learning_rate(self) -> float:
-        """The learning rate of a batch's mean loss before the schedule's factor."""
+        """The learning rate of a batch's mean loss, in the first stage, before the schedule's factor."""
         if self.base_learning_rate is not None:
-            return self.base_learning_rate * self.batch_size
+            return self.base_learning_rate * self.batch_sizes[0]
         return DEFAULT_LEARNING_RATE if self.learning_rate is None else self.learning_rate
 
     @property
@@ -186,6 +193,11 @@ class TrainConfig:
         """Network, its options and data, for tables and pictures."""
         options = "".join(f" {name}={value}" for name, value in self.model_options.items())
         return f"{self.model}{options} on {self.dataset}"
+
+    @property
+    def batches(self) -> str:
+        """Batch size or plan, for tables and pictures."""
+        return f"batch {self.batch_size if self.batch_plan is None else self.batch_plan.text}"
 
     def columns(self, history: Mapping[str, Any]) -> dict[str, Any]:
         """What tables show of a run's history for the axes that are on: column -> number or text."""
@@ -196,7 +208,7 @@ class TrainConfig:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads them back."""
+        """Plain JSON types; `from_dict` reads them back, a function as loss by its name."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content |= {name: declared.write(content[name]) for name, declared in axes(type(self)).items()}
         content["loss"] = losses.name_of(self.loss)

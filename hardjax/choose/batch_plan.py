@@ -14,9 +14,10 @@ from hardjax._validate import Refusal, shown
 
 STAGES = 5  # of P3's plans, equally long
 SCALINGS = ("none", "linear", "sqrt")
-_PUBLISHED = re.compile(r"s(\d+)-to-(\d+)")
-_STAGE = re.compile(r"(?:(\d+(?:\.\d+)?|\.\d+)\*)?(\d+)")
+_PUBLISHED = re.compile(r"s(\d{1,18})-to-(\d{1,18})", re.ASCII)
+_STAGE = re.compile(r"(?:(\d{1,18}(?:\.\d{1,18})?|\.\d{1,18})\*)?(\d{1,18})", re.ASCII)
 _MULTI_STEP = "-MS"
+_LEAST_SHARE = Fraction(1, 10**9)  # what is written of a share has three digits more
 _WORDS = "such as s32-to-512, s512-to-32-MS, 32-64-128 or 0.25*32-0.75*128"
 
 
@@ -139,8 +140,8 @@ def _normal(text: str) -> str:
     if not given:
         return "-".join(str(size) for _, size in pairs) + end
     shares = [Fraction(share) for share in given]
-    if len(given) < len(pairs) or min(shares) == 0:
-        raise Refusal(f"Expected batch_plan={shown(text)} with a share above 0 for every stage, or for none.")
+    if len(given) < len(pairs) or min(shares) < _LEAST_SHARE:
+        raise Refusal(f"Expected batch_plan={shown(text)} with a share of at least 1e-9 for every stage, or for none.")
     # Thirds are written with as many digits as one likes.
     if abs(sum(shares) - 1) > Fraction(1, 1000):
         raise Refusal(f"Expected batch_plan={shown(text)} with shares that add up to 1, got {float(sum(shares)):g}.")

@@ -1,6 +1,7 @@
 """The loss of one sample: what batches and samples are ranked by, what is trained, what spectra are taken of."""
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,9 @@ class Loss:
 
     def counts(self, outputs: Any, targets: Any) -> bool:
         """Whether predictions are right or wrong; of arrays or their shapes."""
-        return jnp.issubdtype(targets.dtype, jnp.integer) and outputs.shape[:-1] == targets.shape
+        # Of a single output the largest is always the first.
+        several = outputs.ndim > targets.ndim and outputs.shape[-1] > 1
+        return several and jnp.issubdtype(targets.dtype, jnp.integer) and outputs.shape[:-1] == targets.shape
 
     def check(self, outputs: Any, targets: Any, classes: int = 0) -> None:
         """Whether a network's outputs fit the targets; of arrays or their shapes, nothing is computed.
@@ -92,7 +95,8 @@ class Loss:
                 f"Expected {wanted} as labels with loss={self.name}, got {targets.dtype}; losses of these:"
                 f" {', '.join(others)}."
             )
-        if self.targets == "classes" and not (self.counts(outputs, targets) and outputs.shape[-1] >= classes):
+        fits = outputs.ndim == targets.ndim + 1 and outputs.shape[:-1] == targets.shape
+        if self.targets == "classes" and not (fits and outputs.shape[-1] >= classes):
             wanted = ", ".join(str(size) for size in (*targets.shape, classes or "classes"))
             raise Refusal(f"Expected logits of shape ({wanted}) from the model; it gives {outputs.shape}.")
         # Broadcast, (B, 1) outputs and (B,) targets would make (B, B) numbers.
@@ -100,11 +104,8 @@ class Loss:
             raise Refusal(f"Expected outputs of the labels' shape {targets.shape}; the model gives {outputs.shape}.")
         try:
             found = jax.eval_shape(self, outputs, targets)
-        except (TypeError, ValueError, IndexError, AttributeError) as error:  # somebody else's code
-            raise Refusal(
-                f"loss={self.name} fails on outputs {outputs.shape} and labels {targets.shape}:"
-                f" {type(error).__name__}: {first_line(error)}"
-            ) from error
+        except Exception as error:  # somebody else's code
+            raise self._failing(outputs, targets, error) from error
         if getattr(found, "shape", None) != outputs.shape[:1] or not jnp.issubdtype(found.dtype, jnp.floating):
             given = ", ".join(f"{leaf.dtype} of shape {leaf.shape}" for leaf in jax.tree.leaves(found)) or "nothing"
             raise Refusal(
@@ -112,11 +113,17 @@ class Loss:
                 f" {outputs.shape} and labels {targets.shape}; it gives {given}."
             )
 
+    def _failing(self, outputs: Any, targets: Any, error: Exception) -> Refusal:
+        return Refusal(
+            f"loss={self.name} fails on outputs {outputs.shape} and labels {targets.shape}:"
+            f" {type(error).__name__}: {first_line(error)}"
+        )
+
     def check_independent(self, outputs: Any, targets: Array) -> None:
         """That a sample's loss is its own: one that mixes samples has no gradient of a sample, and ranks none.
 
         Args:
-            outputs: shape and type of a network's outputs for as many samples as there are targets.
+            outputs: shape and type of a network's outputs for some samples.
             targets: (k, ...), of the data.
 
         Raises:
@@ -124,14 +131,20 @@ class Loss:
         """
         if self.targets != "any":
             return
-        made = np.random.default_rng(0).standard_normal(outputs.shape).astype(outputs.dtype)
+        # Each of them twice: a loss may look at which labels are equal.
+        targets = jnp.concatenate([jnp.asarray(targets)] * 2)
+        shape = (len(targets), *outputs.shape[1:])
+        made = np.random.default_rng(0).standard_normal(shape).astype(outputs.dtype)
 
         @jax.jit
         def both(outputs: Array, targets: Array) -> tuple[Array, Array]:
             alone = lax.map(lambda one: self(one[0][None], one[1][None])[0], (outputs, targets))
             return self(outputs, targets), alone
 
-        together, alone = (np.asarray(found, np.float64) for found in both(made, targets))
+        try:
+            together, alone = (np.asarray(found, np.float64) for found in both(made, targets))
+        except Exception as error:  # somebody else's code
+            raise self._failing(made, targets, error) from error
         apart = np.abs(together - alone)[np.isfinite(alone)]
         # Written so that NaN counts as apart.
         if not apart.max(initial=0) <= _ROUNDING * np.abs(alone[np.isfinite(alone)]).max(initial=1e-6):
@@ -173,15 +186,21 @@ def check(loss: Any) -> None:
 
 
 def name_of(loss: str | Callable) -> str:
-    """How a loss is recorded: by its name; of a function its module and name, by which it may be found again."""
+    """How a loss is recorded: by its name; of a function its module and name where these find it again, and else a text
+    that nothing is found by."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, Loss):
         return loss.name
-    inner = getattr(loss, "func", loss)  # functools.partial has no name of its own
-    name = getattr(inner, "__qualname__", type(inner).__name__)
-    of_optax = name in NAMES and getattr(optax.losses, name) is loss
-    return name if of_optax else f"{getattr(inner, '__module__', type(inner).__module__)}:{name}"
+    name = getattr(loss, "__qualname__", type(loss).__name__)
+    if name in NAMES and getattr(optax.losses, name) is loss:
+        return name
+    module = getattr(loss, "__module__", type(loss).__module__)
+    found = functools.reduce(
+        lambda owner, part: getattr(owner, part, None), name.split("."), sys.modules.get(str(module))
+    )
+    # Wrapped (a partial, `jax.vmap`) or made inside a function, the name would find another loss.
+    return f"{module}:{name}" if found is loss else f"{module}:{name} (not found by this name)"
 
 
 @functools.cache

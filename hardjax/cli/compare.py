@@ -95,7 +95,7 @@ def _tell(result: Any, title: str, path: Path, table: Callable, legend: Callable
     from hardjax.study import tables
 
     config, seeds = result.config, result.rows[0]["seeds"]
-    output.table(f"{title}, batch {config.batch_size}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
+    output.table(f"{title}, {config.batches}, {config.epochs} epochs, {seeds} seeds", table(result.rows))
     if differences := tables.difference_table(result.rows):
         output.table("differences, paired by seed", differences)
     print(legend(result.rows, result.thresholds, result.left_out))

@@ -56,7 +56,7 @@ def _draw(setting: Any, result: Any, folder: Path) -> None:
     def spectra() -> Any:
         from hardjax.plots.fisher import measures
 
-        return measures({f"{config.model}, batch {config.batch_size}": result.measurements})
+        return measures({f"{config.model}, {config.batches}": result.measurements})
 
     def samples() -> Any:
         from hardjax.plots.samples import hardest

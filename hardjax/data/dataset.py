@@ -206,13 +206,18 @@ def assemble(
     """
     images = {split: _checked_images(split, images[split]) for split in ("train", "test")}
     labels = {split: _array(f"{split} labels", labels[split]) for split in ("train", "test")}
+    for split, given in labels.items():
+        if not given.ndim or 0 in given.shape[1:]:
+            raise Refusal(f"Expected {split} labels (n,) or (n, ...), got shape {given.shape}.")
+        if len(given) != len(images[split]):
+            raise Refusal(f"Expected as many {split} labels as images, got {len(given)} and {len(images[split])}.")
     if np.issubdtype(labels["train"].dtype, np.floating):
         labels = {split: _values(split, labels[split], num_classes, class_names) for split in labels}
         num_classes = 0
     else:
         num_classes = _count_classes(num_classes, class_names, labels["train"])
     for split in images:
-        _check_labels(split, labels[split], len(images[split]), num_classes)
+        _check_labels(split, labels[split], num_classes)
     assert num_classes is not None
     if (shapes := [labels[split].shape[1:] for split in labels])[0] != shapes[1]:
         raise Refusal(f"Expected training and test labels of one shape a sample, got {shapes[0]} and {shapes[1]}.")
@@ -370,14 +375,11 @@ def _check_scales(train: np.ndarray, test: np.ndarray) -> None:
         )
 
 
-def _check_labels(split: str, labels: np.ndarray, num_images: int, num_classes: int | None) -> None:
-    values = num_classes == 0
-    if not labels.ndim or not (values or (np.issubdtype(labels.dtype, np.integer) and not _of_samples(labels))):
-        raise Refusal(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
-    if len(labels) != num_images:
-        raise Refusal(f"Expected as many {split} labels as images, got {len(labels)} and {num_images}.")
-    if num_classes == 0:
+def _check_labels(split: str, labels: np.ndarray, num_classes: int | None) -> None:
+    if num_classes == 0:  # values, of which nothing more is asked
         return
+    if not np.issubdtype(labels.dtype, np.integer) or _of_samples(labels):
+        raise Refusal(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
     assert num_classes is not None
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):

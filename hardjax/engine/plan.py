@@ -265,12 +265,15 @@ def learning_rate_factors(plan: RunPlan, steps: np.ndarray) -> np.ndarray:
     """The schedule's factor, float64, of steps that all belong to one stage: (steps,) back-propagations done before."""
     index = plan.stage_of(int(steps[0]))
     stage, (first, epochs) = plan.stages[index], plan.start_of(index)
-    # epochs + (step - first) * stage.epochs / stage.steps over all epochs, as one division of whole numbers: both are
-    # far below 2^53, so that the quotient is rounded once.
-    a, b, c = epochs / plan.epochs, stage.epochs / stage.steps / plan.epochs, 1
+    # epochs + (step - first) * stage.epochs / stage.steps over all epochs, as one division of whole numbers.
+    a, b = epochs / plan.epochs, stage.epochs / stage.steps / plan.epochs
     c = math.lcm(a.denominator, b.denominator)
-    numerators = int(a * c) + (np.asarray(steps, np.int64) - first) * int(b * c)
-    return factors(plan.schedule, numerators / c)
+    start, slope, places = int(a * c), int(b * c), np.asarray(steps, np.int64) - first
+    if max(c, start + slope * stage.steps) < 2**53:
+        # Both are exact in float64, so that the quotient is rounded once.
+        return factors(plan.schedule, (start + places * slope) / c)
+    # Shares that are no short fractions (a third of the training): Python's whole numbers, which it divides exactly.
+    return factors(plan.schedule, np.array([(start + int(place) * slope) / c for place in places]))
 
 
 def learning_rate(plan: RunPlan, step: int) -> float:

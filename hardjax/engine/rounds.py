@@ -217,7 +217,10 @@ def _draw_moves(recipe: Recipe, state: TrainState, schedule: Array) -> Moves:
     def of_step(step: Array) -> Moves:
         return draw_moves(recipe.augmentation, recipe.image_shape, batch_size, draw(state.key, AUGMENT, step))
 
-    return jax.vmap(of_step)(state.step + jnp.arange(steps))
+    # Generators other than threefry ("rbg") draw otherwise for many keys at once, and then a cut round would differ.
+    alike = "threefry" in str(jax.random.key_impl(state.key))
+    each = jax.vmap(of_step) if alike else lambda numbers: lax.map(of_step, numbers)
+    return each(state.step + jnp.arange(steps))
 
 
 @jax.named_scope("counts")

@@ -150,7 +150,7 @@ def _differences(axes: Any, rows: Sequence[dict[str, Any]], name: str) -> None:
 
 def _title(result: Comparison) -> str:
     config, seeds = result.config, len(result.results[0])
-    text = f"{config.title}, batch {config.batch_size}, {config.epochs} epochs; mean of {seeds} seed{'s' * (seeds > 1)}"
+    text = f"{config.title}, {config.batches}, {config.epochs} epochs; mean of {seeds} seed{'s' * (seeds > 1)}"
     text += ", 95 % confidence bands" if seeds > 1 else ""
     return text + (f"; crosses: {len(result.left_out)} runs left" if result.left_out else "")
 

@@ -10,14 +10,15 @@ _COLUMNS = 8
 
 
 def hardest(
-    dataset: Dataset, samples: np.ndarray, replays: np.ndarray, losses: np.ndarray, predictions: np.ndarray
+    dataset: Dataset, samples: np.ndarray, replays: np.ndarray, losses: np.ndarray, predictions: np.ndarray | None
 ) -> Figure:
     """A grid of the samples replayed most, with label, prediction, loss; a wrong prediction is red.
 
     Args:
         dataset: they are from its training split.
         samples: (k,) indices, the most replayed first.
-        replays, losses, predictions: (k,) times trained, nats under the final model, predicted class.
+        replays, losses, predictions: (k,) times trained, loss under the final model, predicted class (None where
+            samples have none: then labels and predictions are left out).
     """
     rows = max(1, -(-len(samples) // _COLUMNS))
     drawn = figure(1.55 * _COLUMNS, 2.0 * rows + 0.5)
@@ -28,11 +29,14 @@ def hardest(
     for i, panel in zip(range(len(samples)), panels, strict=False):
         # Nearest: a digit of 8x8 smoothed would hide which pixels a network sees.
         panel.imshow(_shown(images[i]), cmap="gray_r", interpolation="nearest")
-        label, guess = dataset.class_names[labels[i]], dataset.class_names[predictions[i]]
-        right = labels[i] == predictions[i]
-        text = f"{label}" if right else f"{label}\nread as {guess}"
+        right, text = True, f"sample {samples[i]}"
+        if predictions is not None:
+            label, guess = dataset.class_names[labels[i]], dataset.class_names[predictions[i]]
+            right = labels[i] == predictions[i]
+            text = f"{label}" if right else f"{label}\nread as {guess}"
         panel.set_title(f"{text}\n{replays[i]}x, loss {losses[i]:.2f}", fontsize=7.5, color="black" if right else "C3")
-    drawn.suptitle(f"{dataset.name}: training samples replayed most (label; times trained; loss now; red: misread)")
+    shown = "times trained; loss now" if predictions is None else "label; times trained; loss now; red: misread"
+    drawn.suptitle(f"{dataset.name}: training samples replayed most ({shown})")
     return drawn
 
 

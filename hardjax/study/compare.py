@@ -107,9 +107,9 @@ def compare(
     with ExitStack() as held:
         kept = None
         if output is not None:
-            plain = _meant(config, arms, seeds, dataset) | {
-                "network": None if model is None else _network(ready, config, arms)
-            }
+            # Of people's own code the name tells nothing: its program does.
+            own = model is not None or losses.resolve(config.loss).targets == "any"
+            plain = _meant(config, arms, seeds, dataset) | {"network": _network(ready, config, arms) if own else None}
             kept = held.enter_context(rows.opened(output, plain, tuple(arms), overwrite, resume))
         done, signal = _pairs(config, arms, seeds, ready, kept, progress, on_result)
         if not done:

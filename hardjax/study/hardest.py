@@ -11,14 +11,17 @@ from hardjax.training.setting import Setting
 _CHUNK = 500
 
 
-def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tuple[np.ndarray, ...]:
+def hardest_samples(
+    setting: Setting, result: RunResult, count: int = 40
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """The `count` training samples trained most often, ties by their loss under the final model.
 
     Where every epoch draws its batches anew, all samples are visited alike but for those that happen to fill up a last
     batch; there the samples that trimming kept most often, of their visits, are taken instead.
 
     Returns:
-        (k,) arrays: sample indices, times trained, losses in nats, predicted classes, k = min(count, n).
+        (k,) arrays: sample indices, times trained, losses, predicted classes, k = min(count, n); None for the last
+        where samples have no classes.
     """
     replays = sample_counts(result.state)
     # Where batches are kept, how often a sample was visited is what the strategy said of it; where they are drawn anew,
@@ -38,7 +41,8 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         ]
     )
     loss = setting.recipe.loss
-    if loss.name == CROSS_ENTROPY:
+    classified = labels.ndim == 1 and loss.counts(logits, labels)
+    if loss.name == CROSS_ENTROPY and classified:
         # In float64: float32 losses of samples that are fitted to the end are all 0, and could not be ordered.
         top = logits.max(-1)
         losses = np.log(np.exp(logits - top[:, None]).sum(-1)) + top - logits[np.arange(len(labels)), labels]
@@ -46,7 +50,7 @@ def hardest_samples(setting: Setting, result: RunResult, count: int = 40) -> tup
         losses = np.asarray(loss(jnp.asarray(logits, jnp.float32), train.labels[candidates]), np.float64)
     order = np.lexsort((-losses, -rank[candidates]))[:count]
     chosen = candidates[order]
-    return chosen, replays[chosen], losses[order], logits.argmax(-1)[order]
+    return chosen, replays[chosen], losses[order], logits.argmax(-1)[order] if classified else None
 
 
 def sample_counts(state: TrainState) -> np.ndarray:

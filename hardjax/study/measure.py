@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from hardjax.fisher.measures import TOLERANCE
 from hardjax.fisher.observe import FisherMeasure, derive
 from hardjax.training import checkpoint, files, spectra
 from hardjax.training.probe import check_observer
-from hardjax.training.resume import shapes_of
+from hardjax.training.resume import check_network, shapes_of
 from hardjax.training.setting import Setting, prepare
 
 
@@ -69,6 +70,7 @@ def measure_run(
     float64: bool = False,
     dataset: Dataset | None = None,
     model: Any = None,
+    loss: Callable | None = None,
 ) -> Report:
     """Measures of the run in `folder`, as `run(output=...)` or `hardjax train` left it (or of its checkpoint folder).
 
@@ -81,6 +83,7 @@ def measure_run(
         gram_chunk: see `Performance`.
         float64: of the network and its Gram matrices at the final state (the weights are what training left).
         dataset, model: as given to `run`.
+        loss: as given in its configuration, where that is a function which is not found by its name.
 
     Raises:
         ValueError: no run in the folder, or what `fisher.gram` refuses.
@@ -89,12 +92,13 @@ def measure_run(
     plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
     folder = folder.parent if folder.name == "checkpoint" else folder
     config = TrainConfig.from_dict(plain)
-    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, loss=loss or config.loss)
     recorded = derive(spectra.load(folder), tolerance) if config.measure else {}
     final = {}
     if batches:
         setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
-        state = checkpoint.restore(folder, lambda one: shapes_of(setting, one))
+        kept, state = checkpoint.newest(folder, lambda one: shapes_of(setting, one))
+        check_network(folder, kept, setting)
         rows = rows or (config.measure.rows if config.measure else "contribution")
         final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches, float64)
     return Report(

@@ -1,5 +1,6 @@
 """Going on with a run that was cut short: what was saved, whether it is the same run, and how alike the machine is."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from hardjax._validate import Refusal, shown
-from hardjax.config import Performance
+from hardjax.config import Performance, TrainConfig
 from hardjax.engine.plan import Position
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines
@@ -148,18 +149,35 @@ def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
         raise Refusal(f"The run in {str(folder)!r} drew its random numbers as {there['draws']}, not {here['draws']}.")
     if "normalisation" in there and not np.allclose(there["normalisation"], here["normalisation"], rtol=1e-5):
         raise Refusal(f"The run in {str(folder)!r} was trained on images of another mean or standard deviation.")
-    made = files.environment()
-    now = {**made["versions"], "device": made["device_kind"]}
-    # Lowered by another version, the same network has another text.
-    alike = all(one.facts["rounds_like"].get(name) == now[name] for name in _LOWERED_BY)
-    if there["network"] != here["network"] and alike:
-        raise Refusal(f"The run in {str(folder)!r} trained another network: its forward pass is not the one given.")
+    check_network(folder, one, setting)
     lost = [name for name, mark in one.facts["record"]["files"].items() if not lines.holds(folder / name, Mark(*mark))]
     return f"{lost[0]} is not as it was then" if lost else ""
 
 
+def check_network(folder: Path, one: Kept, setting: Setting) -> None:
+    """That a checkpoint is of this network, and of this loss where it is of one's own.
+
+    Raises:
+        ValueError: it is of another one.
+    """
+    there = one.facts.get("identity", {}).get("network", setting.network)
+    made = files.environment()
+    now = {**made["versions"], "device": made["device_kind"]}
+    # Lowered by another version, the same network has another text.
+    alike = all(one.facts.get("rounds_like", {}).get(name) == now[name] for name in _LOWERED_BY)
+    if there != setting.network and alike:
+        raise Refusal(
+            f"The run in {str(folder)!r} trained another network or loss: its forward pass is not the one given."
+        )
+
+
 def _same_configuration(there: Mapping[str, Any] | None, here: Mapping[str, Any], folder: Path) -> None:
-    if there is None or not (differ := differences(there, here)):
+    if there is None:
+        return
+    # What was written before there was a setting holds its default.
+    with contextlib.suppress(Refusal):
+        there = TrainConfig.from_dict(there).to_dict()
+    if not (differ := differences(there, here)):
         return
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
     raise Refusal(

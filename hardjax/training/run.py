@@ -234,7 +234,7 @@ def _explained_memory(setting: Setting) -> Iterator[None]:
         if not ran_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"Out of memory in training {setting.config.model} on batches of {setting.config.batch_size}: take a"
+            f"Out of memory in training {setting.config.model} on batches of {max(setting.config.batch_sizes)}: take a"
             " smaller batch, network, image size or Performance.eval_batch_size."
         ) from error
 

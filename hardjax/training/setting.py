@@ -153,8 +153,9 @@ def prepare(
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
     recipe = make_recipe(config, dataset, functions)
-    facts = check_model(recipe, config.batch_size, dataset)
-    for size in sorted({*batch_sizes(config)} - {config.batch_size}):
+    first, *others = dict.fromkeys(batch_sizes(config))
+    facts = check_model(recipe, first, dataset)
+    for size in others:
         check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))

@@ -1,5 +1,6 @@
 """Batch plans beside hand-worked tables: sizes, shares, steps of every stage."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -124,8 +125,10 @@ def test_rates_of_stages():
         ("-MS", "such as"),
         ("s32-to-96", "to go from one size to another by powers of two"),
         ("s0-to-4", "by powers of two"),
-        ("0.5*32-64", "with a share above 0 for every stage, or for none"),
-        ("0*32-1*64", "with a share above 0"),
+        ("0.5*32-64", "with a share of at least 1e-9 for every stage, or for none"),
+        ("0*32-1*64", "with a share of at least 1e-9"),
+        ("0.0000000000001*32-0.9999999999999*64", "with a share of at least 1e-9"),
+        ("9" * 5000, "such as"),
         ("0.5*32-0.4*64", "with shares that add up to 1, got 0.9"),
         ("0-32", "with sizes of at least 1, got 0"),
         (32, "Expected text=32 to be text"),
@@ -157,6 +160,10 @@ def test_settings_that_contradict_a_plan(settings, words):
 
 def test_a_plan_comes_back_from_json():
     config = hj.TrainConfig(batch_plan=BatchPlan("s32-to-512-MS"), schedule="step", rate_scaling="sqrt")
-    assert config.batch_size == 32, "of the first stage"
+    assert config.batch_sizes == (32, 64, 128, 256, 512)
+    other = dataclasses.replace(config, batch_plan=BatchPlan("64-128"))
+    assert other.batch_sizes == (64, 128) and dataclasses.replace(
+        other, batch_plan=None, rate_scaling="none"
+    ).batch_sizes == (128,), "the default, as if there had been no plan"
     assert hj.TrainConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(hj.TrainConfig.from_dict(config.to_dict()))

@@ -63,7 +63,6 @@ def test_a_loss_is_recorded_by_name_and_read_again():
     assert config.to_dict()["loss"] == f"{__name__}:huber_of_sums"
     assert losses.resolve(config.to_dict()["loss"]).fn is huber_of_sums
     assert hj.TrainConfig(loss=optax.losses.l2_loss).to_dict()["loss"] == "l2_loss"
-    assert losses.name_of(functools.partial(huber_of_sums)) == f"{__name__}:huber_of_sums"
     assert hj.TrainConfig.from_dict(hj.TrainConfig(loss="log_cosh").to_dict()) == hj.TrainConfig(loss="log_cosh")
     assert hj.TrainConfig.from_dict({}).loss == losses.CROSS_ENTROPY, "what was recorded before there was a choice"
 
@@ -131,3 +130,58 @@ def test_a_loss_that_mixes_samples_is_refused():
         losses.resolve(centred).check_independent(shape, SHARES)
     losses.resolve(lambda o, t: jnp.square(o - t).sum((1, 2))).check_independent(shape, SHARES)
     losses.resolve(lambda o, t: jnp.log(o - t).sum((1, 2))).check_independent(shape, SHARES)  # NaN alone and together
+
+
+def test_a_wrapped_loss_is_never_found_by_the_name_of_what_it_wraps():
+    wrapped = functools.partial(huber_of_sums)
+    for loss in (
+        wrapped,
+        jax.vmap(lambda o, t: jnp.square(o - t).sum()),
+        lambda o, t: o.sum(),
+        jax.vmap(huber_of_sums),
+    ):
+        name = hj.TrainConfig(loss=loss).to_dict()["loss"]
+        assert name.endswith("(not found by this name)")
+        with pytest.raises(Refusal, match=r"Expected loss='.*' as package.module:Name"):
+            losses.resolve(name)
+
+
+def test_a_single_output_predicts_nothing():
+    loss = losses.resolve(lambda o, t: optax.losses.sigmoid_binary_cross_entropy(o[:, 0], t.astype(o.dtype)))
+    outputs, targets = jnp.ones((5, 1)), jnp.zeros(5, jnp.int32)
+    loss.check(outputs, targets)
+    assert loss.correct(outputs, targets, loss(outputs, targets)) is None
+    with pytest.raises(Refusal, match=r"logits of shape \(5, 2\)"):
+        losses.resolve(losses.CROSS_ENTROPY).check(outputs, targets, 2)
+
+
+def test_a_loss_that_fails_in_any_way_is_one_line():
+    def broken(outputs, targets):
+        raise NotImplementedError("not\nyet")
+
+    with pytest.raises(Refusal, match=r"fails on outputs .* NotImplementedError: not yet"):
+        losses.resolve(broken).check(OUTPUTS, SHARES)
+    of_five = losses.resolve(lambda o, t: jnp.arange(5.0) * o.sum((1, 2)))
+    of_five.check(OUTPUTS, SHARES)
+    with pytest.raises(Refusal, match="fails on outputs"):
+        of_five.check_independent(jax.ShapeDtypeStruct(OUTPUTS.shape, np.float32), SHARES[:4])
+
+
+def test_a_loss_balanced_over_equal_labels_mixes_samples():
+    def balanced(outputs, labels):
+        alike = (labels[:, None] == labels[None]).sum(1)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels) / alike
+
+    with pytest.raises(Refusal, match="each sample a loss of its own"):
+        losses.resolve(balanced).check_independent(jax.ShapeDtypeStruct((3, 3), np.float32), np.arange(3))
+
+
+def test_configurations_with_a_function_are_hashed_and_optax_s_go_by_name():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, outputs, targets):
+            return outputs.sum(-1)
+
+    assert isinstance(hash(hj.TrainConfig(loss=Unhashable())), int)
+    assert hj.TrainConfig(loss=optax.losses.huber_loss) == hj.TrainConfig(loss="huber_loss")

@@ -331,6 +331,30 @@ def test_rates_fall_with_the_first_step_of_a_phase():
     np.testing.assert_allclose(factors, np.repeat([1, 0.1, 0.01], [30, 15, 15]))
 
 
+@pytest.mark.parametrize(
+    "sizes, samples, epochs, decay_at, step, factor",
+    [
+        ([32, 64], 50000, 90, (0.6, 0.8), None, None),  # common denominators beyond 64 bits
+        ([16, 32], 1437, 10, (1 / 3, 2 / 3), 225, 0.1),  # the first step of the second phase
+    ],
+)
+def test_shares_that_are_no_short_fractions(sizes, samples, epochs, decay_at, step, factor):
+    spans = BatchPlan.stages(sizes, multi_step=True).spans(epochs, decay_at)
+    stages = [
+        Stage(Sizes(span.size, -(-samples // span.size), 1, "batch"), span.epochs, steps, 1, 0.1)
+        for span, steps in zip(spans, steps_of(spans, samples), strict=True)
+    ]
+    plan = RunPlan(tuple(stages), HardBatches(0.5), schedule=Schedule("step", decay_at))
+    for index, stage in enumerate(stages):
+        first = plan.start_of(index)[0]
+        for at in (first, first + stage.steps - 1):
+            progress = float(plan.epoch(at) / plan.epochs)
+            expected = 0.1 ** sum(progress >= share for share in decay_at)
+            np.testing.assert_allclose(learning_rate_factors(plan, np.array([at])), [expected])
+    if step is not None:
+        np.testing.assert_allclose(learning_rate_factors(plan, np.array([step - 1, step])), [1.0, factor])
+
+
 def test_programs_of_stages_are_few():
     plan = staged([16, 32, 64, 128, 256], 60000, 40, 0.2, bound=64, bound_by_time=True)
     rungs = 1 + math.log(64, 4)
