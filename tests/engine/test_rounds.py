@@ -1,6 +1,7 @@
 """The engine against slow, obvious forms of itself."""
 
 import dataclasses
+import types
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from reference import simulate_rounds
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
 from hardjax.choose.trimming import Trimming
+from hardjax.engine import rounds
 from hardjax.engine.plan import dispatches, step_inputs
 from hardjax.engine.plan import programs as planned
 from hardjax.engine.programs import lowerable
@@ -232,3 +234,17 @@ def _primitives(jaxpr) -> list[str]:
             if hasattr(inner, "eqns"):
                 found += _primitives(inner)
     return found
+
+
+@pytest.mark.ci
+def test_moves_are_those_of_the_step_whatever_the_generator(tiny):
+    """Generators other than threefry draw otherwise for many keys at once."""
+    config = hj.TrainConfig(model="mlp", model_options={"widths": [4]}, augmentation="standard", batch_size=8)
+    recipe = prepare(config, tiny).recipe
+    for kind in ("threefry2x32", "rbg"):
+        state = types.SimpleNamespace(key=jax.random.key(3, impl=kind), step=jnp.int32(5))
+        together = rounds._draw_moves(recipe, state, jnp.zeros((4, 8), jnp.int32))
+        for place in range(4):
+            one = types.SimpleNamespace(key=state.key, step=state.step + place)
+            alone = rounds._draw_moves(recipe, one, jnp.zeros((1, 8), jnp.int32))
+            jax.tree.map(lambda a, b, place=place: np.testing.assert_array_equal(a[place], b[0]), together, alone)

@@ -225,7 +225,7 @@ def test_another_network_of_the_same_shapes_is_refused(tiny, tmp_path):
 
     settings = hj.TrainConfig(epochs=3, batch_size=8)
     cut(tiny, tmp_path, settings, after=9, model=network(nn.relu), performance=hj.Performance(steps_per_dispatch=4))
-    with pytest.raises(Refusal, match="trained another network: its forward pass is not the one given"):
+    with pytest.raises(Refusal, match="trained another network or loss: its forward pass is not the one given"):
         go_on(tiny, tmp_path, settings, model=network(nn.tanh))
     assert go_on(tiny, tmp_path, settings, model=network(nn.relu)).summary["end"] == "budget spent"
 

@@ -1,5 +1,6 @@
 """Tasks other than classification: a segmentation and a regression, replayed, trimmed and measured."""
 
+import functools
 import json
 
 import jax
@@ -14,6 +15,7 @@ from hardjax.cli import main
 from hardjax.models.apply import init_variables, make_apply
 from hardjax.study.arms import make_arms
 from hardjax.study.compare import compare
+from hardjax.study.measure import measure_run
 from hardjax.study.tables import difference_table, replay_table
 
 SEGMENTATION, REGRESSION = tasks.segmentation(), tasks.regression()
@@ -157,6 +159,27 @@ def test_another_loss_of_the_same_name_is_not_gone_on_with(tmp_path):
     with pytest.raises(ValueError, match="network"):
         changed = hj.TrainConfig(loss=make(2.0), epochs=1, batch_size=24, learning_rate=0.01)
         hj.run(changed, dataset=REGRESSION, model=tasks.Values(), output=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.ci
+def test_a_wrapped_loss_is_measured_and_compared_as_itself_or_not_at_all(tmp_path):
+    def scaled(outputs, targets, factor):
+        return factor * jnp.square(outputs - targets).sum(-1)
+
+    losses = [functools.partial(scaled, factor=factor) for factor in (1.0, 2.0)]
+    settings = dict(epochs=1, batch_size=24, learning_rate=0.01, model_options={"widths": [4]})
+    first, second = (hj.TrainConfig(loss=loss, **settings) for loss in losses)
+    hj.run(first, dataset=REGRESSION, output=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"as package\.module:Name"):
+        measure_run(tmp_path / "run", 1, dataset=REGRESSION)
+    with pytest.raises(ValueError, match="trained another network or loss"):
+        measure_run(tmp_path / "run", 1, dataset=REGRESSION, loss=losses[1])
+    assert measure_run(tmp_path / "run", 1, dataset=REGRESSION, loss=losses[0]).final["eigenvalues"].shape == (1, 24)
+    arms = make_arms([0.5], [])
+    compare(first, arms, 1, dataset=REGRESSION, output=tmp_path / "arms")
+    compare(first, arms, 1, dataset=REGRESSION, output=tmp_path / "arms", resume=True)
+    with pytest.raises(ValueError, match="network is"):
+        compare(second, arms, 1, dataset=REGRESSION, output=tmp_path / "arms", resume=True)
 
 
 @pytest.mark.parametrize(
