@@ -13,12 +13,12 @@ from jax import Array
 
 from hardjax import _settings, _validate
 from hardjax._validate import Refusal
+from hardjax.data.labels import check_differ, checked, evenly
 
 _CHUNK = 256  # images added up at a time: squares take twice their bytes, and sums of 66,000 squares fit 32 bits
 _LEAST_STD = 1e-6
 _ROUNDING = 1e-5  # how far float pixels may leave 0..1: a bilinear resize in float32 overshoots by 1e-6
 _SCALES_APART = 200  # brightest pixels: one split divided by 255 and the other not are 255 apart
-_MOST_CLASSES = 2**20  # the names alone of 2^31 classes would take all memory; ImageNet-21k has 21,841
 
 
 class Split(NamedTuple):
@@ -175,7 +175,7 @@ class Dataset:
         stratified = self.num_classes and labels.ndim == 1
         held = np.sort(evenly(labels, count, order) if stratified else order[:count])
         kept = np.setdiff1d(np.arange(len(labels)), held)
-        _check_differ(f"train (validation={share})", labels[kept])
+        check_differ(f"train (validation={share})", labels[kept])
         rows = np.arange(len(labels)) if self.train.rows is None else np.asarray(self.train.rows)
         train, validation = (
             Split(self.train.images, jnp.asarray(labels[part]), jnp.asarray(rows[part], jnp.int32))
@@ -206,22 +206,8 @@ def assemble(
     """
     images = {split: _checked_images(split, images[split]) for split in ("train", "test")}
     labels = {split: _array(f"{split} labels", labels[split]) for split in ("train", "test")}
-    for split, given in labels.items():
-        if not given.ndim or 0 in given.shape[1:]:
-            raise Refusal(f"Expected {split} labels (n,) or (n, ...), got shape {given.shape}.")
-        if len(given) != len(images[split]):
-            raise Refusal(f"Expected as many {split} labels as images, got {len(given)} and {len(images[split])}.")
-    if np.issubdtype(labels["train"].dtype, np.floating):
-        labels = {split: _values(split, labels[split], num_classes, class_names) for split in labels}
-        num_classes = 0
-    else:
-        num_classes = _count_classes(num_classes, class_names, labels["train"])
-    for split in images:
-        _check_labels(split, labels[split], num_classes)
-    assert num_classes is not None
-    if (shapes := [labels[split].shape[1:] for split in labels])[0] != shapes[1]:
-        raise Refusal(f"Expected training and test labels of one shape a sample, got {shapes[0]} and {shapes[1]}.")
-    _check_differ("train", labels["train"])
+    counts = {split: len(images[split]) for split in images}
+    labels, num_classes = checked(labels, counts, num_classes, class_names)
     if images["train"].shape[1:] != images["test"].shape[1:]:
         shapes = f"{images['train'].shape[1:]} and {images['test'].shape[1:]}"
         raise Refusal(f"Expected training and test images of one shape (H, W, C), got {shapes}.")
@@ -239,14 +225,6 @@ def assemble(
         std=std,
         flip=flip,
     )
-
-
-def evenly(labels: np.ndarray, count: int, order: np.ndarray | None = None) -> np.ndarray:
-    """Indices (count,) spread evenly over the classes, the first ones of `order` in each stretch."""
-    order = np.arange(len(labels)) if order is None else order
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    # Equal strides through the samples sorted by class: every class gets its share to within one sample.
-    return by_class[np.arange(count) * len(labels) // count]
 
 
 def pixel_statistics(images: Any, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -303,32 +281,6 @@ def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(jnp.array(images, copy=True), jnp.array(labels, kind, copy=True))
 
 
-def _count_classes(num_classes: int | None, class_names: tuple[str, ...] | None, labels: np.ndarray) -> int | None:
-    """None where the labels are no integers, which is for `_check_labels` to say."""
-    if num_classes is None and class_names is not None:
-        num_classes = len(class_names)
-    if num_classes is None:
-        return _counted_classes(labels) if labels.size and np.issubdtype(labels.dtype, np.integer) else None
-    count: int = _settings.plain("num_classes", num_classes, int)
-    _validate.at_least(1, num_classes=count)
-    if count > _MOST_CLASSES:
-        raise Refusal(f"Expected num_classes={count} to be at most 2^20.")
-    if class_names is not None and len(class_names) != count:
-        raise Refusal(f"Expected {count} class_names, got {len(class_names)}.")
-    return count
-
-
-def _counted_classes(labels: np.ndarray) -> int:
-    """Highest label + 1; refused where it says more of one label than of the data."""
-    found = int(labels.max()) + 1
-    if found > min(labels.size, _MOST_CLASSES):
-        raise Refusal(
-            f"Expected train labels below the number of training labels, {labels.size}, got {found - 1}; if there are "
-            "so many classes, give num_classes."
-        )
-    return found
-
-
 def _array(what: str, given: Any) -> np.ndarray:
     if np.ma.is_masked(given):
         raise Refusal(f"Expected {what} without masked values, got {np.ma.count_masked(given)} of them.")
@@ -373,47 +325,6 @@ def _check_scales(train: np.ndarray, test: np.ndarray) -> None:
         raise Refusal(
             f"Expected training and test images of one scale, got values up to {highs[0]:g} and {highs[1]:g}."
         )
-
-
-def _check_labels(split: str, labels: np.ndarray, num_classes: int | None) -> None:
-    if num_classes == 0:  # values, of which nothing more is asked
-        return
-    if not np.issubdtype(labels.dtype, np.integer) or _of_samples(labels):
-        raise Refusal(f"Expected {split} labels (n,) of integers, got {labels.dtype} of shape {labels.shape}.")
-    assert num_classes is not None
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise Refusal(f"Expected {split} labels in [0, {num_classes}), got {int(outside[0])}.")
-
-
-def _values(split: str, labels: np.ndarray, num_classes: Any, class_names: Any) -> np.ndarray:
-    """Float labels as values; a number a sample as a row of one, which outputs (n, 1) are compared with."""
-    if num_classes is not None or class_names is not None:
-        raise Refusal(f"Expected num_classes and class_names with integer labels alone, got {split} {labels.dtype}.")
-    if not np.issubdtype(labels.dtype, np.floating):
-        raise Refusal(f"Expected {split} labels of floats like those of train, got {labels.dtype}.")
-    with np.errstate(over="ignore"):
-        labels = labels.astype(np.float32)
-    if bad := int((~np.isfinite(labels)).sum()):
-        raise Refusal(f"Expected finite {split} labels, got {bad} NaN or infinite values.")
-    return labels[:, None] if labels.ndim == 1 else labels
-
-
-def _of_samples(labels: np.ndarray) -> bool:
-    """Whether integers of several axes are meant as (n,): a column, or a class in each column. Taken for classes of
-    positions, they would be refused far from here."""
-    if labels.ndim == 1:
-        return False
-    rows = labels.reshape(len(labels), -1)
-    marks = labels.ndim == 2 and rows.min() >= 0 and rows.max() == 1 and rows.sum(1).max() == 1
-    return bool(rows.shape[1] == 1 or marks)
-
-
-def _check_differ(split: str, labels: np.ndarray) -> None:
-    """With one class there is nothing to learn: every network is right from its first step."""
-    if (labels == (first := labels.flat[0])).all():
-        kinds = "classes" if np.issubdtype(labels.dtype, np.integer) else "values"
-        raise Refusal(f"Expected {split} labels of at least two {kinds}, got {first.item()} alone.")
 
 
 def _check_constant(split: str, images: np.ndarray) -> None:
