@@ -35,6 +35,9 @@ _OF_VALUES = (
     "sparsemax_loss",
 )
 NAMES = _OF_CLASSES + _OF_VALUES
+# Of these any other label trains in silence, to nonsense.
+_SIGNS, _SHARES = ("hinge_loss", "perceptron_loss"), ("softmax_cross_entropy", "safe_softmax_cross_entropy")
+_SHARES += ("poly_loss_cross_entropy", "sigmoid_binary_cross_entropy", "sigmoid_focal_loss")
 _ROUNDING = 1e-3  # of losses computed alone and in a batch, relative to the largest
 
 
@@ -118,6 +121,20 @@ class Loss:
             f"loss={self.name} fails on outputs {outputs.shape} and labels {targets.shape}:"
             f" {type(error).__name__}: {first_line(error)}"
         )
+
+    def check_labels(self, targets: Array) -> None:
+        """That the labels of a data set are what the loss means.
+
+        Args:
+            targets: (n, ...), all of them.
+
+        Raises:
+            ValueError: others than -1 and 1, or outside 0..1.
+        """
+        if self.name in _SIGNS and not bool((jnp.abs(targets) == 1).all()):
+            raise Refusal(f"Expected labels -1 and 1 with loss={self.name}, got {_range(targets)}.")
+        if self.name in _SHARES and not bool(((targets >= 0) & (targets <= 1)).all()):
+            raise Refusal(f"Expected labels in 0..1 with loss={self.name}, got {_range(targets)}.")
 
     def check_independent(self, outputs: Any, targets: Array) -> None:
         """That a sample's loss is its own: one that mixes samples has no gradient of a sample, and ranks none.
@@ -210,6 +227,10 @@ def _of_optax(name: str) -> Loss:
         # Some of these take one axis of positions alone.
         fn = _by_position(fn)
     return Loss(name, fn, "classes" if name in _OF_CLASSES else "values")
+
+
+def _range(targets: Array) -> str:
+    return f"values from {float(targets.min()):g} to {float(targets.max()):g}"
 
 
 def _by_position(fn: Callable) -> Callable[[Array, Array], Array]:

@@ -16,6 +16,7 @@ from hardjax._validate import Refusal
 from hardjax.choose import losses, trimming
 from hardjax.choose.batch_plan import BatchPlan, Span, rate_scale, steps_of
 from hardjax.choose.selection import AllBatches
+from hardjax.choose.trimming import TrimPlan
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import resolve
 from hardjax.engine.optimizers import Hyper
@@ -129,20 +130,9 @@ def make_run_plan(
     if sum(steps) >= 2**31:
         raise Refusal(f"Expected epochs={config.epochs} to be fewer than 2^31 steps in all, got {sum(steps)}.")
     paths = None if config.trimming is None else trim_paths(recipe)
-    stages = []
-    for span, count in zip(spans, steps, strict=True):
-        size, num_batches = span.size, -(-recipe.num_samples // span.size)
-        if count < 1:
-            raise Refusal(
-                f"Expected batch_plan={config.batch_plan.text!r} with stages of a step at least; {float(span.epochs):g}"
-                f" epochs of {num_batches} batches of {size} are none."
-            )
-        round_steps = selection.round_steps(num_batches)
-        if isinstance(round_steps, bool) or not isinstance(round_steps, int) or round_steps < 1:
-            raise Refusal(
-                f"Expected round_steps({num_batches}) of {selection!r} to be at least 1, got {round_steps!r}."
-            )
-        trims = paths and trimming.make_plan(
+
+    def trims(size: int) -> TrimPlan | None:
+        return paths and trimming.make_plan(
             config.trimming,
             config.epochs,
             size,
@@ -152,17 +142,8 @@ def make_run_plan(
             lean=paths.lean(size),
             isolated=paths.isolated,
         )
-        stages.append(
-            Stage(
-                # Room for the longest round, though most are shorter: shapes of a stage's state never change.
-                sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
-                epochs=span.epochs,
-                steps=count,
-                round_steps=round_steps,
-                learning_rate=config.peak_learning_rate * rate_scale(config.rate_scaling, size, spans[0].size),
-                trims=trims,
-            )
-        )
+
+    stages = [_stage(config, recipe, span, count, trims(span.size)) for span, count in zip(spans, steps, strict=True)]
     return RunPlan(
         stages=tuple(stages),
         selection=selection,
@@ -173,6 +154,28 @@ def make_run_plan(
         test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
         bound_by_time=bound_by_time,
+    )
+
+
+def _stage(config: Any, recipe: Recipe, span: Span, steps: int, trims: TrimPlan | None) -> Stage:
+    size, num_batches, selection = span.size, -(-recipe.num_samples // span.size), config.selection
+    if steps < 1:
+        raise Refusal(
+            f"Expected batch_plan={config.batch_plan.text!r} with stages of a step at least; {float(span.epochs):g}"
+            f" epochs of {num_batches} batches of {size} are none."
+        )
+    round_steps = selection.round_steps(num_batches)
+    if isinstance(round_steps, bool) or not isinstance(round_steps, int) or round_steps < 1:
+        raise Refusal(f"Expected round_steps({num_batches}) of {selection!r} to be at least 1, got {round_steps!r}.")
+    scale = rate_scale(config.rate_scaling, size, batch_sizes(config)[0])
+    return Stage(
+        # Room for the longest round, though most are shorter: shapes of a stage's state never change.
+        sizes=Sizes(size, num_batches, max(num_batches, round_steps), selection.unit),
+        epochs=span.epochs,
+        steps=steps,
+        round_steps=round_steps,
+        learning_rate=config.peak_learning_rate * scale,
+        trims=trims,
     )
 
 

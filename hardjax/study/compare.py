@@ -13,7 +13,7 @@ from hardjax._validate import Refusal
 from hardjax.choose import losses
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
-from hardjax.engine.recipe import functions_named, functions_of
+from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
 from hardjax.training.run import RunResult, train
@@ -83,17 +83,8 @@ def compare(
     check_comparable(config, seeds, arms)
     if output is not None:
         rows.check(output, None, overwrite, resume)
-    # Made once: each run would otherwise take the network for another one, and compile its programs anew.
-    model = None if model is None else functions_of(model)
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
-    if model is None and is_own(config.model):
-        model = functions_named(config.model, dataset.num_outputs, config.model_options)
-    if seeds > 1 and model is not None and getattr(model.apply, "starts_alike", False):
-        raise Refusal(
-            f"{model.name} holds its weights, from which all {seeds} seeds would start: give"
-            " hj.models.Seeded(lambda key: ...), which draws them by the seed (or gives the same ones on purpose), or"
-            " seeds=1."
-        )
+    model = _made_once(config, dataset, model, seeds)
     config = dataclasses.replace(
         config,
         dataset=dataset.name,
@@ -119,6 +110,21 @@ def compare(
         if kept is not None:
             kept.summarise(found.rows, found.thresholds, found.left_out, found.interrupted)
     return dataclasses.replace(found, signal=signal)
+
+
+def _made_once(config: TrainConfig, dataset: Dataset, model: Any, seeds: int) -> Functions | None:
+    """The functions of a network of one's own, None for one of the zoo: each run would otherwise take it for another one,
+    and compile its programs anew."""
+    found = None if model is None else functions_of(model)
+    if found is None and is_own(config.model):
+        found = functions_named(config.model, dataset.num_outputs, config.model_options)
+    if seeds > 1 and found is not None and getattr(found.apply, "starts_alike", False):
+        raise Refusal(
+            f"{found.name} holds its weights, from which all {seeds} seeds would start: give"
+            " hj.models.Seeded(lambda key: ...), which draws them by the seed (or gives the same ones on purpose), or"
+            " seeds=1."
+        )
+    return found
 
 
 def _pairs(

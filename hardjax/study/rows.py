@@ -14,7 +14,7 @@ from hardjax.config import TrainConfig
 from hardjax.study.arms import Arm
 from hardjax.training import files, lines
 from hardjax.training.record import HISTORY, History
-from hardjax.training.resume import differences
+from hardjax.training.resume import differences, with_defaults
 from hardjax.training.run import RunResult
 
 
@@ -113,7 +113,7 @@ def check(output: str | os.PathLike, plain: Mapping[str, Any] | None, overwrite:
         return
     if not isinstance(there, dict) or "arms" not in there:
         raise Refusal(f"{str(folder)!r} holds a run; name the folder of a comparison.")
-    if plain is not None and (differ := differences(there, json.loads(lines.encode(plain)))):
+    if plain is not None and (differ := differences(with_defaults(there), json.loads(lines.encode(plain)))):
         raise Refusal(f"The comparison in {str(folder)!r} is another one: {'; '.join(differ)}.")
 
 

@@ -1,6 +1,5 @@
 """Going on with a run that was cut short: what was saved, whether it is the same run, and how alike the machine is."""
 
-import contextlib
 import dataclasses
 import os
 import warnings
@@ -119,6 +118,11 @@ def rounds_like(performance: Performance) -> dict[str, Any]:
     }
 
 
+def with_defaults(there: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written before there was a setting held its default."""
+    return TrainConfig().to_dict() | dict(there)
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], above: str = "") -> list[str]:
     """What differs between two JSON objects, each as `name is old there and new here`; where data lies aside, which
     is no part of a run."""
@@ -174,10 +178,7 @@ def check_network(folder: Path, one: Kept, setting: Setting) -> None:
 def _same_configuration(there: Mapping[str, Any] | None, here: Mapping[str, Any], folder: Path) -> None:
     if there is None:
         return
-    # What was written before there was a setting holds its default.
-    with contextlib.suppress(Refusal):
-        there = TrainConfig.from_dict(there).to_dict()
-    if not (differ := differences(there, here)):
+    if not (differ := differences(with_defaults(there), here)):
         return
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
     raise Refusal(

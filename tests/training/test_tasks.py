@@ -19,6 +19,8 @@ from hardjax.study.measure import measure_run
 from hardjax.study.tables import difference_table, replay_table
 
 SEGMENTATION, REGRESSION = tasks.segmentation(), tasks.regression()
+_IMAGES, _SIGNS = np.asarray(REGRESSION.train.images), np.where(np.arange(72) % 2, 1.0, -1.0)
+MARKED = hj.data.Dataset.from_arrays(_IMAGES, _SIGNS, _IMAGES, _SIGNS)
 
 
 def far_off(outputs, targets):
@@ -190,6 +192,16 @@ def test_a_wrapped_loss_is_measured_and_compared_as_itself_or_not_at_all(tmp_pat
         (SEGMENTATION, {}, r"Expected logits of shape \(12, 8, 8, 2\) from the model; it gives \(12, 2\)"),
         (SEGMENTATION, {"augmentation": "standard"}, r"labels of \(8, 8\) a sample would not move with their image"),
         (REGRESSION, {"loss": lambda o, t: jnp.square(o - t - o.mean(0)).sum(-1)}, "a loss of its own"),
+        (
+            REGRESSION,
+            {"loss": "hinge_loss"},
+            r"labels -1 and 1 with loss=hinge_loss, got values from 0\.\d+",
+        ),
+        (
+            MARKED,
+            {"loss": "sigmoid_binary_cross_entropy"},
+            r"labels in 0\.\.1 with loss=sigm.* from -1 to 1",
+        ),
         (REGRESSION, {"loss": lambda o, t: jnp.square(o - t)}, r"to give \(12,\) floats, one a sample"),
     ],
 )
