@@ -113,8 +113,8 @@ def compare(
 
 
 def _made_once(config: TrainConfig, dataset: Dataset, model: Any, seeds: int) -> Functions | None:
-    """The functions of a network of one's own, None for one of the zoo: each run would otherwise take it for another one,
-    and compile its programs anew."""
+    """The functions of a network of one's own, None for one of the zoo: each run would take it for another network
+    otherwise, and compile its programs anew."""
     found = None if model is None else functions_of(model)
     if found is None and is_own(config.model):
         found = functions_named(config.model, dataset.num_outputs, config.model_options)
