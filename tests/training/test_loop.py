@@ -310,8 +310,8 @@ def test_every_two_axes_work_together(tiny, row):
     model = functions_of(zoo.Tiny(3, **options)) if name == "tiny" else None
     settings = hj.TrainConfig(
         **{**row, "model": name, "model_options": options},
+        **({"batch_size": 30} if row["batch_plan"] is None else {}),
         epochs=2,
-        batch_size=30,
         learning_rate=0.01,
         evaluate_train=False,
     )
