@@ -44,10 +44,11 @@ class Report:
         return dataclasses.asdict(self)
 
     def training_row(self) -> dict[str, Any]:
-        """C_K, L_K at the end, the noise scale of all measurements together, and the sensitivity of C_K."""
+        """C_K, L_K at the end in both readings, the noise scale of all measurements together, the sensitivity of C_K."""
         row = {"measurements": len(self.recorded["step"])}
         row |= {
-            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan") for name in ("C_K", "L_K")
+            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan")
+            for name in ("C_K", "L_K", "C_K by epoch", "L_K by epoch")
         }
         row |= _noise(self.recorded)
         return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
