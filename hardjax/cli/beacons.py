@@ -27,10 +27,10 @@ def write(runs: Sequence[str], path: str, overwrite: bool) -> None:
         ValueError: a run is not finished, under a plan, without spectra or of another plane; the file is there already.
     """
     target = _target(path, overwrite)
-    found = {run: _of_one_size(run) for run in runs}
-    beacons.check_shared({run: settings for run, (_, settings) in found.items()})
-    trails = [trail for trail, _ in found.values()]
-    content = beacons.to_dict(trails, next(iter(found.values()))[1])
+    found = [_of_one_size(run) for run in runs]
+    beacons.check_shared({run: settings for run, (_, settings) in zip(runs, found, strict=True)})
+    trails = [trail for trail, _ in found]
+    content = beacons.to_dict(trails, found[0][1])
     with refused(target, "to be a file that can be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(target, content)
@@ -129,9 +129,12 @@ def _load(path: str) -> tuple[list[Trail], dict[str, Any]]:
 def _travels(options: Any, settings: dict[str, Any]) -> tuple[list[tuple[str, Configuration]], int]:
     """(name, travelling history) of the runs under a plan, averaged over seeds, and how many have none."""
     planned = [run for run in options.runs if _plan(run)]
-    read = {run: read_trail(run, SHARES) for run in planned}
-    beacons.check_shared({options.beacons: settings} | {run: own for run, (_, own) in read.items()}, plans=True)
-    found = beacons.configurations([trail for trail, _ in read.values()], options.tolerance, options.reading)
+    read = [read_trail(run, SHARES) for run in planned]
+    own = {run: settings for run, (_, settings) in zip(planned, read, strict=True)}
+    beacons.check_shared({options.beacons: settings} | own, plans=True)
+    trails = [trail for trail, _ in read]
+    beacons.check_distinct(trails)
+    found = beacons.configurations(trails, options.tolerance, options.reading)
     rates = len({one.learning_rate for one in found})
     named = [(_name(str(one.batches)) + (f", rate {one.learning_rate:g}" if rates > 1 else ""), one) for one in found]
     return named, len(options.runs) - len(planned)

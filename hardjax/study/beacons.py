@@ -154,6 +154,20 @@ def surface(places: np.ndarray, errors: np.ndarray, wanted: np.ndarray) -> np.nd
     return errors[np.argsort(apart, axis=1, kind="stable")[:, :NEAREST]].mean(1)
 
 
+def check_distinct(trails: Sequence[Trail]) -> None:
+    """No configuration and seed counts twice in a mean.
+
+    Raises:
+        ValueError: two of them are the same.
+    """
+    met: dict[tuple, str] = {}
+    for trail in trails:
+        key = trail.batches, trail.learning_rate, trail.seed
+        if key in met:
+            raise Refusal(f"{trail.run!r} and {met[key]!r} are one configuration with one seed; name either.")
+        met[key] = trail.run
+
+
 def check_enough(placed: Sequence[Any] | np.ndarray) -> None:
     """As many beacons as a point of the plane is the mean of.
 
@@ -219,13 +233,10 @@ def to_dict(trails: Sequence[Trail], settings: Mapping[str, Any]) -> dict[str, A
     Raises:
         ValueError: two of them are one configuration and seed, or one changes its batch size.
     """
-    met: dict[tuple, str] = {}
+    check_distinct(trails)
     for trail in trails:
         if isinstance(trail.batches, str):
             raise Refusal(f"The run in {trail.run!r} has batch_plan={trail.batches!r}; a beacon keeps one batch size.")
-        other = met.setdefault((trail.batches, trail.learning_rate, trail.seed), trail.run)
-        if other != trail.run:
-            raise Refusal(f"{trail.run!r} and {other!r} are one configuration with one seed; name either.")
     return _HEAD | {
         "settings": shared(settings),
         "tolerances": list(TOLERANCES),
