@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax.choose.batch_plan import BatchPlan
@@ -72,7 +74,9 @@ def draw(options: Any) -> None:
     title = f"{TrainConfig.from_dict(settings).title}, {epochs} epochs; {how}"
     kept = dict(title=title, error=options.error, linear=options.linear_axes)
     drawn = output.picture(folder / "plane.png", lambda: plane(found, travels, **kept))
-    rows = [_row(one) | _place(one) for one in sorted(found, key=lambda one: one.error["test"])]
+    rows = [
+        _row(one) | _place(one) for one in sorted(found, key=lambda one: np.nan_to_num(one.error["test"], nan=np.inf))
+    ]
     output.table(f"beacons, the best first; {how}", rows)
     if travels:
         output.table(f"runs under a plan; {how}", [_row(one) | _place(one) for _, one in travels])
