@@ -41,10 +41,10 @@ def run(arguments: list[str]) -> int:
     options = parse(Measure, "measure", arguments)
     prepare.use_compilation_cache()
     _check(options)
-    if options.write_beacons or options.beacons:
+    if _on_plane(options):
         from hardjax.cli import beacons
 
-        if options.write_beacons:
+        if options.write_beacons is not None:
             beacons.write(options.runs, options.write_beacons, options.overwrite)
         else:
             beacons.draw(options)
@@ -63,7 +63,10 @@ def _measure(options: Measure, batches: int) -> None:
     with files.claim_folder(options.output, options.overwrite) as folder:
         files.write_json(
             folder / "measure.json",
-            {"options": vars(options), "runs": {name: report.to_dict() for name, report in found.items()}},
+            {
+                "options": vars(options) | {"batches": batches},
+                "runs": {name: report.to_dict() for name, report in found.items()},
+            },
         )
     drawn = False
     recorded = {name: report.recorded for name, report in found.items() if report.recorded}
@@ -87,6 +90,10 @@ def _measure(options: Measure, batches: int) -> None:
     print(f"written to {folder}: measure.json{', measures.png' if drawn else ''}")
 
 
+def _on_plane(options: Measure) -> bool:
+    return options.write_beacons is not None or options.beacons is not None
+
+
 def _check(options: Measure) -> None:
     """Every refusal that needs no data comes before the first run is measured."""
     from hardjax import _validate
@@ -94,13 +101,14 @@ def _check(options: Measure) -> None:
     from hardjax.fisher.observe import FisherMeasure
     from hardjax.training import files
 
-    if not options.runs and not options.beacons:
+    if not options.runs and options.beacons is None:
         raise Refusal("Name at least one folder that `hardjax train --output` wrote.")
     _check_beacons(options)
     if options.batches is not None:
         _validate.at_least(0, batches=options.batches)
-    if options.batches == 0 or options.beacons or options.write_beacons:
-        left_out = "--batches 0" if options.batches == 0 else "--beacons" if options.beacons else "--write-beacons"
+    if options.batches == 0 or _on_plane(options):
+        left_out = "--batches 0" if options.batches == 0 else "--beacons"
+        left_out = left_out if options.write_beacons is None else "--write-beacons"
         for name in ("batches", "rows", "float64", "data_dir", "gram_chunk"):
             if getattr(options, name):
                 raise Refusal(f"{dash(name)} goes with final states, which {left_out} leaves out.")
@@ -110,7 +118,7 @@ def _check(options: Measure) -> None:
         _validate.local_folder(data_dir=options.data_dir)
     for folder in options.runs:
         files.read_config(folder)
-    if options.write_beacons:
+    if options.write_beacons is not None:
         return
     folder = files.check_folder(options.output, options.overwrite)
     # --overwrite would delete the very run that is to be measured.
@@ -125,18 +133,18 @@ def _check_beacons(options: Measure) -> None:
 
     _validate.one_of(ERRORS, error=options.error)
     _validate.one_of(READINGS, reading=options.reading)
-    if options.write_beacons and options.beacons:
+    if None not in (options.write_beacons, options.beacons):
         raise Refusal("Give --write-beacons or --beacons, not both.")
-    if not options.beacons:
+    if options.beacons is None:
         for name in ("early", "linear_axes", "error", "reading"):
             if getattr(options, name) != getattr(Measure, name):
                 raise Refusal(f"{dash(name)} goes with --beacons.")
-    if options.write_beacons:
+    if options.write_beacons is not None:
         for name in ("tolerance", "output"):
             if getattr(options, name) != getattr(Measure, name):
                 raise Refusal(
                     f"{dash(name)} goes with what is drawn; --write-beacons writes its file, at every tolerance."
                 )
-    if options.beacons and options.tolerance not in TOLERANCES:
+    if options.beacons is not None and options.tolerance not in TOLERANCES:
         held = ", ".join(f"{tolerance:g}" for tolerance in TOLERANCES)
         raise Refusal(f"Expected tolerance={options.tolerance:g} to be one that beacons hold: {held}.")

@@ -144,6 +144,8 @@ REFUSED = {
     "too few": (("--beacons", "few.json"), "at least 5 configurations with finite measures and errors, got 1"),
     "an epoch beyond": (("--beacons", "few.json", "--early", "20"), "--early 20 to be an epoch from 1 to 19"),
     "no file": (("--beacons", "nowhere.json"), "beacons='nowhere.json' to be readable: No such file"),
+    "no name": (("--beacons", ""), "beacons='' to be"),
+    "no name to write": (("runs/s32-lr0.1-0", "--write-beacons", ""), "write_beacons='' to be"),
     "no JSON": (("--beacons", "junk.json"), "beacons='junk.json' to be JSON"),
     "another plane": (("runs/longer-plan", "--beacons", "few.json"), "'runs/longer-plan' has epochs=30"),
     "one plan twice": (("runs/plan-s-0", "runs/plan-s-0/", "--beacons", "few.json"), "are one configuration with one"),
