@@ -65,14 +65,23 @@ class Trajectory(NamedTuple):
     Attributes:
         condition_number: c.
         energy: l.
-        running_condition: C_K, mean of c over the measurements so far.
-        cumulative_energy: L_K, sum of l so far, each weighted by the steps that it stands for.
+        running_condition: C_K, mean of c over the measurements so far (P3, eq. 7, as its code reads it).
+        cumulative_energy: L_K, sum of l so far, each weighted by the steps that it stands for (P3, eq. 8, likewise).
+        running_condition_by_epoch: C_K with every epoch counting alike, whatever its batch size: the mean of c in which
+            a measurement weighs the share of an epoch that it stands for, steps / N.
+        cumulative_energy_by_epoch: L_K likewise: sum of l, each weighted by that share, times the N steps that an epoch
+            had at the first measurement. Each epoch adds its mean l as often as the first one did.
+
+    P3's text has "K denotes the epoch number", its code counts measurements. Small batches make more steps an epoch,
+    hence more measurements: where the batch size changes, the two readings differ. Where it does not they are equal.
     """
 
     condition_number: np.ndarray
     energy: np.ndarray
     running_condition: np.ndarray
     cumulative_energy: np.ndarray
+    running_condition_by_epoch: np.ndarray
+    cumulative_energy_by_epoch: np.ndarray
 
 
 def eigenvalues(gram: Array, dtype: Any = jnp.float32) -> Array:
@@ -157,25 +166,30 @@ def trajectory(
     batch_sizes: Sequence[int] | np.ndarray,
     steps: Sequence[float] | np.ndarray | float = 1.0,
     *,
+    epochs: Sequence[float] | np.ndarray | None = None,
     tolerance: float = TOLERANCE,
 ) -> Trajectory:
-    """C_K and L_K from recorded raw eigenvalues, with any tolerance; NumPy, in float64.
+    """C_K and L_K from recorded raw eigenvalues, with any tolerance, in both readings; NumPy, in float64.
 
     Args:
         eigenvalues: one (B,) spectrum a measurement; B may change, and NaN pads a rectangular record.
         learning_rates, batch_sizes: of each measurement.
         steps: training steps that each measurement stands for (the measuring interval, one number or one a
             measurement). With a constant interval this is the published division by the sampling ratio.
+        epochs: share of an epoch that each measurement stands for, (measurements,), above 0; None: an epoch is as many
+            samples at every size, as it is but for what fills its last batch.
         tolerance: as in `measures`.
 
     Returns:
         A spectrum that is not finite (a diverged step) gives NaN in c and l and is left out of C_K and L_K.
 
     Raises:
-        ValueError: lengths that differ, or a tolerance outside [0, 1).
+        ValueError: lengths that differ, a share that is not above 0, or a tolerance outside [0, 1).
     """
     _validate.in_unit(tolerance=tolerance)
     count = len(eigenvalues)
+    if epochs is not None and not (np.shape(epochs) == (count,) and np.all(np.asarray(epochs) > 0)):
+        raise Refusal(f"Expected epochs={_validate.shown(epochs)} to be a number above 0 for each of {count} spectra.")
     if len(learning_rates) != count or len(batch_sizes) != count or np.shape(steps) not in ((), (count,)):
         raise Refusal(
             f"Expected one learning rate, batch size and step count for each of {count} spectra, got"
@@ -190,12 +204,19 @@ def trajectory(
     energy = np.array([np.sqrt(values.sum()) for values in spectra]) * np.asarray(learning_rates, np.float64)
     energy = energy / np.asarray(batch_sizes, np.float64)
     energy = np.where(np.isfinite(energy), energy, np.nan)
-    # Each measurement counts alike, as in P3's code. Its text has "K denotes the epoch number": a mean over epochs is
-    # the same while the batch size is constant, and another one where it changes.
-    measured = np.cumsum(np.isfinite(condition))
-    running = np.cumsum(np.nan_to_num(condition, nan=0.0)) / np.maximum(measured, 1)
-    running = np.where(measured > 0, running, np.nan)
-    return Trajectory(condition, energy, running, np.cumsum(np.nan_to_num(energy, nan=0.0) * np.asarray(steps)))
+    steps = np.broadcast_to(np.asarray(steps, np.float64), count)
+    shares = steps * np.asarray(batch_sizes, np.float64) if epochs is None else np.asarray(epochs, np.float64)
+    # Steps that each would stand for had its epoch as many as the first one.
+    alike = shares * (steps[:1] / shares[:1])
+    added = np.nan_to_num(energy, nan=0.0)
+    return Trajectory(
+        condition,
+        energy,
+        _running_mean(condition, np.ones(count)),
+        np.cumsum(added * steps),
+        _running_mean(condition, shares),
+        np.cumsum(added * alike),
+    )
 
 
 def noise_scale(covariances: np.ndarray, signals: np.ndarray) -> NoiseScale:
@@ -244,6 +265,13 @@ def _condition(values: np.ndarray, tolerance: float) -> float:
     if not np.isfinite(values).all() or largest == 0:
         return float("nan")
     return float(np.sqrt(largest / values[values > tolerance * largest].min()))
+
+
+def _running_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of the finite ones so far; NaN before the first of them."""
+    finite = np.isfinite(values)
+    total, weight = (np.cumsum(np.where(finite, part, 0.0)) for part in (values * weights, weights))
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,5 +1,6 @@
 """Spectra measured while training, on the very batches being trained: what to measure, and what follows from it."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,9 @@ class SpectrumObserver:
 def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
     """The record with c, l, C_K, L_K (P3), effective rank, trace, largest eigenvalue, covariance and signal, (M,) each.
 
+    "C_K" and "L_K" count every measurement alike, as P3's code does, "C_K by epoch" and "L_K by epoch" every epoch
+    (`fisher.Trajectory`); they are the same thing unless the batch size changes.
+
     The noise scale is none of a single measurement: `noise_scale(record["covariance"], record["signal"])` of as many as
     one likes to take together.
 
@@ -99,6 +103,8 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
         "l": path.energy,
         "C_K": path.running_condition,
         "L_K": path.cumulative_energy,
+        "C_K by epoch": path.running_condition_by_epoch,
+        "L_K by epoch": path.cumulative_energy_by_epoch,
         **rest,
     }
 
@@ -106,7 +112,22 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
 def trajectory_of(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> Trajectory:
     """C_K and L_K of a record; see `derive`."""
     columns = (arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "stands_for"))
-    return trajectory(*columns, tolerance=tolerance)
+    return trajectory(*columns, epochs=_epochs_stood_for(arrays), tolerance=tolerance)
+
+
+def _epochs_stood_for(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """(M,) share of an epoch that each measurement stands for: its steps over the N of its batch size."""
+    step, epoch, sizes = (arrays[name].astype(np.float64) for name in ("step", "epoch", "batch_size"))
+    # Epochs grow in proportion to steps while the size is the same, so that two measurements tell what a step is.
+    edges = [*np.flatnonzero(np.diff(sizes, prepend=np.nan)), len(step)]  # NaN differs from every size
+    found: list[float] = []
+    for start, end in itertools.pairwise(edges):
+        last = end - 1 if end - 1 > start else min(start + 1, len(step) - 1)  # a single one: up to the next
+        if last > start:
+            found.append((epoch[last] - epoch[start]) / (step[last] - step[start]))
+        else:  # the last measurement alone: as many samples an epoch as before
+            found.append(found[-1] * sizes[start] / sizes[start - 1] if found else 1.0)
+    return np.repeat(found, np.diff(edges)) * arrays["stands_for"]
 
 
 def _columns(measure: FisherMeasure, history: Mapping[str, Any]) -> dict[str, float]:

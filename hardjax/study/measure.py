@@ -1,9 +1,10 @@
-"""Fisher measures of a finished run: what it recorded, with any tolerance, and its final state."""
+"""Fisher measures of a finished run: what it recorded, with any tolerance, where it went, and its final state."""
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +12,16 @@ import numpy as np
 
 import hardjax.fisher as fisher
 from hardjax import _validate
+from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.data.augment import preprocess
 from hardjax.engine.plan import learning_rate
 from hardjax.engine.state import TrainState
 from hardjax.fisher.measures import TOLERANCE
-from hardjax.fisher.observe import FisherMeasure, derive
-from hardjax.training import checkpoint, files, spectra
+from hardjax.fisher.observe import FisherMeasure, derive, trajectory_of
+from hardjax.study.beacons import TOLERANCES, Trail
+from hardjax.training import checkpoint, files, lines, lock, record, spectra
 from hardjax.training.probe import check_observer
 from hardjax.training.resume import check_network, shapes_of
 from hardjax.training.setting import Setting, prepare
@@ -44,10 +47,11 @@ class Report:
         return dataclasses.asdict(self)
 
     def training_row(self) -> dict[str, Any]:
-        """C_K, L_K at the end, the noise scale of all measurements together, and the sensitivity of C_K."""
+        """C_K, L_K at the end (both readings), the noise scale of all measurements together, the sensitivity of C_K."""
         row = {"measurements": len(self.recorded["step"])}
         row |= {
-            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan") for name in ("C_K", "L_K")
+            name: float(self.recorded[name][-1]) if row["measurements"] else float("nan")
+            for name in ("C_K", "L_K", "C_K by epoch", "L_K by epoch")
         }
         row |= _noise(self.recorded)
         return row | {f"C_K at {tolerance:g}": value for tolerance, value in self.recorded_sensitivity.items()}
@@ -89,9 +93,7 @@ def measure_run(
         ValueError: no run in the folder, or what `fisher.gram` refuses.
     """
     _validate.at_least(0, batches=batches)
-    plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
-    folder = folder.parent if folder.name == "checkpoint" else folder
-    config = TrainConfig.from_dict(plain)
+    config, folder = _configured(folder)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, loss=loss or config.loss)
     recorded = derive(spectra.load(folder), tolerance) if config.measure else {}
     final = {}
@@ -107,6 +109,79 @@ def measure_run(
         recorded_sensitivity=dict(fisher.sensitivity(recorded["eigenvalues"])) if recorded else {},
         final_sensitivity=dict(fisher.sensitivity(final["eigenvalues"])) if batches else {},
     )
+
+
+def read_trail(folder: str | os.PathLike, shares: Sequence[float] | None = None) -> tuple[Trail, dict[str, Any]]:
+    """Where the finished run in `folder` went in the C_K-L_K plane, and its settings (`TrainConfig.to_dict`).
+
+    Args:
+        shares: of the run's epochs, rising; None takes the end of every epoch.
+
+    Raises:
+        ValueError: no run in the folder, one that is not finished, or one without spectra.
+    """
+    config, folder = _configured(folder)
+    summary = files.read_summary(folder)
+    if lock.is_being_written(folder) or not summary or summary.get("interrupted", True):
+        raise Refusal(f"The run in {str(folder)!r} is not finished; `hardjax show` says how far it is.")
+    raw, history = spectra.load(folder), lines.read_lines(folder / record.HISTORY)
+    points = np.arange(1.0, config.epochs + 1) if shares is None else np.asarray(shares, np.float64) * config.epochs
+    errors = {
+        name: _errors_at(points, history, field)
+        for name, field in {"test": "test_top1", "train": "full_train_top1", "validation": "validation_top1"}.items()
+    }
+    trail = Trail(
+        run=str(folder),
+        batches=config.batch_size if config.batch_plan is None else config.batch_plan.text,
+        learning_rate=config.peak_learning_rate,
+        seed=config.seed,
+        # A run that was to stop there ended so; of one that went on the last loss tells.
+        diverged=bool(summary["diverged"]) or summary["end"] == "diverged",
+        test_error=_error(summary["final_test_top1"]),
+        train_error=_error(summary["final_full_train_top1"]),
+        epoch=points,
+        measures={tolerance: _measures_at(points, raw, tolerance) for tolerance in TOLERANCES},
+        errors=errors,
+    )
+    return trail, config.to_dict()
+
+
+def _configured(folder: str | os.PathLike) -> tuple[TrainConfig, Path]:
+    """The configuration of a run and its folder, given that or its checkpoint folder."""
+    plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
+    return TrainConfig.from_dict(plain), folder.parent if folder.name == "checkpoint" else folder
+
+
+def _measures_at(points: np.ndarray, raw: dict[str, np.ndarray], tolerance: float) -> dict[str, np.ndarray]:
+    """Fields of `beacons.Trail.measures`: of the last measurement of a step before each of these epochs."""
+    path, epoch = trajectory_of(raw, tolerance), raw["epoch"]
+    ends = np.searchsorted(epoch, points)  # a step at the very end of an epoch is the next one's first
+    starts = np.concatenate([[0], ends[:-1]])
+    parts = [path.condition_number[start:end] for start, end in zip(starts, ends, strict=True)]
+    parts = [part[np.isfinite(part)] for part in parts]
+    columns = {
+        "C_K": path.running_condition,
+        "L_K": path.cumulative_energy,
+        "C_K by epoch": path.running_condition_by_epoch,
+        "L_K by epoch": path.cumulative_energy_by_epoch,
+    }
+    # Before the first measurement the place is -1, and the entry added behind the last.
+    found = {name: np.append(values, np.nan)[ends - 1] for name, values in columns.items()}
+    return {"c": np.array([part.mean() if len(part) else np.nan for part in parts])} | found
+
+
+def _errors_at(points: np.ndarray, history: Sequence[dict[str, Any]], field: str) -> np.ndarray:
+    """Percent at each of these epochs; NaN where the run was not tested then."""
+    found = np.full(len(points), np.nan)
+    for entry in reversed(history):
+        # A test waits for the end of its round, which may lie a little behind the end of an epoch.
+        at = (points <= entry["epoch"]) & (entry["epoch"] < points + 0.5)
+        found[at] = _error(entry.get(field))
+    return found
+
+
+def _error(top1: float | None) -> float:
+    return float("nan") if top1 is None else 100 - top1
 
 
 def _noise(fields: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ FILES = (
     "measure.json",
     "hardest.png",
     "measures.png",
+    "plane.png",
     "comparison.png",
     checkpoint.FOLDER,
     UNDER_WAY,
@@ -140,6 +141,11 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     if "arms" in plain:
         raise Refusal(f"{str(folder)!r} holds a comparison; name the folder of one run of `hardjax train`.")
     return plain
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run's folder; empty where there is none that can be read."""
+    return _object(folder / "summary.json")
 
 
 def check_resumable(folder: Path) -> None:

@@ -101,7 +101,7 @@ class Spectra:
         if not self._rows:
             return {}
         path = trajectory_of(self.arrays(), tolerance)
-        return dict(zip(("c", "l", "C_K", "L_K"), (float(values[-1]) for values in path), strict=True))
+        return dict(zip(("c", "l", "C_K", "L_K"), (float(values[-1]) for values in path[:4]), strict=True))
 
 
 def load(folder: Path) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hardjax import fisher
+from hardjax.fisher.observe import trajectory_of
 
 
 def _rows(batch, size, seed=0, spread=3.0):
@@ -68,6 +69,78 @@ def test_trajectory_is_the_running_mean_and_the_weighted_sum():
     np.testing.assert_allclose(fisher.trajectory(spectra, rates, sizes, 5).cumulative_energy[-1], sum(energy) / ratio)
 
 
+def _spectrum(c, trace, size):
+    """(size,) eigenvalues of that condition number and trace: one large, the others equal."""
+    small = trace / (c**2 + size - 1)
+    return np.array([small] * (size - 1) + [c**2 * small])
+
+
+# 32 samples: an epoch of 4 steps at batch 8, then one of 2 at batch 16; a spectrum at each step. sqrt(trace) = 8, 16.
+TWO_STAGES = {
+    "eigenvalues": [_spectrum(c, 64.0, 8) for c in (1, 2, 3, 4)] + [_spectrum(c, 256.0, 16) for c in (10, 20)],
+    "learning_rate": np.array([0.1] * 4 + [0.2] * 2),  # l = 0.1 at batch 8, 0.2 at batch 16
+    "batch_size": np.array([8] * 4 + [16] * 2),
+    "step": np.arange(6),
+    "epoch": np.array([0, 0.25, 0.5, 0.75, 1, 1.5]),
+    "stands_for": np.ones(6, np.int64),
+}
+
+
+def test_the_two_readings_of_a_changing_batch_size_by_hand():
+    found = trajectory_of(TWO_STAGES)
+    np.testing.assert_allclose(found.condition_number, [1, 2, 3, 4, 10, 20])
+    np.testing.assert_allclose(found.energy, [0.1] * 4 + [0.2] * 2)
+    # Each measurement alike: (1 + 2 + 3 + 4 + 10 + 20) / 6, and 4 * 0.1 + 2 * 0.2.
+    np.testing.assert_allclose(found.running_condition, [1, 1.5, 2, 2.5, 4, 40 / 6])
+    np.testing.assert_allclose(found.cumulative_energy, [0.1, 0.2, 0.3, 0.4, 0.6, 0.8])
+    # Each epoch alike: means 2.5 and 15, hence 8.75; half of the second epoch weighs a half. L_K: 4 * (0.1 + 0.2), four
+    # being the steps of the first epoch.
+    np.testing.assert_allclose(found.running_condition_by_epoch, [1, 1.5, 2, 2.5, (2.5 + 5) / 1.5, 8.75])
+    np.testing.assert_allclose(found.cumulative_energy_by_epoch, [0.1, 0.2, 0.3, 0.4, 0.8, 1.2])
+
+
+def test_the_two_readings_of_one_batch_size_are_equal():
+    rng = np.random.default_rng(3)
+    record = {
+        "eigenvalues": rng.uniform(0.1, 1, (9, 6)),
+        "learning_rate": rng.uniform(0.1, 1, 9),
+        "batch_size": np.full(9, 6),
+        "step": np.arange(9) * 5 + rng.integers(0, 5, 9),  # somewhere in each interval, as under replay
+        "stands_for": np.full(9, 5),
+    }
+    record["eigenvalues"][4] = np.nan
+    found = trajectory_of(record | {"epoch": record["step"] / 7})  # 7 steps an epoch: no whole number of intervals
+    np.testing.assert_allclose(found.running_condition_by_epoch, found.running_condition)
+    np.testing.assert_allclose(found.cumulative_energy_by_epoch, found.cumulative_energy)
+
+
+def test_an_epoch_is_what_the_record_says_not_as_many_samples():
+    """70 samples make 9 steps at batch 8 and 3 at 32, 72 and 96 samples with what fills the last batch."""
+    epoch = np.array([*np.arange(9) / 9, *(1 + np.arange(3) / 3)])
+    sizes = np.repeat([8, 32], [9, 3])
+    spectra = [_spectrum(c, 1.0, size) for c, size in zip([2] * 9 + [6] * 3, sizes, strict=True)]
+    record = {"eigenvalues": spectra, "learning_rate": np.ones(12), "batch_size": sizes, "stands_for": np.ones(12)}
+    found = trajectory_of(record | {"step": np.arange(12), "epoch": epoch})
+    np.testing.assert_allclose(found.running_condition_by_epoch[-1], 4)
+    np.testing.assert_allclose(found.cumulative_energy_by_epoch[-1], 9 * (1 / 8 + 1 / 32))
+    # Without epochs there is nothing but samples to go by.
+    without = fisher.trajectory(spectra, np.ones(12), sizes)
+    np.testing.assert_allclose(without.running_condition_by_epoch[-1], (72 * 2 + 96 * 6) / 168)
+
+
+@pytest.mark.parametrize("kept", [[0], [0, 4], [0, 1, 4], [0, 1, 2, 3, 5], []])
+def test_stages_of_a_single_measurement(kept):
+    """A stage with one measurement counts up to the next; the last one as many samples as the stage before."""
+    few = {name: np.array(list(values), object)[kept] for name, values in TWO_STAGES.items()}
+    few |= {name: few[name].astype(float) for name in few if name != "eigenvalues"}
+    found = trajectory_of(few)
+    weights = np.array([1, 1, 1, 1, 2, 2])[kept]
+    c = np.array([1, 2, 3, 4, 10, 20])[kept]
+    energy = np.array([0.1, 0.1, 0.1, 0.1, 0.2, 0.2])[kept]
+    np.testing.assert_allclose(found.running_condition_by_epoch, np.cumsum(c * weights) / np.cumsum(weights))
+    np.testing.assert_allclose(found.cumulative_energy_by_epoch, np.cumsum(energy * weights))
+
+
 def test_a_diverged_step_is_left_out_and_nan_pads():
     padded = np.array([[1.0, 4.0, np.nan], [np.nan] * 3, [1.0, 9.0, np.nan]])
     found = fisher.trajectory(padded, [1, 1, 1], [2, 2, 2])
@@ -112,6 +185,7 @@ def test_float64_eigenvalues_outside_of_64_bit_mode():
     [
         (lambda: fisher.measures(jnp.ones(3), 1, 3, tolerance=1.0), "tolerance=1.0"),
         (lambda: fisher.trajectory([np.ones(3)], [1, 2], [3]), "Expected one learning rate"),
+        (lambda: fisher.trajectory([np.ones(3)], [1], [3], epochs=[0.0]), r"epochs=\[0.0\] to be a number above 0"),
         (lambda: fisher.eigenvalues(jnp.ones((3, 4))), r"shape \(..., B, B\), got \(3, 4\)"),
         (lambda: fisher.eigenvalues(jnp.eye(3), np.float16), "dtype=float16"),
         (lambda: fisher.sensitivity([np.ones(3)], [-1.0]), "tolerance=-1.0"),
