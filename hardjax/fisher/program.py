@@ -13,7 +13,8 @@ to the gradient of a weight-side value is read there, from the other operands an
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,11 @@ from hardjax.fisher.names import named_leaves
 # (variables, images, train, key) -> (logits, new statistics)
 Apply = Callable[..., tuple[Array, Any]]
 # (equation, what it takes, key -> value) -> what it gives
-Step = Callable[["Op", list[Any], Mapping[int, Any]], list[Any]]
+Step = Callable[["Op", list[Any], Mapping[Any, Any]], list[Any]]
+# equation -> (keys of the further values that its step looks up, whatever else decides what the step does)
+Reads = Callable[["Op"], tuple[tuple[Any, ...], Hashable]]
+# (program, key -> value, step, reads) -> the logits
+Run = Callable[..., Array]
 
 _ENTERED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _REMAT = ("remat2", "remat", "checkpoint")
@@ -110,14 +115,19 @@ class Program:
     def ops(self) -> Iterator[Op]:
         return _ops(self.nodes)
 
-    def run(self, env: Mapping[int, Any], step: Step) -> Array:
-        """The logits, where `step` computes what an equation gives from what it takes."""
+    def run(self, env: Mapping[Any, Any], step: Step, reads: Reads | None = None) -> Array:
+        """The logits, where `step` computes what an equation gives from what it takes.
+
+        Args:
+            env: of the inputs, and of what else `step` looks up, which `reads` tells of.
+        """
+        del reads  # it matters where a program is run in pieces
         env = {**self.constants, **env}
         _run(self.nodes, env, step)
         return env[self.output]
 
     def environment(self, variables: Mapping[str, Any], images: Any, key: Any) -> dict[int, Any]:
-        return dict(zip(self.inputs, jax.tree.leaves(_arguments(variables, images, key)), strict=True))
+        return dict(zip(self.inputs, jax.tree.leaves(arguments(variables, images, key)), strict=True))
 
 
 def bind(eqn: Any, *values: Any) -> list[Any]:
@@ -139,17 +149,14 @@ def trace(
         ValueError: no other batch size gives the same equations, or the batch is not the logits' leading axis.
     """
     batch = images.shape[0]
-
-    def logits(params: Any, rest: Any, images: Array, key: Any) -> Array:
-        return apply({**rest, "params": params}, images, train, key)[0]
-
-    arguments = _shapes(_arguments(variables, images, key))
-    here, images = jax.make_jaxpr(logits)(*arguments), arguments[2]
+    # A network that keeps its traces hands them on.
+    traced = getattr(apply, "jaxpr", partial(make_jaxpr, apply))
+    here, images = traced(variables, images, key, train), _shapes(images)
     reason: Exception | None = None
     for size in [1] if beside_one else dict.fromkeys(other(batch) for other in _OTHERS if other(batch) > 1):
         resized = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype, weak_type=images.weak_type)
         try:
-            there = jax.make_jaxpr(logits)(*_shapes(_arguments(variables, resized, key)))
+            there = traced(variables, resized, key, train)
             return _Walk(Sizes(batch, size)).program(here, there, variables, images, key)
         except (ValueError, TypeError) as error:
             if isinstance(error, Uncovered) and not isinstance(error, _Unlike):
@@ -161,11 +168,20 @@ def trace(
     raise Uncovered(f"it takes a batch of {batch} alone: {' '.join(str(reason).split())[:200]}")
 
 
+def make_jaxpr(apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, train: bool) -> Any:
+    """The logits as a function of the leaves of (parameters, rest of the variables, images, key)."""
+
+    def logits(params: Any, rest: Any, images: Array, key: Any) -> Array:
+        return apply({**rest, "params": params}, images, train, key)[0]
+
+    return jax.make_jaxpr(logits)(*_shapes(arguments(variables, images, key)))
+
+
 class _Unlike(Uncovered):
     """The equations at the two sizes are not the same ones."""
 
 
-def _arguments(variables: Mapping[str, Any], images: Any, key: Any) -> tuple:
+def arguments(variables: Mapping[str, Any], images: Any, key: Any) -> tuple:
     rest = {name: value for name, value in variables.items() if name != "params"}
     return variables["params"], rest, images, key
 
@@ -178,6 +194,46 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(shape, tree)
 
 
+def listed(closed: Any) -> Program:
+    """A trace as the list of its equations, calls entered; of their values nothing is found out but the types."""
+    ops: list[Op] = []
+    values: list[Value] = []
+    constants: dict[int, Any] = {}
+
+    def value(var: Any) -> int:
+        shape = tuple(var.aval.shape)
+        values.append(Value(Aval(shape, shape, var.aval.dtype), "const", None))
+        return len(values) - 1
+
+    def enter(jaxpr: Any, ins: Sequence[int]) -> list[int]:
+        jaxpr, consts = _opened(jaxpr)
+        names = dict(zip(jaxpr.invars, ins, strict=True))
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            names[var] = value(var)
+            constants[names[var]] = const
+
+        def read(var: Any) -> int:
+            if not isinstance(var, core.Literal):
+                return names[var]
+            key = value(var)
+            constants[key] = var.val
+            return key
+
+        for eqn in _alive(jaxpr, [True] * len(jaxpr.outvars)):
+            given = list(map(read, eqn.invars))
+            if eqn.primitive.name in _ENTERED:
+                outs = enter(eqn.params[_ENTERED[eqn.primitive.name]], given)
+            else:
+                outs = list(map(value, eqn.outvars))
+                ops.append(Op(eqn, tuple(given), tuple(outs)))
+            names.update(zip(eqn.outvars, outs, strict=True))
+        return list(map(read, jaxpr.outvars))
+
+    inputs = tuple(map(value, closed.jaxpr.invars))
+    (output,) = enter(closed, inputs)
+    return Program(Sizes(0, 0), tuple(ops), values, constants, inputs, {}, output)
+
+
 class _Walk:
     """Goes through both traces side by side, through calls as well, and notes what every value is."""
 
@@ -188,7 +244,7 @@ class _Walk:
         self.names: dict[int, str] = {}  # of a weight-side value: one parameter that it depends on
 
     def program(self, here: Any, there: Any, variables: Any, images: Any, key: Any) -> Program:
-        params, rest, _, keys = _arguments(variables, images, key)
+        params, rest, _, keys = arguments(variables, images, key)
         counts = [len(jax.tree.leaves(tree)) for tree in (params, rest, images, keys)]
         kinds = [kind for kind, count in zip(("weight", "const", "batched", "const"), counts, strict=True)
                  for _ in range(count)]  # fmt: skip
