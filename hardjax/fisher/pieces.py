@@ -105,35 +105,11 @@ def _written(
             names[key] = len(names)
             made.append(key)
         known = tuple(program.values[key] for key in (*op.ins, *op.outs))
-        single = None if op.single is None else equation(op.single)
+        single = None if op.single is None else written.equation(op.single)
         places = tuple(names[key] for key in (*op.ins, *further, *op.outs))
-        lines.append((equation(op.eqn), places, op.operands, single, known, how))
+        lines.append((written.equation(op.eqn), places, op.operands, single, known, how))
     outs = tuple(key for key in made if key in behind)
     return (tuple(lines), tuple(names[key] for key in outs)), tuple(ins), outs
-
-
-def equation(eqn: Any) -> Hashable:
-    """`written.equation`, once an equation."""
-    return _remembered(_Held(eqn))
-
-
-class _Held:
-    """An equation by itself: its own equality is none of its contents, and it has no hash in some versions."""
-
-    def __init__(self, eqn: Any) -> None:
-        self.eqn = eqn
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.eqn is other.eqn
-
-    def __hash__(self) -> int:
-        return id(self.eqn)
-
-
-# More than the equations of one check; those of networks that are gone must not be held for long.
-@functools.lru_cache(maxsize=8192)
-def _remembered(held: _Held) -> Hashable:
-    return written.equation(held.eqn)
 
 
 def _holds_product(eqn: Any) -> bool:

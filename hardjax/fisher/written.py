@@ -1,5 +1,7 @@
 """What equations compute, written out: equal writings mean equal programs, whatever the objects that hold them."""
 
+import functools
+import inspect
 import itertools
 from collections.abc import Hashable
 from typing import Any
@@ -12,6 +14,7 @@ from jax.core import Tracer
 from jax.extend import core
 
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_PLAIN = (int, str, bool, float, type(None))
 _COUNTER = itertools.count()
 
 
@@ -37,15 +40,34 @@ def equation(eqn: Any, derivatives: bool = True) -> tuple:
     Args:
         derivatives: of people's own, first ones, as well.
     """
+    return _equation(_Held(eqn), derivatives)
+
+
+class _Held:
+    """An equation by itself, by which what is written of it is found again."""
+
+    def __init__(self, eqn: Any) -> None:
+        self.eqn = eqn
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.eqn is other.eqn
+
+    def __hash__(self) -> int:
+        return id(self.eqn)
+
+
+# About the equations of one check: those of networks that are gone must not be held for long.
+@functools.lru_cache(maxsize=8192)
+def _equation(held: _Held, derivatives: bool) -> tuple:
+    eqn = held.eqn
     name = eqn.primitive.name
     # Derivatives of people's own are functions made anew at each call: what they compute is written instead.
     params = {key: value for key, value in eqn.params.items() if name not in _CUSTOM or not callable(value)}
     if name in _CUSTOM:
         params = {key: params[key] for key in ("call_jaxpr", "fun_jaxpr", "num_consts") if key in params}
-        if derivatives:
-            params["derivative"] = jaxpr(_derivative(eqn), False)
+    pulled = jaxpr(_derivative(eqn), False) if derivatives and name in _CUSTOM else None
     types = tuple(_type(var) for var in (*eqn.invars, *eqn.outvars))
-    return name, tuple((key, value(params[key], derivatives)) for key in sorted(params)), types, value(eqn.ctx)
+    return name, tuple((key, value(params[key], derivatives)) for key in sorted(params)), types, value(eqn.ctx), pulled
 
 
 def jaxpr(found: Any, derivatives: bool = True) -> Hashable:
@@ -95,13 +117,30 @@ def value(found: Any, derivatives: bool = True) -> Hashable:
     if isinstance(found, np.ndarray | np.generic | Array):
         return _array(found)
     if type(found) in (tuple, list):
+        if all(type(item) in _PLAIN for item in found):
+            return type(found).__name__, repr(found)  # 1 and True are equal, and written otherwise
         return type(found).__name__, tuple(value(item, derivatives) for item in found)
     if isinstance(found, dict):
         return "dict", tuple((key, value(item, derivatives)) for key, item in found.items())
+    if inspect.isfunction(found):
+        return _function(found, derivatives)
     if type(found).__name__ == "PRNGImpl":
         return "PRNGImpl", found.name
     text = repr(found)
     return Unknown(found) if " at 0x" in text or " object" in text else (type(found).__name__, text)
+
+
+def _function(found: Any, derivatives: bool) -> Hashable:
+    """A rule that an equation carries (how it is mapped, say): its code, and the values that it closes over."""
+    held = tuple(cell.cell_contents for cell in found.__closure__ or ())
+    closed = tuple("itself" if item is found else value(item, derivatives) for item in held)
+    name = f"{found.__module__}.{found.__qualname__}"
+    return name, _code(found.__code__), closed, value(found.__defaults__, derivatives)
+
+
+def _code(code: Any) -> Hashable:
+    constants = tuple(_code(item) if inspect.iscode(item) else repr(item) for item in code.co_consts)
+    return code.co_code, code.co_names, constants
 
 
 def _array(value: Any) -> Any:
