@@ -36,7 +36,8 @@ Reads = Callable[["Op"], tuple[tuple[Any, ...], Hashable]]
 # (program, key -> value, step, reads) -> the logits
 Run = Callable[..., Array]
 
-_ENTERED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# Calls: name of the equation -> of its parameter that holds what is called.
+ENTERED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _REMAT = ("remat2", "remat", "checkpoint")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 # Given the batch twice as large, what divides it still does; the others are for networks with sizes of their own.
@@ -194,46 +195,6 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(shape, tree)
 
 
-def listed(closed: Any) -> Program:
-    """A trace as the list of its equations, calls entered; of their values nothing is found out but the types."""
-    ops: list[Op] = []
-    values: list[Value] = []
-    constants: dict[int, Any] = {}
-
-    def value(var: Any) -> int:
-        shape = tuple(var.aval.shape)
-        values.append(Value(Aval(shape, shape, var.aval.dtype), "const", None))
-        return len(values) - 1
-
-    def enter(jaxpr: Any, ins: Sequence[int]) -> list[int]:
-        jaxpr, consts = _opened(jaxpr)
-        names = dict(zip(jaxpr.invars, ins, strict=True))
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            names[var] = value(var)
-            constants[names[var]] = const
-
-        def read(var: Any) -> int:
-            if not isinstance(var, core.Literal):
-                return names[var]
-            key = value(var)
-            constants[key] = var.val
-            return key
-
-        for eqn in _alive(jaxpr, [True] * len(jaxpr.outvars)):
-            given = list(map(read, eqn.invars))
-            if eqn.primitive.name in _ENTERED:
-                outs = enter(eqn.params[_ENTERED[eqn.primitive.name]], given)
-            else:
-                outs = list(map(value, eqn.outvars))
-                ops.append(Op(eqn, tuple(given), tuple(outs)))
-            names.update(zip(eqn.outvars, outs, strict=True))
-        return list(map(read, jaxpr.outvars))
-
-    inputs = tuple(map(value, closed.jaxpr.invars))
-    (output,) = enter(closed, inputs)
-    return Program(Sizes(0, 0), tuple(ops), values, constants, inputs, {}, output)
-
-
 class _Walk:
     """Goes through both traces side by side, through calls as well, and notes what every value is."""
 
@@ -281,7 +242,7 @@ class _Walk:
 
     def walk(self, here: Any, there: Any, args: Sequence[int], wanted: Sequence[bool]) -> tuple[list[Node], list[int]]:
         """Nodes of a (closed) jaxpr, and the keys of its outputs."""
-        (here, consts), (there, others) = _opened(here), _opened(there)
+        (here, consts), (there, others) = opened(here), opened(there)
         names: dict[Any, int] = dict(zip(here.invars, args, strict=True))
         for var, other, const in zip(here.constvars, there.constvars, consts, strict=True):
             aval = _aval(var, other)
@@ -293,7 +254,7 @@ class _Walk:
                 return self.value(_aval(var, other), "const", None, var.val)
             return names[var]
 
-        alive, others = _alive(here, wanted), _alive(there, wanted)
+        alive, others = alive_equations(here, wanted), alive_equations(there, wanted)
         if [eqn.primitive for eqn in alive] != [eqn.primitive for eqn in others]:
             raise _Unlike(f"it computes otherwise for a batch of {self.sizes.other} than for {self.sizes.batch}.")
         used = {var for eqn in alive for var in eqn.invars if not isinstance(var, core.Literal)}
@@ -316,8 +277,8 @@ class _Walk:
 
     def node(self, eqn: Any, other: Any, ins: list[int], wanted: list[bool]) -> tuple[list[Node], list[int]]:
         name = eqn.primitive.name
-        if name in _ENTERED:
-            return self.walk(eqn.params[_ENTERED[name]], other.params[_ENTERED[name]], ins, wanted)
+        if name in ENTERED:
+            return self.walk(eqn.params[ENTERED[name]], other.params[ENTERED[name]], ins, wanted)
         if name in _REMAT:
             return self.region(eqn, other, ins, wanted)
         avals = [_aval(a, b) for a, b in zip(eqn.outvars, other.outvars, strict=True)]
@@ -410,7 +371,8 @@ def _changes(aval: Aval) -> bool:
     return aval.shape != aval.other
 
 
-def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr, open or closed, and its constants."""
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
 
 
@@ -418,7 +380,7 @@ def _inner(eqn: Any) -> Any:
     return eqn.params["fun_jaxpr" if "fun_jaxpr" in eqn.params else "call_jaxpr"]
 
 
-def _alive(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
+def alive_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
     """The equations that the wanted outputs need."""
     needed = {var for var, want in zip(jaxpr.outvars, wanted, strict=True)
               if want and not isinstance(var, core.Literal)}  # fmt: skip
@@ -437,13 +399,13 @@ def _couples(eqn: Any, other: Any) -> bool:
 
 def _inside(eqn: Any) -> list[Any]:
     values = [value if isinstance(value, list | tuple) else [value] for value in eqn.params.values()]
-    return [_opened(item)[0] for some in values for item in some if hasattr(item, "eqns") or hasattr(item, "jaxpr")]
+    return [opened(item)[0] for some in values for item in some if hasattr(item, "eqns") or hasattr(item, "jaxpr")]
 
 
 def _reduces(here: Any, there: Any) -> bool:
-    (here, _), (there, _) = _opened(here), _opened(there)
+    (here, _), (there, _) = opened(here), opened(there)
     wanted = [True] * len(here.outvars)
-    alive, others = _alive(here, wanted), _alive(there, wanted)
+    alive, others = alive_equations(here, wanted), alive_equations(there, wanted)
     if len(alive) != len(others):
         return True
     for eqn, other in zip(alive, others, strict=True):
