@@ -40,7 +40,7 @@ def equation(eqn: Any, derivatives: bool = True) -> tuple:
     Args:
         derivatives: of people's own, first ones, as well.
     """
-    return _equation(_Held(eqn), derivatives)
+    return _equation(_Held(eqn)) if derivatives else _write(eqn, False)
 
 
 class _Held:
@@ -57,9 +57,12 @@ class _Held:
 
 
 # About the equations of one check: those of networks that are gone must not be held for long.
-@functools.lru_cache(maxsize=8192)
-def _equation(held: _Held, derivatives: bool) -> tuple:
-    eqn = held.eqn
+@functools.lru_cache(maxsize=16384)
+def _equation(held: _Held) -> tuple:
+    return _write(held.eqn, True)
+
+
+def _write(eqn: Any, derivatives: bool) -> tuple:
     name = eqn.primitive.name
     # Derivatives of people's own are functions made anew at each call: what they compute is written instead.
     params = {key: value for key, value in eqn.params.items() if name not in _CUSTOM or not callable(value)}
