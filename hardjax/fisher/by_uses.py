@@ -8,7 +8,7 @@ differentiation adds the shares up, and no cotangent outlives its use.
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from hardjax.choose.losses import Loss
 from hardjax.fisher import definition, rules
 from hardjax.fisher.chains import Chain, chain_of
 from hardjax.fisher.definition import outer
-from hardjax.fisher.program import Apply, Op, Program, trace
+from hardjax.fisher.program import Apply, Op, Program, Run, trace
 
 Rows = dict[str, Array]
 
@@ -157,14 +157,14 @@ def rows(problem: Problem) -> Rows:
     return _backward(problem, sinks, lambda *args: _Shares({}, _pulled(*args))).rows
 
 
-def rows_and_grams(problem: Problem) -> tuple[Rows, dict[str, Array]]:
+def rows_and_grams(problem: Problem, run: Run = Program.run) -> tuple[Rows, dict[str, Array]]:
     """`rows` and `grams` of one backward pass."""
     alone = dict.fromkeys(problem.shapes.keys() - problem.shared, _square(problem))
 
     def emit(*args: Any) -> _Shares:
         return _Shares(_share(problem, *args, None).products, _pulled(*args))
 
-    left = _backward(problem, _Shares(alone, _row_sinks(problem, problem.shapes)), emit)
+    left = _backward(problem, _Shares(alone, _row_sinks(problem, problem.shapes)), emit, run)
     return left.rows, left.products | {name: outer(left.rows[name]) for name in problem.shared}
 
 
@@ -186,18 +186,51 @@ def _pulled(use: Use, given: _Given, cotangents: Sequence[Array]) -> Rows:
     return found
 
 
-def _backward(problem: Problem, sinks: _Shares, emit: Callable[..., _Shares]) -> _Shares:
+def _backward(problem: Problem, sinks: _Shares, emit: Callable[..., _Shares], run: Run = Program.run) -> _Shares:
     """What each sink received."""
     by_op = {id(use.op): use for use in problem.uses}
+    wanted = _Shares(dict.fromkeys(sinks.products, True), dict.fromkeys(sinks.rows, True))
+
+    def step(op: Op, values: list[Any], env: Mapping[Any, Any]) -> list[Any]:
+        found, use = op.bind(*values), by_op.get(id(op))
+        return found if use is None else _tapped(problem, use, emit, found, values, env, wanted)
+
+    def reads(op: Op) -> tuple[tuple[Any, ...], Hashable]:
+        use = by_op.get(id(op))
+        return ((), None) if use is None else _reads(problem, use, wanted)
 
     def objective(sinks: _Shares) -> Array:
-        def step(op: Op, values: list[Any], env: Mapping[int, Any]) -> list[Any]:
-            found, use = op.bind(*values), by_op.get(id(op))
-            return found if use is None else _tapped(problem, use, emit, found, values, env, sinks)
-
-        return definition.losses(problem.loss, problem.program.run(problem.env, step), problem.labels).sum()
+        env = {(kind, name): sink for kind, some in sinks._asdict().items() for name, sink in some.items()}
+        logits = run(problem.program, {**problem.env, **env}, step, reads)
+        return definition.losses(problem.loss, logits, problem.labels).sum()
 
     return jax.grad(objective)(sinks)
+
+
+def _sinks_of(problem: Problem, use: Use, wanted: _Shares) -> list[tuple[str, str]]:
+    """Keys of the sinks that a use fills, in the order of its chains."""
+    params = list(dict.fromkeys(name for chain in use.chains for name in chain.params))
+    own = [name for name in params if name not in problem.shared]
+    products = [("products", name) for name in ([_TOTAL] if own else []) + own if name in wanted.products]
+    return products + [("rows", name) for name in params if name in wanted.rows]
+
+
+def _looked_up(use: Use, sinks: list[tuple[str, str]]) -> tuple[dict[str, int], list[tuple[int, ...]]]:
+    """Keys of the parameters, and of the fixed values of each chain, that rows are pulled back with."""
+    pulls = not use.direct or any(kind == "rows" for kind, _ in sinks)
+    params = {name: key for chain in use.chains if pulls for name, key in chain.params.items()}
+    return params, [chain.fixed for chain in use.chains] if pulls else []
+
+
+def _reads(problem: Problem, use: Use, wanted: _Shares) -> tuple[tuple[Any, ...], Hashable]:
+    """Everything that `_tapped` looks up, and what it makes of it."""
+    sinks = _sinks_of(problem, use, wanted)
+    params, fixed = _looked_up(use, sinks)
+    keys = (*params.values(), *(key for some in fixed for key in some), *sinks)
+    shared = tuple(name in problem.shared for name in params)
+    chains = tuple(chain.written(list(params)) for chain in use.chains)
+    kinds = tuple((kind, list(params).index(name) if name in params else name == _TOTAL) for kind, name in sinks)
+    return keys, (use.direct, shared, chains, kinds, str(problem.dtype))
 
 
 def _tapped(
@@ -206,19 +239,17 @@ def _tapped(
     emit: Callable[..., _Shares],
     found: list[Any],
     values: list[Any],
-    env: Mapping[int, Any],
-    sinks: _Shares,
+    env: Mapping[Any, Any],
+    wanted: _Shares,
 ) -> list[Any]:
     """What a use gives, through its tap."""
-    own = [name for name in use.params if name not in problem.shared]
-    products = {name: sinks.products[name] for name in ([_TOTAL] if own else []) + own if name in sinks.products}
-    sinks = _Shares(products, {name: sinks.rows[name] for name in use.params if name in sinks.rows})
-    pulls = bool(sinks.rows) or not use.direct
-    params = {name: key for chain in use.chains if pulls for name, key in chain.params.items()}
+    keys = _sinks_of(problem, use, wanted)
+    sinks = _Shares(*({name: env[kind, name] for kind, name in keys if kind == own} for own in _Shares._fields))
+    params, fixed = _looked_up(use, keys)
     given = _Given(
         [values[i] for i in use.rule.needs],
         {name: env[key] for name, key in params.items()},
-        [[env[key] for key in chain.fixed] for chain in use.chains] if pulls else [],
+        [[env[key] for key in some] for some in fixed],
     )
     inexact = [i for i, key in enumerate(use.op.outs) if problem.program.values[key].aval.inexact]
     tap = _tap(problem, use, emit)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hardjax.fisher import written
 from hardjax.fisher.program import Op, Program
 
 # What only moves entries, where their number stays: the products of rows are the same before and after.
@@ -64,6 +65,18 @@ class Chain:
         y, pull = jax.vjp(value, wide)
         found = jax.vmap(lambda row: pull(row)[0])(rows.astype(y.dtype))
         return dict(zip(names, found, strict=True))
+
+    def written(self, params: Sequence[str]) -> Hashable:
+        """What it computes, parameters by their places among `params`."""
+        names = {key: index for index, key in enumerate(self.fixed)}
+        names |= {key: ("parameter", list(params).index(name)) for name, key in self.params.items() if name in params}
+        names |= {key: ("constant", written.value(constant)) for key, constant in self.constants.items()}
+        lines = []
+        for op in self.ops:
+            ins = tuple(names.setdefault(key, ("unread", len(names))) for key in op.ins)
+            outs = tuple(names.setdefault(key, ("made", len(names))) for key in op.outs)
+            lines.append((written.equation(op.eqn), ins, outs))
+        return tuple(lines), names.get(self.end), self.moves
 
 
 def chain_of(program: Program, made_by: Mapping[int, Op], end: int) -> Chain:

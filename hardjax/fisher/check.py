@@ -15,17 +15,16 @@ was redefined, 1 and True).
 
 import collections
 import hashlib
-from typing import Any
+from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jax import Array
 
 from hardjax._validate import Refusal
-from hardjax.fisher import comparison, definition
+from hardjax.fisher import by_uses, comparison, definition, written
 from hardjax.fisher.comparison import Comparison, Subject
 from hardjax.fisher.names import named_leaves, some
-from hardjax.fisher.program import Uncovered
+from hardjax.fisher.program import Uncovered, trace
+from hardjax.fisher.traced import Traced
 from hardjax.models.apply import as_apply, is_ours
 
 _CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
@@ -48,8 +47,8 @@ def ensure(subject: Subject, *, traced: bool) -> None:
     """
     if not needed(subject):
         return
-    # How it is called is found out once.
-    subject = subject._replace(model=as_apply(subject.model))
+    # How it is called is found out once, and it is traced once for each shape.
+    subject = subject._replace(model=Traced(as_apply(subject.model)))
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -60,7 +59,7 @@ def ensure(subject: Subject, *, traced: bool) -> None:
     if traced:
         raise Refusal(
             f"Call hardjax.fisher.coverage(model, variables, images, labels, rows={subject.rows!r},"
-            f" method={subject.method!r}) before compiling: the rows of {_name(subject.model)} have not been compared"
+            f" method={subject.method!r}) before compiling: the rows of {subject.model.name} have not been compared"
             " with its gradient."
         )
     _compared(subject, name, None)
@@ -72,7 +71,7 @@ def run(subject: Subject, tolerance: float | None) -> dict[str, float]:
     Raises:
         ValueError: as `ensure`.
     """
-    subject = subject._replace(model=as_apply(subject.model))
+    subject = subject._replace(model=Traced(as_apply(subject.model)))
     try:
         name = identity(subject)
     except Uncovered as error:
@@ -87,7 +86,7 @@ def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str,
     wrong = sorted((name for name, e in found.errors.items() if not e <= tolerance), key=lambda n: -found.errors[n])
     if wrong:
         raise Refusal(
-            f"{_advice(subject)}: rows are not those of the gradient of {_name(subject.model)}, by"
+            f"{_advice(subject)}: rows are not those of the gradient of {subject.model.name}, by"
             f" {found.errors[wrong[0]]:.1e} of it (tolerance {tolerance:g}) at {some(wrong)}."
         )
     _CHECKED[name] = None
@@ -97,30 +96,29 @@ def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str,
 
 
 def identity(subject: Subject) -> str:
-    """A name of the programs of the gradient and of the rows, for a batch of the check's size, whatever the values.
+    """A name of the program of the losses, its derivatives included, and of where its parameters meet the batch, for a
+    batch of the check's size, whatever the values: rows and gradient follow from these.
 
     Raises:
         ValueError: the method does not take the network.
     """
-    apply, size = as_apply(subject.model), comparison.size_of(subject)
+    apply, loss, train = subject.model, subject.loss, subject.rows != "frozen"
     key = jax.eval_shape(lambda: jax.random.key(0))
     # In 32 bits whatever the caller's settings: one check holds for both.
-    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+    with comparison.settings():
+        size = comparison.size_of(subject)
         variables, images, labels = comparison.shapes_of(subject, size)
-
-        def programs(variables: Any, images: Array, labels: Array, weights: Array, key: Array) -> tuple:
-            def weighted(params: Any) -> Array:
-                logits, _ = apply({**variables, "params": params}, images, subject.rows != "frozen", key)
-                return (weights * definition.losses(subject.loss, logits, labels)).sum()
-
-            rows = comparison.rows_of(subject, variables, images, labels, key)
-            return jax.grad(weighted)(variables["params"]), rows
-
-        weights = jax.ShapeDtypeStruct((size,), jnp.float32)
-        text = jax.jit(programs).lower(variables, images, labels, weights, key).as_text()
+        network = apply.jaxpr(variables, images, key, train)
+        losses = jax.make_jaxpr(partial(definition.losses, loss))(network.out_avals[0], labels)
+        if subject.method == "layers":
+            program = by_uses.problem(apply, loss, variables, images, labels, key, train).program
+        else:
+            program = trace(apply, variables, images, key, train)
+        uses = [(op.operands, op.single and written.equation(op.single)) for op in program.ops()]
+        text = repr((written.jaxpr(network), written.jaxpr(losses), program.values, uses))
     # From the program itself: modules compute in half precision by fields of their own, whatever their parameters are
     # stored in.
-    half = "half" if "bf16" in text or "f16>" in text else "float32"
+    half = "half" if "float16" in text else "float32"
     names = ",".join(sorted(named_leaves(variables)))
     # The names, since the program knows its arguments by place; the back end, since networks take other paths on CPU.
     settings = f"{subject.rows} {subject.method} {jax.default_backend()} {names}"
@@ -131,7 +129,7 @@ def _advice(subject: Subject, traced: bool = False) -> str:
     """What takes the network, tried where it can be."""
     other = "vmap" if subject.method == "layers" else "layers"
     if traced:
-        return f'hardjax.fisher.coverage tells whether method="{other}" takes {_name(subject.model)}'
+        return f'hardjax.fisher.coverage tells whether method="{other}" takes {subject.model.name}'
     try:
         subject = subject._replace(method=other)
         found = Comparison({}, 0.0)
@@ -145,8 +143,3 @@ def _advice(subject: Subject, traced: bool = False) -> str:
     if subject.rows == "contribution":
         return 'rows="coupled" takes any network'
     return "This network cannot be measured"
-
-
-def _name(model: Any) -> str:
-    apply = as_apply(model)
-    return getattr(apply, "name", getattr(apply, "__name__", type(apply).__name__))

@@ -1,8 +1,9 @@
 """Rows of per-sample gradients beside their definition, on a few made-up samples at parameters moved by noise."""
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,8 @@ from jax import Array
 from hardjax.choose.losses import Loss
 from hardjax.fisher import by_uses, definition
 from hardjax.fisher.names import named_leaves
-from hardjax.fisher.unchecked import defined_rows
-from hardjax.models.apply import as_apply
+from hardjax.fisher.pieces import Pieces
+from hardjax.fisher.traced import Traced
 
 # Five samples: enough to tell them apart, and unlike two or three they leave batch statistics of one pixel a variance
 # that is not all rounding. Another size where five is refused (sub-batches of a fixed size).
@@ -29,6 +30,7 @@ class Subject(NamedTuple):
     """What is checked: a network with its loss, and the rows with the method by which they are formed.
 
     Attributes:
+        model: a network of any make; in `compare` and what stands below it a `Traced` one.
         images, labels: (B, ...), or their shapes where nothing is to be computed.
     """
 
@@ -55,7 +57,7 @@ def compare(subject: Subject, kind: str) -> Comparison:
     Args:
         kind: of the arithmetic, "float32" or "half".
     """
-    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+    with settings():
         for near in (True, False):
             inputs = _made_up(subject, size_of(subject), near)
             errors, nudged = _measured(subject, inputs)
@@ -67,28 +69,22 @@ def compare(subject: Subject, kind: str) -> Comparison:
     return Comparison(errors, tolerance)
 
 
-def rows_of(subject: Subject, variables: Any, images: Array, labels: Array, key: Array) -> dict[str, Array]:
-    apply = as_apply(subject.model)
-    if subject.method == "layers":
-        problem = by_uses.problem(apply, subject.loss, variables, images, labels, key, subject.rows != "frozen")
-        return by_uses.rows(problem)
-    return named_leaves(defined_rows(apply, subject.loss, subject.rows, variables, images, labels, key))
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """What networks are traced and compared under, whatever the caller's."""
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+        yield
 
 
 def size_of(subject: Subject) -> int:
     """The first batch size of `_SIZES`, then of the divisors of the batch at hand, that the network takes."""
-    batch, apply = subject.images.shape[0], as_apply(subject.model)
+    batch, key = subject.images.shape[0], jax.eval_shape(lambda: jax.random.key(0))
     divisors = [size for size in range(2, batch + 1) if batch % size == 0]
     reason: Exception | None = None
     for size in (*_SIZES, *divisors):
         variables, images, _ = shapes_of(subject, size)
         try:
-            jax.eval_shape(
-                lambda variables, images, key: apply(variables, images, subject.rows != "frozen", key)[0],
-                variables,
-                images,
-                jax.eval_shape(lambda: jax.random.key(0)),
-            )
+            subject.model.jaxpr(variables, images, key, subject.rows != "frozen")
         except (ValueError, TypeError) as error:
             reason = reason or error
             continue
@@ -110,31 +106,22 @@ def shapes_of(subject: Subject, size: int) -> tuple[Any, Any, Any]:
 def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[str, float]]:
     """(errors by parameter, changes of the definition at a nudge)."""
     frozen, by_copies = subject.rows == "frozen", subject.method == "vmap"
-    apply, loss = as_apply(subject.model), subject.loss
-
-    coupled, draws = (False, False) if frozen else _coupling(apply, *inputs)
-
-    def found(*inputs: Any) -> tuple:
-        if by_copies:
-            return rows_of(subject, *inputs), {}
-        return by_uses.rows_and_grams(by_uses.problem(apply, loss, *inputs, not frozen))
-
-    def defined(*inputs: Any) -> Any:
-        if frozen:
-            return definition.frozen_rows(apply, loss, *inputs)
-        if coupled and not by_copies:
-            return definition.gradient(apply, loss, *inputs)
-        return definition.coupled_rows(apply, loss, *inputs)
-
-    def copied(*inputs: Any) -> Any:
-        return definition.contribution_rows(apply, loss, *inputs)
-
+    apply, loss = subject.model, subject.loss
     variables, images, labels, key = inputs
-    compiled = _compiled([found, defined, *([copied] if coupled and not by_copies else [])], inputs)
-    rows, products = compiled[0](*inputs)
-    expected = named_leaves(compiled[1](*inputs))
+    coupled, draws = (False, False) if frozen else _coupling(apply, *inputs)
+    found = _found_by_copies(subject) if by_copies else _found_by_uses(subject, inputs)
+
+    def defined(*inputs: Any) -> dict[str, np.ndarray]:
+        if frozen:
+            return _named(definition.frozen_rows(apply, loss, *inputs))
+        if coupled and not by_copies:
+            return _named(definition.gradient(apply, loss, *inputs))
+        return _named(definition.coupled_rows(apply, loss, *inputs))
+
+    rows, products = found(*inputs)
+    expected = defined(*inputs)
     nudge = (images * (1 + _NUDGE)).astype(images.dtype) if is_float(images) else images
-    nudged = named_leaves(compiled[1](variables, nudge, labels, key))  # whole numbers (tokens) cannot be nudged
+    nudged = defined(variables, nudge, labels, key)  # whole numbers (tokens) cannot be nudged
     of_products = _product_errors(products, rows)
     if not coupled:
         return _largest(_errors(rows, expected), of_products), _errors(nudged, expected)
@@ -144,36 +131,44 @@ def _measured(subject: Subject, inputs: tuple) -> tuple[dict[str, float], dict[s
     if by_copies:
         expected, nudged = ({name: np.sum(row, 0) for name, row in some.items()} for some in (expected, nudged))
     else:
-        copies = named_leaves(compiled[2](*inputs))
+        copies, _ = _found_by_copies(subject)(*inputs)
         of_copies, whole = _errors(rows, copies), _norm(copies)
     sums = {name: np.sum(row, 0) for name, row in rows.items()}
     errors = _largest(_errors(sums, expected, whole), of_products, of_copies)
     if not draws:  # a mask belongs to its place
         order = _cycle(len(images))
-        turned, _ = compiled[0](variables, images[order], labels[order], key)
-        errors = _largest(errors, _errors(turned, {name: np.asarray(row)[order] for name, row in rows.items()}))
+        turned, _ = found(variables, images[order], labels[order], key)
+        errors = _largest(errors, _errors(turned, {name: row[order] for name, row in rows.items()}))
     return errors, _errors(nudged, expected, whole)
 
 
-def _compiled(fns: Sequence[Callable], inputs: tuple) -> list[Callable]:
-    """Executables of what runs once or twice on five samples: compiling is all that it costs, and one is compiled while
-    the next is traced."""
-    with ThreadPoolExecutor(len(fns)) as pool:
-        waiting = [pool.submit(_compiled_quickly, jax.jit(fn).lower(*inputs)) for fn in fns]
-        return [future.result() for future in waiting]
+# Inputs -> (rows, products), NumPy arrays by parameter.
+_Found = Callable[..., tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
 
 
-def _compiled_quickly(lowered: Any) -> Callable:
-    """On CPU without optimisations, in a quarter of the time."""
-    if jax.default_backend() != "cpu":
-        return lowered.compile()
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    try:
-        return lowered.compile(compiler_options=options | {"xla_cpu_use_fusion_emitters": False})
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return lowered.compile(compiler_options=options)  # jax 0.12 has no such choice any more
+def _found_by_uses(subject: Subject, inputs: tuple) -> _Found:
+    problem, run = by_uses.problem(subject.model, subject.loss, *inputs, subject.rows != "frozen"), Pieces()
+
+    def found(variables: Any, images: np.ndarray, labels: np.ndarray, key: Array) -> tuple:
+        # The same program with other values, so that pieces that are compiled serve again.
+        env = problem.program.environment(variables, images, key)
+        rows, products = by_uses.rows_and_grams(dataclasses.replace(problem, env=env, labels=labels), run)
+        return jax.tree.map(np.asarray, (rows, products))
+
+    return found
+
+
+def _found_by_copies(subject: Subject) -> _Found:
+    run = Pieces()
+
+    def found(*inputs: Any) -> tuple:
+        return _named(definition.contribution_rows(subject.model, subject.loss, *inputs, run=run)), {}
+
+    return found
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    return jax.tree.map(np.asarray, named_leaves(tree))
 
 
 def _cycle(count: int) -> np.ndarray:
@@ -211,38 +206,33 @@ def _made_up(subject: Subject, size: int, near: bool) -> tuple:
     else:
         made = np.asarray(subject.images)[np.arange(size) % subject.images.shape[0]].astype(images.dtype)
     key = jax.random.key(7)
-    apply = as_apply(subject.model)
     if subject.loss.targets == "classes":
-        classes = jax.eval_shape(lambda: apply(variables, jnp.asarray(made), False, key)[0]).shape[-1]
+        (logits,) = subject.model.jaxpr(shapes, images, key, subject.rows != "frozen").out_avals
         # Of every class about as many, neighbours apart.
-        targets = np.arange(math.prod(labels.shape)).reshape(labels.shape) * 2 % classes
+        targets = np.arange(math.prod(labels.shape)).reshape(labels.shape) * 2 % logits.shape[-1]
     else:  # what else a loss takes (probabilities, signs) is for the data to say
         targets = np.asarray(subject.labels)[np.arange(size) % subject.labels.shape[0]]
     return variables, made, targets.astype(labels.dtype), key
 
 
-def _coupling(apply: Any, variables: Any, images: Array, labels: Array, key: Array) -> tuple[bool, bool]:
+def _coupling(apply: Traced, variables: Any, images: np.ndarray, labels: Any, key: Array) -> tuple[bool, bool]:
     """Whether a sample's logits move when another sample is replaced, and when another key is drawn."""
     del labels
 
-    def changes(variables: Any, images: Array, key: Array) -> tuple[Array, Array]:
-        def logits(images: Array, key: Array) -> Array:
-            return apply(variables, images, True, key)[0]
+    def logits(images: np.ndarray, key: Array) -> np.ndarray:
+        found = np.asarray(apply(variables, images, True, key)[0], np.float64)
+        return found.reshape(len(found), -1)
 
-        def moved(i: Array) -> Array:
-            others = images.at[i].set(images[(i + 1) % len(images)])
-            change = jnp.abs(logits(others, key) - here).reshape(len(images), -1).max(-1)
-            return jnp.where(jnp.arange(len(images)) == i, 0, change).max()
-
-        here = logits(images, key)
-        scale = jnp.maximum(jnp.abs(here).max(), jnp.finfo(jnp.float32).tiny)
-        drawn = jnp.abs(logits(images, jax.random.fold_in(key, 1)) - here).max()
-        return jax.lax.map(moved, jnp.arange(len(images))).max() / scale, drawn / scale
-
-    (compiled,) = _compiled([changes], (variables, images, key))
-    coupled, draws = compiled(variables, images, key)
+    here, moved = logits(images, key), 0.0
+    for i in range(len(images)):
+        others = images.copy()
+        others[i] = images[(i + 1) % len(images)]
+        change = np.abs(logits(others, key) - here)
+        moved = np.maximum(moved, np.delete(change, i, 0).max())  # NumPy's maximum: NaN must not lose
+    scale = np.maximum(np.abs(here).max(), np.finfo(np.float32).tiny)
+    drawn = np.abs(logits(images, jax.random.fold_in(key, 1)) - here).max()
     # Written so that NaN counts as coupled.
-    return not float(coupled) <= _MOVED, not float(draws) <= _MOVED
+    return not moved / scale <= _MOVED, not drawn / scale <= _MOVED
 
 
 def _errors(found: Mapping[str, Any], expected: Mapping[str, Any], whole: float | None = None) -> dict[str, float]:

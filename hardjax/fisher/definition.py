@@ -13,7 +13,7 @@ from jax import Array, lax
 from hardjax.choose.losses import Loss
 from hardjax.fisher import layouts
 from hardjax.fisher.names import named_leaves
-from hardjax.fisher.program import Apply, Op, trace
+from hardjax.fisher.program import Apply, Op, Program, Run, trace
 
 
 def losses(loss: Loss, logits: Array, labels: Array) -> Array:
@@ -38,7 +38,13 @@ def frozen_rows(
 
 
 def contribution_rows(
-    apply: Apply, loss: Loss, variables: Mapping[str, Any], images: Array, labels: Array, key: Array | None = None
+    apply: Apply,
+    loss: Loss,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    key: Array | None = None,
+    run: Run = Program.run,
 ) -> Any:
     """Row i: the gradient of the summed losses in the copy of the parameters that sample i alone uses, while what is
     reduced over the batch (batch statistics) is common to all. Shaped like the parameters, with a leading B.
@@ -75,7 +81,7 @@ def contribution_rows(
         return outs
 
     def summed(copies: list[Array]) -> Array:
-        logits = program.run(env | dict(zip(ids, copies, strict=True)), step)
+        logits = run(program, env | dict(zip(ids, copies, strict=True)), step)
         return losses(loss, logits, labels).sum()
 
     copies = [
@@ -102,8 +108,10 @@ def coupled_rows(
 
     values, pull = jax.vjp(all_losses, variables["params"])
     cotangents = jnp.eye(len(values), dtype=values.dtype)
+    if chunk is None or chunk >= len(values):
+        return jax.vmap(lambda cotangent: pull(cotangent)[0])(cotangents)
     # A chunk at a time: a pullback mapped over all B cotangents holds B batches of every intermediate one.
-    return lax.map(lambda cotangent: pull(cotangent)[0], cotangents, batch_size=min(chunk or len(values), len(values)))
+    return lax.map(lambda cotangent: pull(cotangent)[0], cotangents, batch_size=chunk)
 
 
 def gradient(

@@ -13,7 +13,8 @@ to the gradient of a weight-side value is read there, from the other operands an
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,9 +30,14 @@ from hardjax.fisher.names import named_leaves
 # (variables, images, train, key) -> (logits, new statistics)
 Apply = Callable[..., tuple[Array, Any]]
 # (equation, what it takes, key -> value) -> what it gives
-Step = Callable[["Op", list[Any], Mapping[int, Any]], list[Any]]
+Step = Callable[["Op", list[Any], Mapping[Any, Any]], list[Any]]
+# equation -> (keys of the further values that its step looks up, whatever else decides what the step does)
+Reads = Callable[["Op"], tuple[tuple[Any, ...], Hashable]]
+# (program, key -> value, step, reads) -> the logits
+Run = Callable[..., Array]
 
-_ENTERED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# Calls: name of the equation -> of its parameter that holds what is called.
+ENTERED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _REMAT = ("remat2", "remat", "checkpoint")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 # Given the batch twice as large, what divides it still does; the others are for networks with sizes of their own.
@@ -110,14 +116,19 @@ class Program:
     def ops(self) -> Iterator[Op]:
         return _ops(self.nodes)
 
-    def run(self, env: Mapping[int, Any], step: Step) -> Array:
-        """The logits, where `step` computes what an equation gives from what it takes."""
+    def run(self, env: Mapping[Any, Any], step: Step, reads: Reads | None = None) -> Array:
+        """The logits, where `step` computes what an equation gives from what it takes.
+
+        Args:
+            env: of the inputs, and of what else `step` looks up, which `reads` tells of.
+        """
+        del reads  # it matters where a program is run in pieces
         env = {**self.constants, **env}
         _run(self.nodes, env, step)
         return env[self.output]
 
     def environment(self, variables: Mapping[str, Any], images: Any, key: Any) -> dict[int, Any]:
-        return dict(zip(self.inputs, jax.tree.leaves(_arguments(variables, images, key)), strict=True))
+        return dict(zip(self.inputs, jax.tree.leaves(arguments(variables, images, key)), strict=True))
 
 
 def bind(eqn: Any, *values: Any) -> list[Any]:
@@ -139,17 +150,14 @@ def trace(
         ValueError: no other batch size gives the same equations, or the batch is not the logits' leading axis.
     """
     batch = images.shape[0]
-
-    def logits(params: Any, rest: Any, images: Array, key: Any) -> Array:
-        return apply({**rest, "params": params}, images, train, key)[0]
-
-    arguments = _shapes(_arguments(variables, images, key))
-    here, images = jax.make_jaxpr(logits)(*arguments), arguments[2]
+    # A network that keeps its traces hands them on.
+    traced = getattr(apply, "jaxpr", partial(make_jaxpr, apply))
+    here, images = traced(variables, images, key, train), _shapes(images)
     reason: Exception | None = None
     for size in [1] if beside_one else dict.fromkeys(other(batch) for other in _OTHERS if other(batch) > 1):
         resized = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype, weak_type=images.weak_type)
         try:
-            there = jax.make_jaxpr(logits)(*_shapes(_arguments(variables, resized, key)))
+            there = traced(variables, resized, key, train)
             return _Walk(Sizes(batch, size)).program(here, there, variables, images, key)
         except (ValueError, TypeError) as error:
             if isinstance(error, Uncovered) and not isinstance(error, _Unlike):
@@ -161,11 +169,20 @@ def trace(
     raise Uncovered(f"it takes a batch of {batch} alone: {' '.join(str(reason).split())[:200]}")
 
 
+def make_jaxpr(apply: Apply, variables: Mapping[str, Any], images: Any, key: Any, train: bool) -> Any:
+    """The logits as a function of the leaves of (parameters, rest of the variables, images, key)."""
+
+    def logits(params: Any, rest: Any, images: Array, key: Any) -> Array:
+        return apply({**rest, "params": params}, images, train, key)[0]
+
+    return jax.make_jaxpr(logits)(*_shapes(arguments(variables, images, key)))
+
+
 class _Unlike(Uncovered):
     """The equations at the two sizes are not the same ones."""
 
 
-def _arguments(variables: Mapping[str, Any], images: Any, key: Any) -> tuple:
+def arguments(variables: Mapping[str, Any], images: Any, key: Any) -> tuple:
     rest = {name: value for name, value in variables.items() if name != "params"}
     return variables["params"], rest, images, key
 
@@ -188,7 +205,7 @@ class _Walk:
         self.names: dict[int, str] = {}  # of a weight-side value: one parameter that it depends on
 
     def program(self, here: Any, there: Any, variables: Any, images: Any, key: Any) -> Program:
-        params, rest, _, keys = _arguments(variables, images, key)
+        params, rest, _, keys = arguments(variables, images, key)
         counts = [len(jax.tree.leaves(tree)) for tree in (params, rest, images, keys)]
         kinds = [kind for kind, count in zip(("weight", "const", "batched", "const"), counts, strict=True)
                  for _ in range(count)]  # fmt: skip
@@ -225,7 +242,7 @@ class _Walk:
 
     def walk(self, here: Any, there: Any, args: Sequence[int], wanted: Sequence[bool]) -> tuple[list[Node], list[int]]:
         """Nodes of a (closed) jaxpr, and the keys of its outputs."""
-        (here, consts), (there, others) = _opened(here), _opened(there)
+        (here, consts), (there, others) = opened(here), opened(there)
         names: dict[Any, int] = dict(zip(here.invars, args, strict=True))
         for var, other, const in zip(here.constvars, there.constvars, consts, strict=True):
             aval = _aval(var, other)
@@ -237,7 +254,7 @@ class _Walk:
                 return self.value(_aval(var, other), "const", None, var.val)
             return names[var]
 
-        alive, others = _alive(here, wanted), _alive(there, wanted)
+        alive, others = alive_equations(here, wanted), alive_equations(there, wanted)
         if [eqn.primitive for eqn in alive] != [eqn.primitive for eqn in others]:
             raise _Unlike(f"it computes otherwise for a batch of {self.sizes.other} than for {self.sizes.batch}.")
         used = {var for eqn in alive for var in eqn.invars if not isinstance(var, core.Literal)}
@@ -260,8 +277,8 @@ class _Walk:
 
     def node(self, eqn: Any, other: Any, ins: list[int], wanted: list[bool]) -> tuple[list[Node], list[int]]:
         name = eqn.primitive.name
-        if name in _ENTERED:
-            return self.walk(eqn.params[_ENTERED[name]], other.params[_ENTERED[name]], ins, wanted)
+        if name in ENTERED:
+            return self.walk(eqn.params[ENTERED[name]], other.params[ENTERED[name]], ins, wanted)
         if name in _REMAT:
             return self.region(eqn, other, ins, wanted)
         avals = [_aval(a, b) for a, b in zip(eqn.outvars, other.outvars, strict=True)]
@@ -354,7 +371,8 @@ def _changes(aval: Aval) -> bool:
     return aval.shape != aval.other
 
 
-def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr, open or closed, and its constants."""
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
 
 
@@ -362,7 +380,7 @@ def _inner(eqn: Any) -> Any:
     return eqn.params["fun_jaxpr" if "fun_jaxpr" in eqn.params else "call_jaxpr"]
 
 
-def _alive(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
+def alive_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
     """The equations that the wanted outputs need."""
     needed = {var for var, want in zip(jaxpr.outvars, wanted, strict=True)
               if want and not isinstance(var, core.Literal)}  # fmt: skip
@@ -381,13 +399,13 @@ def _couples(eqn: Any, other: Any) -> bool:
 
 def _inside(eqn: Any) -> list[Any]:
     values = [value if isinstance(value, list | tuple) else [value] for value in eqn.params.values()]
-    return [_opened(item)[0] for some in values for item in some if hasattr(item, "eqns") or hasattr(item, "jaxpr")]
+    return [opened(item)[0] for some in values for item in some if hasattr(item, "eqns") or hasattr(item, "jaxpr")]
 
 
 def _reduces(here: Any, there: Any) -> bool:
-    (here, _), (there, _) = _opened(here), _opened(there)
+    (here, _), (there, _) = opened(here), opened(there)
     wanted = [True] * len(here.outvars)
-    alive, others = _alive(here, wanted), _alive(there, wanted)
+    alive, others = alive_equations(here, wanted), alive_equations(there, wanted)
     if len(alive) != len(others):
         return True
     for eqn, other in zip(alive, others, strict=True):
