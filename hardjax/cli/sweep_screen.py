@@ -1,0 +1,68 @@
+"""What `hardjax sweep` shows while it works, and before it does."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hardjax.cli import output
+from hardjax.config import TrainConfig
+from hardjax.study.sweep import Progress
+
+_SECONDS = 30.0  # between two lines of a log
+
+
+class Screen:
+    """A line now and then on standard error; on a terminal one line, redrawn.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._terminal = quiet, sys.stderr.isatty()
+        self._last, self._shown = float("-inf"), ""
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._terminal and self._shown:
+            print(file=sys.stderr)
+
+    def __call__(self, progress: Progress) -> None:
+        if self._quiet:
+            return
+        text = _told(progress)
+        now = time.monotonic()
+        over = progress.rows == progress.total
+        if text == self._shown or not (self._terminal or over or now - self._last >= _SECONDS):
+            return
+        start, end = ("\r\x1b[2K", "") if self._terminal else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        self._shown, self._last = text, now
+
+
+def _told(progress: Progress) -> str:
+    parts = [f"sweep: {progress.rows} of {progress.total} cells done"]
+    if progress.diverged:
+        parts.append(f"{progress.diverged} diverged")
+    parts.append(f"{progress.failed} failed")
+    if progress.rows < progress.total:
+        parts.append(f"{progress.running} under way")
+        parts.append(f"about {_clock(progress.seconds_left)} left" if progress.rows else "time left not known yet")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    if not seconds == seconds:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str, folder: Path) -> None:
+    """What `--dry-run` prints."""
+    raise NotImplementedError
