@@ -1,7 +1,9 @@
 """What `hardjax sweep` shows while it works, and before it does."""
 
+import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def _told(progress: Progress) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if not seconds == seconds:
+    if math.isnan(seconds):
         return "?"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -64,5 +66,46 @@ def _clock(seconds: float) -> str:
 
 
 def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str, folder: Path) -> None:
-    """What `--dry-run` prints."""
-    raise NotImplementedError
+    """What `--dry-run` prints: a row for each shape, tried for a moment as a worker would train it."""
+    from hardjax.engine.memory import shown
+    from hardjax.study.cells import ordered
+    from hardjax.study.crew import estimates
+    from hardjax.study.estimate import estimate
+    from hardjax.study.ledger import done_in
+    from hardjax.study.sweep import count_workers
+    from hardjax.study.work import Trainer
+
+    count, trainer = count_workers(workers), Trainer(performance=options.performance())
+    cells = ordered(trainer.cell(config) for config in configs)
+    done = done_in(folder)
+    left = Counter(cell.shape for cell in cells if cell.key not in done)
+    first = {cell.shape: cell for cell in reversed(cells)}
+    tried = [first[shape] for shape in left]
+    if count is None:
+        found = [estimate(trainer, cell) for cell in tried]
+    else:
+        found = estimates(tried, options.performance())
+    rows, seconds = [], 0.0
+    for cell, one in zip(tried, found, strict=True):
+        config, cells_left = cell.config, left[cell.shape]
+        took = one.compile_seconds + cells_left * one.seconds
+        seconds += took
+        rows.append(
+            {
+                "network": config.title,
+                "batches": config.batches,
+                "cells left": cells_left,
+                "steps of a cell": one.steps,
+                "ms a step": f"{1e3 * one.seconds_per_step:.3g}",
+                "programs": one.programs,
+                "memory": shown(one.bytes),
+                "time": _clock(took),
+            }
+        )
+    if rows:
+        output.table(f"{len(cells)} cells, {len(done & {cell.key for cell in cells})} of them done", rows)
+    processes = 1 if count is None else count
+    print(
+        f"{sum(left.values())} cells left, {len(tried)} shapes to compile, about {_clock(seconds / processes)} with"
+        f" {processes} worker{'s' * (processes > 1)}"
+    )

@@ -1,8 +1,8 @@
 """The folder of a sweep: its rows, each cell at most once, and who works on what; for many processes at once.
 
 `sweep.jsonl` is the result. A worker first appends a row to a file of its own, which nobody else writes to, then under
-the lock of the sweep to `sweep.jsonl`, unless the cell has a row there by then. Whoever opens the folder brings over what
-a killed worker left in its own file. A cell is done when it has a row; nothing else says so.
+the lock of the sweep to `sweep.jsonl`, unless the cell has a row there by then. Whoever opens the folder brings over
+what a killed worker left in its own file. A cell is done when it has a row; nothing else says so.
 """
 
 import json
@@ -218,6 +218,11 @@ def read_rows(folder: str | os.PathLike) -> list[Row]:
         _check_version(row, path)
         found.setdefault(key_of_row(row), row)
     return list(found.values())
+
+
+def done_in(folder: Path) -> set[str]:
+    """Keys of the cells that have a row; none where there is no sweep yet."""
+    return {key_of_row(row) for row in read_rows(folder)} if (folder / files.SWEEP_ROWS).is_file() else set()
 
 
 def check(output: str | os.PathLike, overwrite: bool = False) -> Path:

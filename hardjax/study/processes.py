@@ -38,7 +38,7 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, str]) -> Worker:
+def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, str], *, heard: bool = False) -> Worker:
     """A worker, on a core that no other worker of this user is on, or on this one.
 
     Args:
@@ -46,12 +46,13 @@ def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, 
         owner: of its leases.
         core: place in `cores()` that it takes where all are taken.
         environment: variables beside those of this process.
+        heard: read what it prints.
     """
     flags = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), _ONE_THREAD]))
     process = subprocess.Popen(
         [sys.executable, "-m", "hardjax.study.processes"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
         env=os.environ | environment | {"XLA_FLAGS": flags},
     )
     assert process.stdin is not None
@@ -76,6 +77,12 @@ def _obey(orders: dict[str, Any], asked: Any) -> None:
 
     cells = [Cell(TrainConfig.from_dict(one["config"]), one["data"], one["network"]) for one in orders["cells"]]
     trainer = work.Trainer(performance=Performance(**orders["performance"]))
+    if orders.get("estimate"):
+        from hardjax.study.estimate import estimate
+
+        for cell in cells:
+            print(json.dumps(estimate(trainer, cell)), flush=True)
+        return
     with ledger.opened(orders["folder"], orders["owner"], orders["expiry"]) as held:
         work.work(held, cells, trainer, lambda: asked)
 

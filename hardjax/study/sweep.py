@@ -1,12 +1,10 @@
 """A grid of runs as one piece of work (P4): cells in, a row for each of them out, whatever is killed on the way."""
 
 import os
-import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,16 +16,12 @@ from hardjax.data import Dataset
 from hardjax.study import ledger as ledgers
 from hardjax.study import processes
 from hardjax.study.cells import Cell, distinct, ordered, weight
+from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
 from hardjax.study.ledger import Ledger, Row
-from hardjax.study.outcomes import DIVERGED, FAILED, failed_row
-from hardjax.study.processes import Worker
+from hardjax.study.outcomes import DIVERGED, FAILED
 from hardjax.study.work import Trainer, new_owner, work
 from hardjax.training.signals import interruptible
-
-_POLL = 0.5  # seconds between two looks at the rows
-_GRACE = 20.0  # seconds for workers to end that are no longer needed
-_DEATHS = 3  # of processes that a cell may cost
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def sweep(
             call.
         overwrite: begin anew, whatever of ours the folder holds.
         retry_failed: train cells again whose rows say that they failed.
-        expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells if it gave no sign.
+        expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells.
         on_progress: called again and again.
 
     Raises:
@@ -115,7 +109,7 @@ def sweep(
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
         if value is not None:
             _validate.positive(**{name: value})
-    count = _count(workers, dataset, model)
+    count = count_workers(workers, dataset, model)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
     given = [trainer.cell(config) for config in configs]
@@ -130,7 +124,7 @@ def sweep(
         if count is None:
             work(held, cells, trainer, lambda: asked or _over(until), lambda row: tell())
         else:
-            with _Crew(held, cells, count, trainer.performance, expiry) as crew:
+            with Crew(held, cells, count, trainer.performance, expiry) as crew:
                 crew.conduct(lambda: asked or _over(until), tell)
         tell()
     rows = {ledgers.key_of_row(row): row for row in ledgers.read_rows(folder)} if held.rows else {}
@@ -138,8 +132,12 @@ def sweep(
     return Sweep(found, len(given) - len(found), asked.signal and asked.signal.name)
 
 
-def _count(workers: int | str | None, dataset: Dataset | None, model: Any) -> int | None:
-    """Processes to start; None for this one."""
+def count_workers(workers: int | str | None, dataset: Dataset | None = None, model: Any = None) -> int | None:
+    """Processes to start, None for this one; arguments as in `sweep`.
+
+    Raises:
+        ValueError: there are not so many cores, or other processes could not be given the data or the network.
+    """
     if workers is None:
         return None
     accelerator = jax.default_backend() != "cpu"
@@ -208,97 +206,3 @@ def seconds_for(left: Sequence[Cell], cells: Sequence[Cell], rows: dict[str, Row
         sum(known) / len(known) if (known := by_shape.get(cell.shape)) else seconds / steps * weight(cell.config)
         for cell in left
     )
-
-
-class _Crew:
-    """Worker processes and the one that waits for them."""
-
-    def __init__(
-        self, held: Ledger, cells: Sequence[Cell], count: int, performance: Performance | None, expiry: float
-    ) -> None:
-        self._held, self._cells = held, {cell.key: cell for cell in cells}
-        orders = [{"config": c.config.to_dict(), "data": c.data, "network": c.network} for c in cells]
-        self._orders = {
-            "folder": str(held.folder),
-            "expiry": expiry,
-            "performance": asdict(performance or Performance()),
-            "cells": orders,
-        }
-        for cell in cells:  # a strategy of one's own has no name that another process would find
-            TrainConfig.from_dict(cell.config.to_dict())
-        self._count = count
-        self._workers: list[Worker] = []
-        self._deaths: Counter[str] = Counter()
-
-    def __enter__(self) -> "_Crew":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Wait for those who are left; who stands still is killed."""
-        processes.ask_to_end(self._workers)
-        until = time.monotonic() + _GRACE
-        for worker in self._workers:
-            try:
-                worker.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
-
-    def conduct(self, over: Callable[[], object], tell: Callable[[], None]) -> None:
-        """Until every cell has a row, or until it is to end and the workers have.
-
-        Raises:
-            ValueError: the workers ended before.
-        """
-        self._held.refresh()
-        for core in range(min(self._count, len(self._left()))):
-            self._start(core)
-        told = False
-        while self._left():
-            if over() and not told:
-                processes.ask_to_end(self._workers)
-                told = True
-            for core, worker in enumerate(list(self._workers)):
-                code = worker.process.poll()
-                if code is not None:
-                    self._workers.remove(worker)
-                    if code < 0 or code == 1:
-                        self._bury(worker, code, core, again=not told)
-            if not self._workers:
-                break
-            tell()
-            time.sleep(_POLL)
-            self._held.refresh()
-        self._held.merge()
-        if self._left() and not told:
-            raise Refusal(
-                f"The workers ended with {len(self._left())} cells left; the last lines above say why. The same command"
-                " goes on."
-            )
-
-    def _left(self) -> list[str]:
-        return [key for key in self._cells if key not in self._held.rows]
-
-    def _start(self, core: int) -> None:
-        settings: Any = jax.config
-        environment = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(settings.jax_enable_x64))}
-        if cache := settings.jax_compilation_cache_dir:
-            least = settings.jax_persistent_cache_min_compile_time_secs
-            environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-            environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(least)}
-        self._workers.append(processes.start(self._orders, new_owner(), core, environment))
-
-    def _bury(self, worker: Worker, code: int, core: int, again: bool) -> None:
-        """After a worker that ended by itself: another one, and no cell that costs one after the other."""
-        held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
-        self._deaths.update(held)
-        what = signal.Signals(-code).name if code < 0 else "an error"
-        for key in held:
-            if self._deaths[key] >= _DEATHS:
-                reason = f"{_DEATHS} processes ended by {what} while they trained it" + (
-                    ": out of memory?" if what == "SIGKILL" else ""
-                )
-                self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
-        # One that dies before it has a cell would die again.
-        if again and held and self._left():
-            self._start(core)
