@@ -113,7 +113,7 @@ def _pictures(folder: Path) -> None:
     """Draw the figures of a sweep into its folder, and print its best rates."""
     from hardjax.plots import sweep as plots
     from hardjax.study.grids import grids
-    from hardjax.study.ledger import read_rows
+    from hardjax.study.sweep_rows import read_rows
 
     found = grids(read_rows(folder))
     drawn = [

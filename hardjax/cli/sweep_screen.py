@@ -71,8 +71,8 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     from hardjax.study.cells import ordered
     from hardjax.study.crew import estimates
     from hardjax.study.estimate import estimate
-    from hardjax.study.ledger import done_in
     from hardjax.study.sweep import count_workers
+    from hardjax.study.sweep_rows import done_in
     from hardjax.study.work import Trainer
 
     count, trainer = count_workers(workers), Trainer(performance=options.performance())
@@ -81,10 +81,8 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     left = Counter(cell.shape for cell in cells if cell.key not in done)
     first = {cell.shape: cell for cell in reversed(cells)}
     tried = [first[shape] for shape in left]
-    if count is None:
-        found = [estimate(trainer, cell) for cell in tried]
-    else:
-        found = estimates(tried, options.performance())
+    here = count is None
+    found = [estimate(trainer, cell) for cell in tried] if here else estimates(tried, options.performance())
     rows, seconds = [], 0.0
     for cell, one in zip(tried, found, strict=True):
         config, cells_left = cell.config, left[cell.shape]

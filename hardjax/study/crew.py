@@ -102,7 +102,7 @@ class Crew:
                 )
                 self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
         # One that dies before it has a cell would die again.
-        if again and held and self._left():
+        if again and self._held.leases.knows(worker.owner) and self._left():
             self._start(core)
 
 

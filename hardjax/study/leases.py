@@ -40,12 +40,12 @@ class Lease(NamedTuple):
 
 
 class Leases:
-    """The leases of a sweep as one observer sees them. Call its methods under the lock of the sweep.
+    """The leases of a sweep as one observer sees them. Change its own under the lock of the sweep.
 
     Args:
         folder: of the lease files.
         owner: whose own lease this process writes.
-        expiry: seconds without a heartbeat after which a lease of somebody else is taken away.
+        expiry: seconds without a heartbeat after which a lease of somebody else has ended.
     """
 
     def __init__(self, folder: Path, owner: str, expiry: float = EXPIRY) -> None:
@@ -62,13 +62,11 @@ class Leases:
         mine = Lease(self.owner, this_host(), os.getpid(), started(os.getpid()) or "", self._beat, tuple(cells))
         files.write_json(self._path, mine._asdict())
 
-    def renew(self) -> bool:
-        """A heartbeat; False where there is nothing to renew: given back, or taken away while this process stood."""
+    def renew(self) -> None:
+        """A heartbeat, if there is anything to hold."""
         mine = _read(self._path)
-        if mine is None:
-            return False
-        self.take(mine.cells)
-        return True
+        if mine is not None:
+            self.take(mine.cells)
 
     def release(self) -> None:
         """Hold nothing."""
@@ -79,12 +77,12 @@ class Leases:
         lease = _read(self._folder / f"{owner}.json")
         return () if lease is None else lease.cells
 
-    def count(self) -> int:
-        """Cells in all leases, alive or not: for those who want to know about how many are under way."""
-        return sum(len(self.held_by(path.stem)) for path in self._folder.glob("*.json"))
+    def knows(self, owner: str) -> bool:
+        """Whether an owner has a lease, alive or not: it has come as far as claiming cells."""
+        return (self._folder / f"{owner}.json").exists()
 
     def living(self, now: float | None = None) -> list[Lease]:
-        """Those of other workers that hold; those that do not are taken away.
+        """Those of other workers that hold. The others stay where they are: a worker that was stopped may be woken.
 
         Args:
             now: seconds of a monotonic clock; None reads it.
@@ -92,15 +90,9 @@ class Leases:
         now = time.monotonic() if now is None else now
         found = []
         for path in sorted(self._folder.glob("*.json")):
-            if path == self._path:
-                continue
             lease = _read(path)
-            if self._holds(path.stem, lease, now):
-                if lease is not None:
-                    found.append(lease)
-            else:
-                path.unlink(missing_ok=True)
-                self._seen.pop(path.stem, None)
+            if path != self._path and self._holds(path.stem, lease, now) and lease is not None:
+                found.append(lease)
         return found
 
     def _holds(self, owner: str, lease: Lease | None, now: float) -> bool:

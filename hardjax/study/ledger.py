@@ -5,24 +5,21 @@ the lock of the sweep to `sweep.jsonl`, unless the cell has a row there by then.
 what a killed worker left in its own file. A cell is done when it has a row; nothing else says so.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from hardjax._validate import Refusal
-from hardjax.study.cells import ROW_VERSION, Cell, key_of
+from hardjax.study.cells import Cell
 from hardjax.study.leases import EXPIRY, Leases
 from hardjax.study.outcomes import FAILED
+from hardjax.study.sweep_rows import Row, key_of_row, row_in
 from hardjax.training import files, lines, lock
 from hardjax.training.lines import LineFile, refused
 
 _PATIENCE = 120.0  # seconds for a lock that is held for milliseconds, unless its holder was stopped
-
-Row = dict[str, Any]
 
 
 class Ledger:
@@ -85,7 +82,7 @@ class Ledger:
         if not newline:
             return
         for line in whole.split(b"\n"):
-            row = _checked(line, self._path)
+            row = row_in(line, self._path)
             self.rows.setdefault(key_of_row(row), {name: value for name, value in row.items() if name != "history"})
         self._read_to += len(whole) + 1
 
@@ -118,10 +115,10 @@ class Ledger:
             self.leases.take(cell.key for cell in taken)
             return taken
 
-    def renew(self) -> bool:
-        """A heartbeat; False where the lease is gone."""
+    def renew(self) -> None:
+        """A heartbeat."""
         with self.locked():
-            return self.leases.renew()
+            self.leases.renew()
 
     def release(self) -> None:
         """Give back what this process holds."""
@@ -199,32 +196,6 @@ class Ledger:
             (self._work / "cells").rmdir()
 
 
-def key_of_row(row: Mapping[str, Any]) -> str:
-    """The key of the cell that a row is of, by the settings of this version."""
-    return key_of(row["config"], row["data"], row.get("network"))
-
-
-def read_rows(folder: str | os.PathLike) -> list[Row]:
-    """The rows of a sweep, whole, each cell once; also while it is written.
-
-    Raises:
-        ValueError: there is none, it is damaged or of another version.
-    """
-    path = Path(folder) / files.SWEEP_ROWS
-    if not path.is_file():
-        raise Refusal(f"No sweep in {str(folder)!r}; `hardjax sweep --output` writes one.")
-    found: dict[str, Row] = {}
-    for row in lines.read_lines(path):
-        _check_version(row, path)
-        found.setdefault(key_of_row(row), row)
-    return list(found.values())
-
-
-def done_in(folder: Path) -> set[str]:
-    """Keys of the cells that have a row; none where there is no sweep yet."""
-    return {key_of_row(row) for row in read_rows(folder)} if (folder / files.SWEEP_ROWS).is_file() else set()
-
-
 def check(output: str | os.PathLike, overwrite: bool = False) -> Path:
     """Look whether a sweep could write there; touches nothing.
 
@@ -298,22 +269,3 @@ def _shared(folder: Path, alone: bool) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _checked(line: bytes, path: Path) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: a line is no JSON.") from None
-    _check_version(row, path)
-    return row
-
-
-def _check_version(row: Any, path: Path) -> None:
-    if not isinstance(row, dict) or not isinstance(row.get("config"), dict) or "data" not in row:
-        raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: a line is no row of a sweep.")
-    if row.get("row_version") != ROW_VERSION:
-        raise Refusal(
-            f"The rows in {str(path)!r} are of version {row.get('row_version')}, this hardjax writes {ROW_VERSION}:"
-            " name another folder."
-        )

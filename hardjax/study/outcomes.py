@@ -3,7 +3,7 @@
 import math
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from hardjax.training.run import RunResult
 
 DONE, DIVERGED, FAILED = STATUSES = ("done", "diverged", "failed")
 LAST_EPOCHS = 5  # P4: "the median of the final 5 epochs"
+_NEAR = 1e-6  # epochs
 _ERRORS = 3.0  # standard errors above chance from which a network has learned
 _KEPT = (
     *("epoch", "train_loss", "full_train_loss", "full_train_top1", "validation_loss", "validation_top1"),
@@ -27,8 +28,9 @@ _KEPT = (
 def median_of_last_epochs(epochs: np.ndarray, values: np.ndarray, last: int = LAST_EPOCHS) -> float:
     """P4's figure of a run: the median over its last epochs, one value an epoch.
 
-    Of each of the last `last` epochs its last test point counts, where it has one: tests every round weigh no epoch
-    more, tests every second epoch leave two or three of five. A run that ended early ends where it was last tested.
+    The values are those of the last test point and of the first ones at or after one epoch before it, two epochs, and
+    so on: tests every round weigh no epoch more, rounds that end behind an epoch are that epoch's, and tests every
+    second epoch leave three of five. A run that ended early ends where it was last tested.
 
     Args:
         epochs: (points,) rising, above 0.
@@ -40,10 +42,10 @@ def median_of_last_epochs(epochs: np.ndarray, values: np.ndarray, last: int = LA
     """
     if len(epochs) == 0:
         return math.nan
-    # Epoch k ends at k; an epoch is a quotient turned into a float, so that its end is met to rounding.
-    of_epoch = np.ceil(np.asarray(epochs, np.float64) - 1e-6).astype(int)
-    final = {number: value for number, value in zip(of_epoch, values, strict=True) if number > of_epoch[-1] - last}
-    return float(np.median(list(final.values())))
+    ends = epochs[-1] - np.arange(last)
+    # An epoch is a quotient turned into a float, so that its end is met to rounding.
+    points = np.unique(np.searchsorted(epochs, ends[ends > _NEAR] - _NEAR))
+    return float(np.median(values[points]))
 
 
 def has_converged(history: Mapping[str, np.ndarray], chance: float, samples: int) -> bool:
@@ -68,12 +70,40 @@ def has_converged(history: Mapping[str, np.ndarray], chance: float, samples: int
     return median_of_last_epochs(history["epoch"], history["test_top1"]) > chance + _ERRORS * error
 
 
-def chance_of(dataset: Dataset) -> tuple[float, int]:
-    """(share of the most frequent class of the test split in percent, predictions); NaN where labels are values."""
+def published_top1(history: Mapping[str, np.ndarray], first_class: float) -> np.ndarray:
+    """(points,) test accuracies as published figures show runs that diverged.
+
+    A sample whose loss is NaN is counted as wrong in the history. Where nothing is finite any more, published figures
+    show the accuracy of what is predicted all the same: the largest of outputs that are NaN is the first.
+
+    Args:
+        history: of the run.
+        first_class: share of the first class of the test split in percent.
+    """
+    finite, top1 = np.isfinite(history["test_loss"]), history["test_top1"]
+    return np.where(finite, top1, np.maximum(top1, first_class))
+
+
+class Labels(NamedTuple):
+    """What naming one class alone would score on the test split.
+
+    Attributes:
+        chance, first_class: shares of the most frequent and of the first class in percent; NaN where labels are values.
+        predictions: how many are right or wrong.
+    """
+
+    chance: float
+    first_class: float
+    predictions: int
+
+
+def labels_of(dataset: Dataset) -> Labels:
+    """Of the test split."""
     labels = np.ravel(dataset.test.labels)
     if not dataset.num_classes:
-        return math.nan, len(labels)
-    return 100 * float(np.bincount(labels, minlength=dataset.num_classes).max()) / len(labels), len(labels)
+        return Labels(math.nan, math.nan, len(labels))
+    shares = 100 * np.bincount(labels, minlength=dataset.num_classes) / len(labels)
+    return Labels(float(shares.max()), float(shares[0]), len(labels))
 
 
 def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, worker: str) -> dict[str, Any]:
@@ -92,7 +122,7 @@ def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, work
         reason += "" if bad is None else f"; first at step {bad + 1:,}"
     history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
     return _frame(cell, DIVERGED if diverged else DONE, reason, seconds, worker) | {
-        "metrics": _metrics(result, *chance_of(dataset), dataset.train.num_samples),
+        "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples),
         "history": history,
         "train_seconds": summary["train_seconds"],
         "compile_seconds": summary["compile_seconds"],
@@ -128,12 +158,12 @@ def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: 
     }
 
 
-def _metrics(result: RunResult, chance: float, predictions: int, samples: int) -> dict[str, Any]:
+def _metrics(result: RunResult, labels: Labels, samples: int) -> dict[str, Any]:
     history, summary, config = result.history, result.summary, result.config
     epochs, points = history["epoch"], len(history["epoch"])
-    median = median_of_last_epochs(epochs, history["test_top1"])
+    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class))
     size = config.batch_sizes[0]
-    found = {
+    return {
         "median_test_top1": median,
         "median_test_error": 100 - median,
         "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"]),
@@ -141,8 +171,8 @@ def _metrics(result: RunResult, chance: float, predictions: int, samples: int) -
         "final_test_error": 100 - summary["final_test_top1"],
         "final_train_error": 100 - summary["final_full_train_top1"],
         "convergence_epoch": own_level_epoch(epochs, history["full_train_loss"]),
-        "converged": has_converged(history, chance, predictions),
-        "chance_top1": chance,
+        "converged": has_converged(history, labels.chance, labels.predictions),
+        "chance_top1": labels.chance,
         **{name: float(history[name][-1]) if points else math.nan for name in ("C_K", "L_K")},
         "backprops": summary["backprops"],
         "num_batches": summary["num_batches"],
@@ -150,4 +180,3 @@ def _metrics(result: RunResult, chance: float, predictions: int, samples: int) -
         "bad_steps": summary["bad_steps"],
         "first_bad_step": summary["first_bad_step"],
     }
-    return found

@@ -18,8 +18,9 @@ from hardjax.study import processes
 from hardjax.study.cells import Cell, distinct, ordered, weight
 from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
-from hardjax.study.ledger import Ledger, Row
+from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import DIVERGED, FAILED
+from hardjax.study.sweep_rows import Row, key_of_row, read_rows
 from hardjax.study.work import Trainer, new_owner, work
 from hardjax.training.signals import interruptible
 
@@ -120,16 +121,17 @@ def sweep(
         ledgers.opened(folder, new_owner(), expiry, overwrite, retry_failed) as held,
     ):
         cells = ordered(given)
+        signal = None
         tell = _Teller(held, cells, count or 1, on_progress)
         if count is None:
-            work(held, cells, trainer, lambda: asked or _over(until), lambda row: tell())
+            signal = work(held, cells, trainer, lambda: asked or _over(until), lambda row: tell())
         else:
             with Crew(held, cells, count, trainer.performance, expiry) as crew:
                 crew.conduct(lambda: asked or _over(until), tell)
         tell()
-    rows = {ledgers.key_of_row(row): row for row in ledgers.read_rows(folder)} if held.rows else {}
+    rows = {key_of_row(row): row for row in read_rows(folder)} if held.rows else {}
     found = tuple(rows[cell.key] for cell in given if cell.key in rows)
-    return Sweep(found, len(given) - len(found), asked.signal and asked.signal.name)
+    return Sweep(found, len(given) - len(found), signal or (asked.signal and asked.signal.name))
 
 
 def count_workers(workers: int | str | None, dataset: Dataset | None = None, model: Any = None) -> int | None:
@@ -183,7 +185,9 @@ class _Teller:
         rows = {cell.key: self._held.rows[cell.key] for cell in self._cells if cell.key in self._held.rows}
         states = Counter(row["status"] for row in rows.values())
         left = [cell for cell in self._cells if cell.key not in rows]
-        running = self._held.leases.count()
+        held = {key for lease in self._held.leases.living() for key in lease.cells} - set(rows)
+        # The lease of this very process is not among them.
+        running = len(held | set(self._held.leases.held_by(self._held.owner)) - set(rows))
         seconds = seconds_for(left, self._cells, rows) / max(self._workers, 1)
         self._say(Progress(len(rows), len(self._cells), states[DIVERGED], states[FAILED], running, seconds))
 

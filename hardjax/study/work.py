@@ -1,5 +1,6 @@
 """What a worker of a sweep does: claim cells, train them, write their rows, until none is left."""
 
+import dataclasses
 import json
 import os
 import secrets
@@ -72,8 +73,12 @@ class Trainer:
         if self.functions(config) is None:  # names and options are refused here, not in a row of each cell
             functions_named(config.model, self.dataset(config).num_outputs, config.model_options)
         own = self.functions(config) is not None or losses.resolve(config.loss).targets == "any"
-        data = self.dataset(config).checksum
-        return Cell(config, data, self.setting(config).network if own else None)
+        dataset = self.dataset(config)
+        network = self.setting(config).network if own else None
+        named = dataclasses.replace(
+            config, dataset=dataset.name, model=config.model if self._model is None else self._model.name
+        )
+        return Cell(named, dataset.checksum, network)
 
     def setting(self, config: TrainConfig) -> Setting:
         """What a run needs before its first step."""
@@ -86,8 +91,8 @@ def work(
     trainer: Trainer,
     asked: Callable[[], object],
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> None:
-    """Train cells until every one has a row, or until asked to end.
+) -> str | None:
+    """Train cells until every one has a row, or until asked to end; returns the name of the signal that a run met.
 
     Args:
         cells: in the order in which to train them.
@@ -102,18 +107,19 @@ def work(
         while not asked():
             taken = ledger.claim(cells, shape)
             if taken is None:
-                return
+                return None
             if not taken:  # others hold them: until their rows are there, or their leases end
                 time.sleep(min(_POLL, ledger.leases.interval))
                 continue
             for cell in taken:
                 row = _row(ledger, cell, trainer)
-                if row is None:
-                    return
+                if isinstance(row, str):
+                    return row
                 if ledger.add(row):
                     on_row(row)
                 ledger.discard(cell.key)
                 shape = cell.shape
+    return None
 
 
 def new_owner() -> str:
@@ -121,8 +127,8 @@ def new_owner() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | None:
-    """The row of a cell, None where its run was interrupted."""
+def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | str:
+    """The row of a cell, or the name of the signal that interrupted its run."""
     began = time.monotonic()
     dataset = trainer.dataset(cell.config)
     if dataset.checksum != cell.data:
@@ -142,7 +148,7 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | None:
     except Exception as error:
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if result.summary["end"] == "interrupted":
-        return None
+        return result.summary["signal"]
     return row_of(cell, result, dataset, time.monotonic() - began, ledger.owner)
 
 
