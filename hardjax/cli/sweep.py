@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from hardjax._axis import dash
 from hardjax._validate import Refusal, local_folder, shown
 from hardjax.cli import output, prepare
@@ -56,7 +54,7 @@ class Sweep(Settings):
     dry_run: Annotated[bool, told("train nothing: cells, compilations, time and memory")] = False
     plot: Annotated[Folder, told("train nothing: draw the pictures of that sweep again")] = None
     output: Annotated[str, told("folder for what is written")] = "runs/sweep"
-    resume: Annotated[bool, tyro.conf.Suppress] = False  # a sweep always goes on
+    resume: Annotated[bool, told("what a sweep does anyway")] = False
 
 
 def run(arguments: list[str]) -> int:

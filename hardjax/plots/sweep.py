@@ -93,7 +93,8 @@ def curves(grids: Sequence[Grid]) -> Figure:
         _chance(axes, grid)
         axes.set(xlabel="epoch", ylabel="test accuracy (%)")
         axes.set_title(f"{axes.get_title()}\nbase rate 2^{math.log2(rate):.3g}", fontsize=10)
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
 
     return _panels(grids, draw, f"{_over_seeds(grids)}; the base rate of the highest mean over batch sizes")
 

@@ -13,16 +13,16 @@ from hardjax.study.leases import started
 from hardjax.study.sweep_rows import read_rows
 
 pytestmark = pytest.mark.ci
-# Large enough batches of small networks: a cell takes about a second, and saves itself many times in it.
-NETWORK = "--model mlp --model-option widths=[8] --optimizer sgd --epochs 60 --save-every 1"
-GRID = "--batch-sizes 16 64 --base-learning-rates 2^-10 2^-7 --seeds 2"
-CELLS = 8
+# A cell takes a second or two, nearly all of it in saving itself.
+NETWORK = "--model mlp --model-option widths=[8] --optimizer sgd --epochs 20 --save-every 1"
+GRID = "--batch-sizes 16 64 --base-learning-rates 2^-10 2^-7 --seeds 1"
+CELLS = 4
 
 # A sweep in one process, whose worker can be stopped and woken without a parent that waits for it.
 ALONE = """
 import sys, hardjax as hj
-base = hj.TrainConfig(model="mlp", model_options={"widths": [8]}, optimizer="sgd", epochs=60, batch_size=16)
-configs = hj.grid(base, base_learning_rate=[2**-10, 2**-7], seed=range(2))
+base = hj.TrainConfig(model="mlp", model_options={"widths": [8]}, optimizer="sgd", epochs=20, batch_size=16)
+configs = hj.grid(base, base_learning_rate=[2**-10, 2**-7])
 found = hj.sweep(configs, output=sys.argv[1], expiry=2.0, performance=hj.Performance(save_every=1))
 print("left", found.left)
 """
@@ -66,7 +66,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "sweep"
     with _sweep(folder) as child:
         assert child.ends() == 0, child.printed
-    assert f"{CELLS} of {CELLS} cells have a row (8 done)" in child.printed
+    assert f"{CELLS} of {CELLS} cells have a row ({CELLS} done)" in child.printed
     assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("performance", "best", "reliable"))
     assert {row["threads"] for row in read_rows(folder)} == {1}
     return _timeless(folder)
@@ -74,8 +74,8 @@ def whole(tmp_path_factory):
 
 def test_a_sweep_that_is_killed_again_and_again_has_every_row_once(whole, tmp_path):
     assert len(whole) == CELLS
-    folder, resumed = tmp_path / "sweep", 0
-    for rows in (0, 2, 5):
+    folder = tmp_path / "sweep"
+    for rows in (0, 1, 2):
         with _sweep(folder) as child:
             assert child.shows(lambda rows=rows: _rows(folder) >= rows and _saved(folder)), child.printed
             workers = [lease["pid"] for lease in _leases(folder).values()]
@@ -137,7 +137,7 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease(tmp_path):
         with Child("-c", ALONE, folder) as second:
             assert second.ends() == 0 and "left 0" in second.printed, second.printed
         before = _timeless(folder)
-        assert len(before) == 4 and lease["cells"][0] in before  # taken over, while the first one stands
+        assert len(before) == 2 and lease["cells"][0] in before  # taken over, while the first one stands
         workers = {row["key"]: row["worker"] for row in read_rows(folder)}
         assert workers[lease["cells"][0]] != lease["owner"]
         first.strike(signal.SIGCONT)
