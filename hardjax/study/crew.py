@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,11 +45,7 @@ class Crew:
         processes.ask_to_end(self._workers)
         until = time.monotonic() + _GRACE
         for worker in self._workers:
-            try:
-                worker.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            processes.end(worker, max(0.0, until - time.monotonic()))
 
     def conduct(self, over: Callable[[], object], tell: Callable[[], None]) -> None:
         """Until every cell has a row, or until it is to end and the workers have.
@@ -67,9 +62,9 @@ class Crew:
                 processes.ask_to_end(self._workers)
                 told = True
             for core, worker in enumerate(list(self._workers)):
-                code = worker.process.poll()
-                if code is not None:
+                if worker.process.poll() is not None:
                     self._workers.remove(worker)
+                    code = processes.end(worker, 0.0)
                     if code < 0 or code == 1:
                         self._bury(worker, code, core, again=not told)
             if not self._workers:
@@ -116,7 +111,7 @@ def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Es
     assert worker.process.stdout is not None
     with worker.process.stdout as pipe:
         found = [Estimate(*json.loads(line)) for line in pipe]
-    if worker.process.wait():
+    if processes.end(worker, _GRACE):
         raise Refusal("The worker that tries the cells ended; the last lines above say why.")
     return found
 

@@ -1,7 +1,7 @@
 """Workers of a sweep as processes: one a core, pinned, with one thread each; they die with the one that started them.
 
-`python -m hardjax.study.processes` is a worker. It reads one line of orders from its standard input, and that pipe is
-the tie to its parent: "end" asks it to end (saved), its end means that the parent is gone. What decides the number of
+`main` is a worker's. It reads one line of orders from its standard input, and that pipe is the tie to its parent: "end"
+asks it to end (saved), its end means that the parent is gone. What decides the number of
 XLA's threads must be set before jax is imported, so nothing of ours is imported at the top.
 """
 
@@ -22,6 +22,13 @@ from typing import Any, NamedTuple
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 _PATIENCE = 0.5  # seconds for a signal of the terminal to arrive by itself
 _END = b"end\n"
+# This very package, wherever the one that is installed lies; no file of the present folder is taken for a module.
+_MAIN = """
+import sys
+if {root!r} not in sys.path: sys.path.insert(0, {root!r})
+from hardjax.study.processes import main
+sys.exit(main())
+"""
 
 
 class Worker(NamedTuple):
@@ -50,7 +57,7 @@ def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, 
     """
     flags = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), _ONE_THREAD]))
     process = subprocess.Popen(
-        [sys.executable, "-m", "hardjax.study.processes"],
+        [sys.executable, "-P", "-c", _MAIN.format(root=str(Path(__file__).parents[2]))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
         env=os.environ | environment | {"XLA_FLAGS": flags},
@@ -68,6 +75,18 @@ def ask_to_end(workers: Sequence[Worker]) -> None:
         with suppress(OSError):
             worker.process.stdin.write(_END)  # type: ignore[union-attr]
             worker.process.stdin.flush()  # type: ignore[union-attr]
+
+
+def end(worker: Worker, patience: float) -> int:
+    """Wait for a worker that was asked to end, or ended; kill it where it stands still. Returns its exit code."""
+    try:
+        code = worker.process.wait(patience)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()
+        code = worker.process.wait()
+    with suppress(OSError):  # what it has not read
+        worker.process.stdin.close()  # type: ignore[union-attr]
+    return code
 
 
 def _obey(orders: dict[str, Any], asked: Any) -> None:
@@ -160,7 +179,3 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -160,6 +160,22 @@ def test_no_cell_is_begun_after_the_time_is_up(tiny, tmp_path):
     found = _sweep(configs, tmp_path, tiny, max_hours=1e-6)
     assert found.left == 3 and found.signal is None
     assert _sweep(configs, tmp_path, tiny).left == 0
+    # Workers, too, end without a word: what is left is for the next call.
+    configs = hj.grid(dataclasses.replace(BASE, epochs=10_000), seed=range(2))
+    found = hj.sweep(configs, output=tmp_path / "workers", workers=1, max_hours=1e-6)
+    assert found.left == 2 and found.signal is None
+
+
+@pytest.mark.ci
+def test_a_cell_that_cannot_go_on_begins_anew(tiny, tmp_path):
+    """Its folder holds another run, or one whose checkpoints are damaged."""
+    trainer = work.Trainer(tiny)
+    cell = trainer.cell(BASE)
+    other = dataclasses.replace(BASE, batch_size=20)
+    hj.run(other, dataset=tiny, output=tmp_path / "sweep" / "cells" / cell.key, progress=False)
+    found = _sweep([BASE], tmp_path, tiny)
+    assert [row["status"] for row in found.rows] == ["done"] and found.rows[0]["metrics"]["backprops"] == 18
+    assert not (tmp_path / "sweep").exists()
 
 
 class Net(nn.Module):
@@ -209,6 +225,9 @@ def test_time_left_goes_by_the_shape_and_else_by_steps():
     # A fourth of the steps.
     assert sweeping.seconds_for(small[2:] + large, cells, rows) == 6.0 + 2 * 1.5
     assert math.isnan(sweeping.seconds_for(cells, cells, {})) and sweeping.seconds_for([], cells, {}) == 0
+    rows[large[0].key] = made_up_row(large[0]) | {"seconds": 12.0}
+    assert sweeping.seconds_for(large[1:], cells, rows) == 12.0 and sweeping.seconds_for(small[2:], cells, rows) == 6.0
+    del rows[large[0].key]
     rows[small[1].key] |= {"status": "failed", "seconds": 0.0}
     assert sweeping.seconds_for(small[2:], cells, rows) == 5.0
 
