@@ -232,7 +232,7 @@ def opened(
     """
     folder = check(output, overwrite)
     with refused(folder, "to be a folder to write in"):
-        (folder / files.SWEEP_WORK).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     alone = overwrite or retry_failed
     with _shared(folder, alone) as descriptor:
         if overwrite:

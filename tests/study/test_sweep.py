@@ -172,7 +172,11 @@ def test_a_cell_that_cannot_go_on_begins_anew(tiny, tmp_path):
     trainer = work.Trainer(tiny)
     cell = trainer.cell(BASE)
     other = dataclasses.replace(BASE, batch_size=20)
-    hj.run(other, dataset=tiny, output=tmp_path / "sweep" / "cells" / cell.key, progress=False)
+    with opened(tmp_path, "killed") as held:
+        folder, there = held.place(cell.key)
+        assert not there
+        hj.run(other, dataset=tiny, output=folder, progress=False)
+        assert held.place(cell.key) == (folder, True)
     found = _sweep([BASE], tmp_path, tiny)
     assert [row["status"] for row in found.rows] == ["done"] and found.rows[0]["metrics"]["backprops"] == 18
     assert not (tmp_path / "sweep").exists()

@@ -174,6 +174,17 @@ def test_a_folder_that_holds_something_else_is_refused_and_a_sweep_is_not_taken_
         assert not held.rows
 
 
+@pytest.mark.parametrize(
+    "made", [["hardjax.json"], ["hardjax.json", "sweep"], ["hardjax.json", "sweep", "sweep/hardjax.json"]]
+)
+def test_a_folder_whose_maker_was_killed_is_taken_up(tmp_path, made):
+    for name in made:
+        (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
+    with opened(tmp_path, "first") as held:
+        assert held.add(row(cells(1)[0]))
+    assert len(read_rows(tmp_path)) == 1
+
+
 def test_a_lock_that_is_never_given_back_is_said(ledger, monkeypatch):
     monkeypatch.setattr(ledgers, "_PATIENCE", 0.0)
     with ledger.locked(), pytest.raises(Refusal, match=r"held the lock of the sweep .* may be stopped"):
