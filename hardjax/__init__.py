@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax.config import Performance, TrainConfig
     from hardjax.data.augment import Augmentation
     from hardjax.engine.rates import Schedule
+    from hardjax.study.cells import grid
+    from hardjax.study.sweep import sweep
     from hardjax.training import files as results
     from hardjax.training.run import RunResult, run
 
@@ -25,11 +27,13 @@ _HOMES = {
     "batch_plan": ("hardjax.choose.batch_plan", None),
     "data": ("hardjax.data", None),
     "fisher": ("hardjax.fisher", None),
+    "grid": ("hardjax.study.cells", "grid"),
     "losses": ("hardjax.choose.losses", None),
     "models": ("hardjax.models", None),
     "results": ("hardjax.training.files", None),
     "run": ("hardjax.training.run", "run"),
     "selection": ("hardjax.choose.selection", None),
+    "sweep": ("hardjax.study.sweep", "sweep"),
     "testing": ("hardjax.testing", None),
     "trimming": ("hardjax.choose.trimming", None),
 }
@@ -44,11 +48,13 @@ __all__ = [
     "batch_plan",
     "data",
     "fisher",
+    "grid",
     "losses",
     "models",
     "results",
     "run",
     "selection",
+    "sweep",
     "testing",
     "trimming",
 ]

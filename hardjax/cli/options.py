@@ -87,7 +87,7 @@ class Settings:
         """
         given = vars(self.data) | vars(self.network) | vars(self.training)
         settings = {f.name: given[f.name] for f in dataclasses.fields(TrainConfig) if f.name in given}
-        settings["model_options"] = _model_options(self.network.model_option)
+        settings["model_options"] = model_options(self.network.model_option)
         for name, declared in axes(TrainConfig).items():
             if hasattr(self, name):
                 settings[name] = declared.from_flags(vars(getattr(self, name)))
@@ -140,7 +140,7 @@ def _group(name: str, options: list[Option]) -> type:
     return dataclasses.make_dataclass(f"{name.title()}Options", fields, frozen=True)
 
 
-def _model_options(texts: Sequence[str]) -> dict[str, Any]:
+def model_options(texts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in texts:
         name, separator, value = text.partition("=")

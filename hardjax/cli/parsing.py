@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,18 @@ _READERS = ConstructorRegistry()
 def _number_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     if info.type is int:
         return _reader(int, "INT", "a whole number")
-    return _reader(float, "FLOAT", "a number") if info.type is float else None
+    return _reader(_number, "FLOAT", "a number") if info.type is float else None
+
+
+def _number(text: str) -> float:
+    """0.004, 4e-3 or 2^-8: rates are powers of two in tables and pictures."""
+    base, power, exponent = text.partition("^")
+    if not power:
+        return float(text)
+    try:
+        return math.pow(float(base), float(exponent))
+    except OverflowError:
+        raise ValueError(text) from None
 
 
 def _reader(kind: Callable[[str], Any], metavar: str, wanted: str) -> PrimitiveConstructorSpec:

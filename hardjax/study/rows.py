@@ -101,6 +101,7 @@ def check(output: str | os.PathLike, plain: Mapping[str, Any] | None, overwrite:
     folder = files.check_folder(output, overwrite or resume)
     if not resume:
         return
+    files.check_no_sweep(folder)
     try:
         there = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, RecursionError):

@@ -22,6 +22,8 @@ from hardjax.training import checkpoint, lines, lock, record
 from hardjax.training.lines import refused
 
 UNDER_WAY = "under-way"  # the run that a comparison is at
+SWEEP_ROWS, SWEEP_WORK = "sweep.jsonl", "sweep"  # rows of a sweep, and what its workers keep beside them
+SWEEP_PICTURES = ("performance.png", "best.png", "reliable.png", "curves.png")
 # Of all commands: a name that is missing here is neither refused nor cleared away.
 FILES = (
     "config.json",
@@ -35,6 +37,9 @@ FILES = (
     "comparison.png",
     checkpoint.FOLDER,
     UNDER_WAY,
+    SWEEP_ROWS,
+    SWEEP_WORK,
+    *SWEEP_PICTURES,
 )
 # Other tools too call their files config.json and checkpoint: only a folder with this file in it is ours to clear.
 MARKER = lock.MARKER
@@ -92,12 +97,20 @@ def claim_folder(folder: str | os.PathLike, overwrite: bool = False, keep: bool 
             raise Refusal(f"Another process is writing into {str(folder)!r}; wait for its end, or name another folder.")
         with refused(folder, "to be a folder to write in"):
             if not os.fstat(descriptor).st_size:
-                os.write(descriptor, (lines.encode(_FORMAT) + "\n").encode())
+                os.write(descriptor, _marked())
         if not keep:
             clear(folder)
         yield folder
     finally:
         os.close(descriptor)  # and with it the lock, as at the death of the process
+
+
+def mark(folder: Path) -> None:
+    """Write into a folder that it is ours, unless it says so already."""
+    path = folder / MARKER
+    # In place: another file of the name would be another lock.
+    if not path.exists() or not path.stat().st_size:
+        path.write_bytes(_marked())
 
 
 def clear(folder: Path) -> None:
@@ -152,8 +165,9 @@ def check_resumable(folder: Path) -> None:
     """Look whether what a folder holds could be gone on with, or begun anew without a loss.
 
     Raises:
-        ValueError: a comparison, or a finished run without its checkpoints.
+        ValueError: a comparison, a sweep, or a finished run without its checkpoints.
     """
+    check_no_sweep(folder)
     # Each by itself: a comparison that was killed has no summary.
     plain, summary = (_object(folder / name) for name in ("config.json", "summary.json"))
     ended = summary.get("end", "interrupted")
@@ -166,6 +180,12 @@ def check_resumable(folder: Path) -> None:
             f"The run in {str(folder)!r} is finished and its checkpoints are gone: there is nothing to go on from; name"
             " another folder, or pass --overwrite (overwrite=True)."
         )
+
+
+def check_no_sweep(folder: Path) -> None:
+    """Raises ValueError where a folder holds a sweep, which no run and no comparison goes on with."""
+    if any(os.path.lexists(folder / name) for name in (SWEEP_ROWS, SWEEP_WORK)):
+        raise Refusal(f"{str(folder)!r} holds a sweep; `hardjax sweep` goes on with it.")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -224,6 +244,10 @@ def commit() -> str | None:
         return None
 
 
+def _marked() -> bytes:
+    return (lines.encode(_FORMAT) + "\n").encode()
+
+
 def _object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read."""
     try:
@@ -266,6 +290,6 @@ def _ours(folder: Path, name: str) -> bool:
         return False
     if path.is_symlink() or not path.is_dir():
         return True
-    if name == UNDER_WAY:
+    if name in (UNDER_WAY, SWEEP_WORK):
         return (path / MARKER).is_file() or not any(path.iterdir())
     return name == checkpoint.FOLDER and checkpoint.is_ours(path)

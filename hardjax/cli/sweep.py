@@ -1,0 +1,251 @@
+"""`hardjax sweep`."""
+
+import dataclasses
+import math
+import signal
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from hardjax._axis import dash
+from hardjax._validate import Refusal, local_folder, shown
+from hardjax.cli import output, prepare
+from hardjax.cli.data import say
+from hardjax.cli.options import Settings, model_options, with_axes
+from hardjax.cli.parsing import Folder, Number, parse, told
+from hardjax.config import TrainConfig
+
+_SHOWN = 5  # failed cells named on the screen
+# Option of one value -> the one that gives several, for what the grid would override in silence.
+_SINGLE = {
+    "batch_size": "batch_sizes",
+    "base_learning_rate": "base_learning_rates",
+    "learning_rate": "learning_rates",
+    "model": "models",
+}
+
+
+@dataclass(frozen=True)
+class Sweep(Settings):
+    """A grid of runs, by several processes at once: a row a cell in sweep.jsonl, and pictures drawn from it.
+
+    The grid is every combination of the values given. The same command again goes on where it stopped; another grid
+    adds its cells. Numbers may be powers, as 2^-8.
+    """
+
+    batch_sizes: Annotated[tuple[int, ...], told("sizes of mini-batches")] = ()
+    base_learning_rates: Annotated[tuple[float, ...], told("rates per sample of the batch (P4's axis)")] = ()
+    learning_rates: Annotated[tuple[float, ...], told("peak rates, in place of base rates")] = ()
+    seeds: Annotated[int, told("how many, from --seed on")] = 1
+    models: Annotated[tuple[str, ...], told("networks")] = ()
+    model_options: Annotated[
+        tuple[str, ...], told("values of their options, one name several times: norm=batch norm=group")
+    ] = ()
+    augmentations: Annotated[tuple[str, ...], told("presets of --augmentation")] = ()
+    warmups: Annotated[tuple[float, ...], told("shares of training with a rising rate")] = ()
+    selections: Annotated[tuple[str, ...], told("strategies, as all-batches or hard-batches:0.5")] = ()
+    batch_plans: Annotated[tuple[str, ...], told("batch sizes that change, in place of --batch-sizes")] = ()
+    workers: Annotated[str, told("processes, a core and a thread each; auto: one a core, on a GPU one in all")] = "auto"
+    max_hours: Annotated[Number, told("end after that time, saved; the same command goes on")] = None
+    retry_failed: Annotated[bool, told("train cells again that failed")] = False
+    dry_run: Annotated[bool, told("train nothing: cells, compilations, time and memory")] = False
+    plot: Annotated[Folder, told("train nothing: draw the pictures of that sweep again")] = None
+    output: Annotated[str, told("folder for what is written")] = "runs/sweep"
+    resume: Annotated[bool, told("what a sweep does anyway")] = False
+
+
+def run(arguments: list[str]) -> int:
+    """Sweep as the arguments say; returns the exit code."""
+    options = parse(with_axes(Sweep), "sweep", arguments)
+    if options.plot is not None:
+        _pictures(local_folder(plot=options.plot))
+        return 0
+    prepare.use_compilation_cache()
+    from hardjax.cli.sweep_screen import Screen, plan_table
+    from hardjax.study import sweep as sweeping
+    from hardjax.study.ledger import check
+
+    workers = _workers(options.workers)
+    folder = check(options.output, options.overwrite)
+    configs, left_out = _cells(options)
+    if left_out and not options.quiet:
+        say(f"{left_out} cells are left out, whose norm_batch_size does not divide their batch size")
+    if options.dry_run:
+        plan_table(configs, options, workers, folder)
+        return 0
+    with Screen(options.quiet) as screen:
+        found = sweeping.sweep(
+            configs,
+            output=folder,
+            performance=options.performance(),
+            workers=workers,
+            max_hours=options.max_hours,
+            overwrite=options.overwrite,
+            retry_failed=options.retry_failed,
+            on_progress=screen,
+        )
+    return _tell(found, folder)
+
+
+def _tell(found: Any, folder: Path) -> int:
+    if found.rows:
+        _pictures(folder)
+    states = Counter(row["status"] for row in found.rows)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    print(f"{len(found.rows)} of {len(found.rows) + found.left} cells have a row{f' ({counts})' if counts else ''}")
+    for row in found.failed[:_SHOWN]:
+        print(f"hardjax: failed: {_name(row['config'])}: {row['reason']}", file=sys.stderr)
+    if len(found.failed) > _SHOWN:
+        print(f"hardjax: and {len(found.failed) - _SHOWN} more, see {folder / 'sweep.jsonl'}", file=sys.stderr)
+    if found.left:
+        print(f"hardjax: {found.left} cells are left; the same command goes on from there.", file=sys.stderr)
+    if found.signal:
+        return 128 + signal.Signals[found.signal]
+    return 1 if found.failed else 0
+
+
+def _pictures(folder: Path) -> None:
+    """Draw the figures of a sweep into its folder, and print its best rates."""
+    from hardjax.plots import sweep as plots
+    from hardjax.study.grids import grids
+    from hardjax.study.sweep_rows import read_rows
+
+    found = grids(read_rows(folder))
+    drawn = [
+        name
+        for name in ("performance", "best", "reliable", "curves")
+        if output.picture(folder / f"{name}.png", lambda name=name: getattr(plots, name)(found))
+    ]
+    for grid in found:
+        if rows := _best_rows(grid):
+            output.table(grid.label, rows)
+    print(f"written to {folder}: sweep.jsonl{''.join(f', {name}.png' for name in drawn)}")
+
+
+def _best_rows(grid: Any) -> list[dict[str, Any]]:
+    from hardjax.study.grids import reliable_rates
+
+    rows = []
+    for curve in grid.curves:
+        if (point := curve.best(grid.chosen_by)) is None:
+            continue
+        values, rates = point.values(), reliable_rates(grid, curve)
+        by = "validation" if "validation" in grid.chosen_by else "test"
+        rows.append(
+            {
+                "batch": curve.batches,
+                f"best base rate (by {by})": _power(point.rate),
+                "test top-1 (%)": f"{values.mean():.2f}",
+                "seeds": len(values),
+                "lowest to highest": f"{values.min():.2f} to {values.max():.2f}",
+                "reliable rates": f"{_power(rates[0])} to {_power(rates[-1])} ({len(rates)})" if rates else "none",
+                "tried": len(curve.points),
+                "diverged": sum(one.diverged for one in curve.points),
+                "failed": sum(one.failed for one in curve.points),
+            }
+        )
+    return rows
+
+
+def _power(rate: float) -> str:
+    return f"2^{math.log2(rate):.4g}"
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    from hardjax.study.grids import base_rate
+
+    plan = config["batch_plan"]
+    batches = config["batch_size"] if plan is None else plan["text"]
+    return f"{config['model']}, batch {batches}, base rate {_power(base_rate(config))}, seed {config['seed']}"
+
+
+def _workers(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise Refusal(f"Expected --workers {shown(text)} to be auto or a number.")
+    return text if text == "auto" else int(text)
+
+
+def _cells(options: Any) -> tuple[tuple[TrainConfig, ...], int]:
+    """(configurations of the grid, how many are left out because their sub-batches do not fit)."""
+    from hardjax.study.cells import grid
+
+    _check_read(options)
+    base = options.config()
+    axes: dict[str, Any] = {}
+    for name, values in (
+        ("model", options.models),
+        ("model_options", _option_sets(options.model_options)),
+        ("augmentation", _augmentations(base, options.augmentations)),
+        ("schedule", [dataclasses.replace(base.schedule, warmup=share) for share in options.warmups]),
+        ("selection", [_selection(text) for text in options.selections]),
+        ("batch_plan", _plans(options.batch_plans)),
+        ("batch_size", options.batch_sizes),
+        ("learning_rate", options.learning_rates),
+        ("base_learning_rate", options.base_learning_rates),
+    ):
+        if values:
+            axes[name] = values
+    if options.seeds < 1:
+        raise Refusal(f"Expected --seeds {options.seeds} to be at least 1: it is how many, from --seed on.")
+    cells = grid(base, **axes, seed=range(base.seed, base.seed + options.seeds))
+    kept = tuple(config for config in cells if _fits(config))
+    if not kept:
+        raise Refusal("Expected a cell whose norm_batch_size divides its batch size, got none.")
+    return kept, len(cells) - len(kept)
+
+
+def _check_read(options: Any) -> None:
+    """Raises ValueError for an option that the grid would override."""
+    given = vars(options.network) | vars(options.training)
+    for single, several in _SINGLE.items():
+        group = options.network if single in vars(options.network) else options.training
+        default = {field.name: field.default for field in dataclasses.fields(group)}[single]
+        if getattr(options, several) and given[single] != default:
+            raise Refusal(f"Give {dash(single)} or {dash(several)}, not both.")
+    if options.learning_rates and options.base_learning_rates:
+        raise Refusal("Give --learning-rates or --base-learning-rates, not both.")
+    if options.batch_plans and options.batch_sizes:
+        raise Refusal("Give --batch-plans or --batch-sizes, not both.")
+
+
+def _fits(config: TrainConfig) -> bool:
+    part = config.model_options.get("norm_batch_size")
+    return not isinstance(part, int) or part < 1 or all(size % part == 0 for size in config.batch_sizes)
+
+
+def _option_sets(texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every combination of one value for each name; null leaves an option out."""
+    sets: list[dict[str, Any]] = [{}]
+    for name in dict.fromkeys(text.partition("=")[0] for text in texts):
+        values = [model_options([text])[name] for text in texts if text.partition("=")[0] == name]
+        sets = [one | ({} if value is None else {name: value}) for one in sets for value in values]
+    return sets if texts else []
+
+
+def _augmentations(base: TrainConfig, names: tuple[str, ...]) -> list[Any]:
+    from hardjax import _validate
+    from hardjax.data.augment import PRESETS
+
+    _validate.one_of(PRESETS, **{f"augmentation {place}": name for place, name in enumerate(names)})
+    return [dataclasses.replace(base.augmentation, **PRESETS[name]) for name in names]  # type: ignore[type-var]
+
+
+def _selection(text: str) -> Any:
+    from hardjax.choose.selection import from_dict
+
+    name, given, share = text.partition(":")
+    try:
+        return from_dict({"name": name} | ({"delta": float(share)} if given else {}))
+    except Refusal:
+        raise
+    except ValueError:
+        raise Refusal(f"Expected selection {shown(text)} as all-batches or hard-batches:0.5.") from None
+
+
+def _plans(texts: tuple[str, ...]) -> list[Any]:
+    from hardjax.choose.batch_plan import BatchPlan
+
+    return [BatchPlan(text) for text in texts]

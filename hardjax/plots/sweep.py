@@ -1,0 +1,180 @@
+"""Pictures of a sweep in the form of P4, drawn from the rows of its sweep.jsonl alone."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from hardjax.plots.canvas import figure, say
+from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, reliable_rates
+
+_TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
+_RATE_LABEL = "log2 of the base learning rate (rate / batch size)"
+_BY = {TEST: "best rate chosen on the test split, as published", VALIDATION: "best rate chosen on the validation share"}
+_COLUMNS = 3
+
+
+def performance(grids: Sequence[Grid]) -> Figure:
+    """Test accuracy over base learning rates, one curve for each batch size (P4, figures 1 to 3, 5 to 12, 17, 18)."""
+
+    def draw(axes: Any, grid: Grid) -> None:
+        for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
+            points = [point for point in curve.points if point.rows]
+            _band(axes, [math.log2(point.rate) for point in points], points, f"m = {curve.batches}", color)
+            for point in points:
+                if point.diverged:
+                    axes.plot(math.log2(point.rate), point.mean, "x", color=color, markersize=8, markeredgewidth=1.6)
+        _chance(axes, grid)
+        axes.set(xlabel=_RATE_LABEL, ylabel=_TEST_LABEL)
+        axes.legend(fontsize=8)
+
+    return _panels(grids, draw, f"{_over_seeds(grids)}; crosses: runs diverged, which count with what they predict")
+
+
+def best(grids: Sequence[Grid]) -> Figure:
+    """Best test accuracy by batch size (P4, figure 15), one curve for each grid."""
+    drawn = figure(8, 5)
+    axes: Any = drawn.subplots()
+    for index, grid in enumerate(grids):
+        found = [(curve, curve.best(grid.chosen_by)) for curve in grid.curves]
+        found = [(curve, point) for curve, point in found if point is not None]
+        if found:
+            places = [math.log2(curve.size) for curve, _ in found]
+            _band(axes, places, [point for _, point in found], grid.label, f"C{index}")
+            for place, (_, point) in zip(places, found, strict=True):
+                text = f"2^{math.log2(point.rate):.3g}"
+                # Beside the curve, not on it: grids that do as well lie on one another.
+                above = (0, 7 + 9 * (index // 2)) if index % 2 == 0 else (0, -14 - 9 * (index // 2))
+                style = {"fontsize": 7.5, "ha": "center", "color": f"C{index}"}
+                axes.annotate(text, (place, point.mean), above, textcoords="offset points", **style)
+    _sizes(axes.xaxis, grids)
+    axes.set(xlabel="batch size", ylabel=_TEST_LABEL)
+    _finish(axes, f"{_chosen(grids)} (beside each point)\n{_over_seeds(grids)}")
+    return drawn
+
+
+def reliable(grids: Sequence[Grid]) -> Figure:
+    """Base learning rates at which training converges reliably, by batch size (P4, figure 16)."""
+
+    def draw(axes: Any, grid: Grid) -> None:
+        for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
+            place, rates = math.log2(curve.size), [math.log2(rate) for rate in reliable_rates(grid, curve)]
+            tried = [math.log2(point.rate) for point in curve.points]
+            axes.plot([place] * len(tried), tried, "o", color="0.7", markerfacecolor="white", markersize=4)
+            if rates:
+                axes.vlines(place, min(rates), max(rates), color=color, linewidth=5, alpha=0.35)
+            axes.plot([place] * len(rates), rates, "o", color=color, markersize=6)
+        _sizes(axes.xaxis, [grid])
+        axes.set(xlabel="batch size", ylabel=_RATE_LABEL)
+
+    return _panels(
+        grids,
+        draw,
+        "filled: every seed stayed finite, learned, and came half the way from chance to the grid's best; open: tried",
+    )
+
+
+def curves(grids: Sequence[Grid]) -> Figure:
+    """Test accuracy over epochs for each batch size at one base learning rate (P4, figure 4): the one with the highest
+    mean over batch sizes of those that all of them were tried at."""
+
+    def draw(axes: Any, grid: Grid) -> None:
+        rate = _common_rate(grid)
+        if rate is None:
+            say(axes, "no rate was tried at every batch size")
+            return
+        for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
+            for point in curve.points:
+                if math.isclose(point.rate, rate, rel_tol=1e-9):
+                    _progress(axes, point, f"m = {curve.batches}", color)
+        _chance(axes, grid)
+        axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+        axes.set_title(f"{axes.get_title()}\nbase rate 2^{math.log2(rate):.3g}", fontsize=10)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+
+    return _panels(grids, draw, f"{_over_seeds(grids)}; the base rate of the highest mean over batch sizes")
+
+
+def _panels(grids: Sequence[Grid], draw: Callable[[Any, Grid], None], title: str) -> Figure:
+    columns = min(len(grids), _COLUMNS) or 1
+    rows = -(-len(grids) // columns) or 1
+    drawn = figure(max(6.5 * columns, 8), 4.8 * rows)
+    panels: Any = drawn.subplots(rows, columns, squeeze=False)
+    for axes, grid in zip(panels.flat, grids, strict=False):
+        axes.set_title(grid.label, fontsize=10)
+        if any(point.rows for curve in grid.curves for point in curve.points):
+            draw(axes, grid)
+        else:
+            say(axes, "no run ended")
+    for axes in panels.flat[len(grids) :]:
+        axes.set_axis_off()
+    drawn.suptitle(title, fontsize=9)
+    return drawn
+
+
+def _band(axes: Any, places: Sequence[float], points: Sequence[Point], label: str, color: Any) -> None:
+    """Means over seeds, and a band from the lowest to the highest seed."""
+    values = [point.values() for point in points]
+    axes.plot(places, [row.mean() for row in values], "o-", color=color, label=label, markersize=4, linewidth=1.4)
+    low, high = [row.min() for row in values], [row.max() for row in values]
+    axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
+    """Test accuracy over epochs: the mean over the seeds that were tested at an epoch, and their band."""
+    found: dict[float, list[float]] = {}
+    for row in point.rows:
+        history = row["history"]
+        for epoch, value in zip(history["epoch"], history.get("test_top1", ()), strict=False):
+            if value is not None:
+                found.setdefault(epoch, []).append(value)
+    epochs = sorted(found)
+    if not epochs:
+        return
+    axes.plot(epochs, [np.mean(found[epoch]) for epoch in epochs], color=color, label=label, linewidth=1.4)
+    low, high = ([end(found[epoch]) for epoch in epochs] for end in (min, max))
+    axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _common_rate(grid: Grid) -> float | None:
+    tried = [{round(math.log2(p.rate), 6): p for p in curve.points if p.rows} for curve in grid.curves]
+    shared = set.intersection(*map(set, tried)) if tried else set()
+    means = {place: np.mean([points[place].mean for points in tried]) for place in sorted(shared)}
+    return 2.0 ** max(means, key=lambda place: means[place]) if means else None
+
+
+def _colors(found: Sequence[Curve]) -> list[Any]:
+    """One a batch size, in the order of sizes."""
+    return [colormaps["viridis"](0.92 * place / max(len(found) - 1, 1)) for place in range(len(found))]
+
+
+def _chance(axes: Any, grid: Grid) -> None:
+    if math.isfinite(grid.chance):
+        axes.axhline(grid.chance, color="0.6", linewidth=0.8, linestyle=":")
+
+
+def _sizes(axis: Any, grids: Sequence[Grid]) -> None:
+    named = {curve.size: str(curve.size) for grid in grids for curve in grid.curves}
+    axis.set_ticks([math.log2(size) for size in sorted(named)], [named[size] for size in sorted(named)])
+
+
+def _over_seeds(grids: Sequence[Grid]) -> str:
+    counts = sorted({len(p.rows) + p.failed for grid in grids for curve in grid.curves for p in curve.points})
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else "no"
+    return f"mean of {seeds} seed{'' if seeds == '1' else 's'}, bands from the lowest to the highest of them"
+
+
+def _chosen(grids: Sequence[Grid]) -> str:
+    return "; ".join(dict.fromkeys(_BY[grid.chosen_by] for grid in grids))
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    else:
+        say(axes, "no run ended")

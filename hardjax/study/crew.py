@@ -1,0 +1,134 @@
+"""Workers of a sweep that this process started: watched, replaced where they die, and ended with it."""
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from hardjax._validate import Refusal
+from hardjax.config import Performance, TrainConfig
+from hardjax.study import processes
+from hardjax.study.cells import Cell
+from hardjax.study.estimate import Estimate
+from hardjax.study.ledger import Ledger
+from hardjax.study.outcomes import failed_row
+from hardjax.study.processes import Worker
+from hardjax.study.work import new_owner
+
+_POLL = 0.5  # seconds between two looks at the rows
+_GRACE = 20.0  # seconds for workers to end that are no longer needed
+_DEATHS = 3  # of processes that a cell may cost
+
+
+class Crew:
+    """Worker processes and the one that waits for them."""
+
+    def __init__(
+        self, held: Ledger, cells: Sequence[Cell], count: int, performance: Performance | None, expiry: float
+    ) -> None:
+        self._held, self._cells = held, {cell.key: cell for cell in cells}
+        self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry}
+        self._count = count
+        self._workers: list[Worker] = []
+        self._deaths: Counter[str] = Counter()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for those who are left; who stands still is killed."""
+        processes.ask_to_end(self._workers)
+        until = time.monotonic() + _GRACE
+        for worker in self._workers:
+            processes.end(worker, max(0.0, until - time.monotonic()))
+
+    def conduct(self, over: Callable[[], object], tell: Callable[[], None]) -> None:
+        """Until every cell has a row, or until it is to end and the workers have.
+
+        Raises:
+            ValueError: the workers ended before.
+        """
+        self._held.refresh()
+        for core in range(min(self._count, len(self._left()))):
+            self._start(core)
+        told = False
+        while self._left():
+            if over() and not told:
+                processes.ask_to_end(self._workers)
+                told = True
+            for core, worker in enumerate(list(self._workers)):
+                if worker.process.poll() is not None:
+                    self._workers.remove(worker)
+                    code = processes.end(worker, 0.0)
+                    if code < 0 or code == 1:
+                        self._bury(worker, code, core, again=not told)
+            if not self._workers:
+                break
+            tell()
+            time.sleep(_POLL)
+            self._held.refresh()
+        self._held.merge()
+        if self._left() and not told:
+            raise Refusal(
+                f"The workers ended with {len(self._left())} cells left; the last lines above say why. The same command"
+                " goes on."
+            )
+
+    def _left(self) -> list[str]:
+        return [key for key in self._cells if key not in self._held.rows]
+
+    def _start(self, core: int) -> None:
+        self._workers.append(processes.start(self._orders, new_owner(), core, _environment()))
+
+    def _bury(self, worker: Worker, code: int, core: int, again: bool) -> None:
+        """After a worker that ended by itself: another one, and no cell that costs one after the other."""
+        held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
+        self._deaths.update(held)
+        what = signal.Signals(-code).name if code < 0 else "an error"
+        for key in held:
+            if self._deaths[key] >= _DEATHS:
+                reason = f"{_DEATHS} processes ended by {what} while they trained it" + (
+                    ": out of memory?" if what == "SIGKILL" else ""
+                )
+                self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
+        # One that dies before it has a cell would die again.
+        if again and self._held.leases.knows(worker.owner) and self._left():
+            self._start(core)
+
+
+def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Estimate]:
+    """Of each cell, tried in a worker of its own.
+
+    Raises:
+        ValueError: the worker refused one, which it said.
+    """
+    worker = processes.start(_orders(cells, performance) | {"estimate": True}, "", 0, _environment(), heard=True)
+    assert worker.process.stdout is not None
+    with worker.process.stdout as pipe:
+        found = [Estimate(*json.loads(line)) for line in pipe]
+    if processes.end(worker, _GRACE):
+        raise Refusal("The worker that tries the cells ended; the last lines above say why.")
+    return found
+
+
+def _orders(cells: Sequence[Cell], performance: Performance | None) -> dict[str, Any]:
+    plain = [{"config": cell.config.to_dict(), "data": cell.data, "network": cell.network} for cell in cells]
+    for one in plain:  # a strategy of one's own has no name that another process would find
+        TrainConfig.from_dict(one["config"])
+    return {"performance": asdict(performance or Performance()), "cells": plain}
+
+
+def _environment() -> dict[str, str]:
+    """What of jax's configuration workers take over."""
+    settings: Any = jax.config
+    found = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(settings.jax_enable_x64))}
+    if cache := settings.jax_compilation_cache_dir:
+        found["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        least = settings.jax_persistent_cache_min_compile_time_secs
+        found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
+    return found

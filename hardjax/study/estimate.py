@@ -1,0 +1,92 @@
+"""What a sweep would take, found by trying one cell of each shape for a moment."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from hardjax.study.cells import Cell
+from hardjax.study.work import Trainer
+from hardjax.training.loop import Loop
+from hardjax.training.progress import Silent
+
+_SECONDS = 2.0  # of training, besides compiling
+
+
+class Estimate(NamedTuple):
+    """Of one cell, on the processors that tried it.
+
+    Attributes:
+        programs: compiled for it, those that it shares with cells of other shapes aside.
+        compile_seconds: for them; next to nothing where the compilation cache holds them.
+        bytes: most that it needs at a time, the data included.
+        steps: back-propagations.
+        seconds_per_step: timed over a few of them.
+        test_seconds: of all its test points.
+    """
+
+    programs: int
+    compile_seconds: float
+    bytes: int
+    steps: int
+    seconds_per_step: float
+    test_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of training and testing, compiling aside."""
+        return self.steps * self.seconds_per_step + self.test_seconds
+
+
+class _Until:
+    """Asks a run to end when its time is over."""
+
+    signal = None
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def __bool__(self) -> bool:
+        return time.monotonic() >= self._end
+
+
+def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimate:
+    """Compile a cell's programs, train it for about so many seconds, test it once, and forget it.
+
+    Raises:
+        ValueError: what its run would refuse.
+    """
+    setting = trainer.setting(cell.config)
+    programs = setting.programs
+    before, compiled = sum(programs.traces.values()), programs.compile_seconds
+    need = setting.compile(True)
+    loop = Loop(setting, Silent(), compiled)
+    loop.go(_Until(seconds))  # type: ignore[arg-type]
+    bars = {name: split.labels.shape[0] for name, split in setting.splits.items()}
+    samples = sum(count for name, count in bars.items() if name != "train" or cell.config.evaluate_train)
+    steps = loop.position.backprops
+    return Estimate(
+        programs=sum(programs.traces.values()) - before,
+        compile_seconds=programs.compile_seconds - compiled,
+        bytes=need.total,
+        steps=setting.plan.steps,
+        seconds_per_step=loop.seconds / steps if steps else float("nan"),
+        test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, bars["test"]),
+    )
+
+
+def _tests(cell: Cell) -> float:
+    """Test points, of rounds that are as long as an epoch."""
+    every = cell.config.test_every
+    return cell.config.epochs / every if isinstance(every, int) else float(cell.config.epochs)
+
+
+def _seconds_per_sample(setting: Any, variables: Any, samples: int) -> float:
+    def evaluate() -> None:
+        size = setting.performance.eval_batch_size
+        jax.block_until_ready(setting.programs.evaluate(size, variables, setting.splits["test"]))
+
+    evaluate()  # compiled, and its arrays where they should be
+    began = time.perf_counter()
+    evaluate()
+    return (time.perf_counter() - began) / samples

@@ -1,0 +1,191 @@
+"""Rows of a sweep as P4 reads them: curves of test performance over base learning rates, one for each batch size."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hardjax.choose.batch_plan import BatchPlan
+from hardjax.config import DEFAULT_LEARNING_RATE
+from hardjax.study.outcomes import DIVERGED, FAILED
+
+Row = Mapping[str, Any]
+
+TEST, VALIDATION = "median_test_top1", "median_validation_top1"
+_VARIED = ("batch_size", "batch_plan", "learning_rate", "base_learning_rate", "seed", "data_dir")
+_DEFAULTS_SHOWN = 3  # settings in a label
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of one batch size and base rate that differ in nothing but their seed.
+
+    Attributes:
+        rate: base learning rate, of the peak rate.
+        rows: in the order of their seeds; those that failed are left out.
+        failed: how many did.
+    """
+
+    rate: float
+    rows: tuple[Row, ...]
+    failed: int = 0
+
+    def values(self, name: str = TEST) -> np.ndarray:
+        """(seeds,) of one metric; NaN where a row has none."""
+        found = [row["metrics"].get(name) for row in self.rows]
+        return np.array([math.nan if value is None else value for value in found], np.float64)
+
+    @property
+    def mean(self) -> float:
+        """Over seeds, of the median test accuracy of the last five epochs; a run that diverged counts with the accuracy
+        of what it predicts, as published."""
+        return float(self.values().mean()) if self.rows else math.nan
+
+    @property
+    def diverged(self) -> int:
+        return sum(row["status"] == DIVERGED for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All points of one batch size.
+
+    Attributes:
+        size: m, or the first one of a plan.
+        batches: how a reader calls it: "32", or the plan.
+        points: rates rising.
+    """
+
+    size: int
+    batches: str
+    points: tuple[Point, ...]
+
+    def best(self, by: str) -> Point | None:
+        """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one."""
+        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows]
+        scored = [(score, point) for score, point in scored if math.isfinite(score)]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Curves that share everything but batch size, rate and seed.
+
+    Attributes:
+        label: network and data, and what tells the grid from the others.
+        curves: batch sizes rising.
+    """
+
+    label: str
+    curves: tuple[Curve, ...]
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that best rates are chosen by: of the validation share where every run has one, else, as
+        published, of the test split that is reported too."""
+        points = [point for curve in self.curves for point in curve.points if point.rows]
+        seen = all(np.isfinite(point.values(VALIDATION)).all() for point in points)
+        return VALIDATION if points and seen else TEST
+
+    @property
+    def chance(self) -> float:
+        """Accuracy in percent without learning; NaN where labels are no classes."""
+        found = [row["metrics"].get("chance_top1") for curve in self.curves for p in curve.points for row in p.rows]
+        return next((value for value in found if value is not None), math.nan)
+
+
+def reliable_rates(grid: Grid, curve: Curve, share: float = 0.5) -> list[float]:
+    """Base rates at which training converges reliably (P4, figure 16, which prints no criterion; this is ours).
+
+    Every seed converged (`outcomes.has_converged`), and reached at least `share` of the way from chance to the best
+    mean accuracy of the whole grid, whatever its batch size: a batch size at which nothing learns has no such rate.
+
+    Args:
+        share: in (0, 1].
+
+    Returns:
+        Rates rising; a range of them may have holes.
+    """
+    means = [point.mean for one in grid.curves for point in one.points]
+    best = max((mean for mean in means if math.isfinite(mean)), default=math.nan)
+    level = grid.chance + share * (best - grid.chance)
+    if not math.isfinite(level):
+        return []
+    return [point.rate for point in curve.points if _all_converged(point) and (point.values() >= level).all()]
+
+
+def _all_converged(point: Point) -> bool:
+    return bool(point.rows) and not point.failed and all(row["metrics"]["converged"] for row in point.rows)
+
+
+def grids(rows: Iterable[Row]) -> list[Grid]:
+    """The rows of a sweep, sorted into grids; cells that failed have no part in any."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        shared = {name: value for name, value in row["config"].items() if name not in _VARIED}
+        name = json.dumps([shared, row["data"], row.get("network")], sort_keys=True)
+        groups.setdefault(name, []).append(row)
+    labels = _labels([group[0]["config"] for group in groups.values()])
+    return [Grid(label, _curves(group)) for label, group in zip(labels, groups.values(), strict=True)]
+
+
+def base_rate(config: Mapping[str, Any]) -> float:
+    """Peak learning rate over the (first) batch size, of a configuration as JSON."""
+    if config["base_learning_rate"] is not None:
+        return config["base_learning_rate"]
+    rate = config["learning_rate"]
+    return (DEFAULT_LEARNING_RATE if rate is None else rate) / _size(config)
+
+
+def _size(config: Mapping[str, Any]) -> int:
+    plan = config.get("batch_plan")
+    return config["batch_size"] if plan is None else BatchPlan(plan["text"]).sizes[0]
+
+
+def _curves(rows: Sequence[Row]) -> tuple[Curve, ...]:
+    found: dict[tuple[int, str], dict[float, list[Row]]] = {}
+    for row in rows:
+        config = row["config"]
+        plan = config.get("batch_plan")
+        batches = (_size(config), str(config["batch_size"]) if plan is None else plan["text"])
+        points = found.setdefault(batches, {})
+        # 0.16 / 8 and 0.02 are one rate.
+        rate = next((one for one in points if math.isclose(one, base_rate(config), rel_tol=1e-9)), base_rate(config))
+        points.setdefault(rate, []).append(row)
+    return tuple(
+        Curve(*batches, tuple(_point(rate, points[rate]) for rate in sorted(points)))
+        for batches, points in sorted(found.items())
+    )
+
+
+def _point(rate: float, rows: Sequence[Row]) -> Point:
+    trained = sorted((row for row in rows if row["status"] != FAILED), key=lambda row: row["config"]["seed"])
+    return Point(rate, tuple(trained), len(rows) - len(trained))
+
+
+def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Network and data of each, and the settings in which they differ."""
+    flat = [_flat({name: value for name, value in config.items() if name not in _VARIED}) for config in configs]
+    names = dict.fromkeys(name for one in flat for name in one)
+    title = ("model", "dataset")
+    differ = [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1 and name not in title]
+    labels = []
+    for config, one in zip(configs, flat, strict=True):
+        shown = [f"{name.rpartition('.')[2]} {one.get(name, 'default')}" for name in differ]
+        if len(shown) > _DEFAULTS_SHOWN:
+            shown = [*shown[:_DEFAULTS_SHOWN], "..."]
+        labels.append(", ".join([f"{config['model']} on {config['dataset']}", *shown]))
+    return labels
+
+
+def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{name}.")
+        else:
+            found[f"{above}{name}"] = value
+    return found

@@ -1,0 +1,182 @@
+"""What became of a cell of a sweep: its row, and the named readings of its test points that a row holds."""
+
+import math
+import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hardjax._validate import Refusal, first_line
+from hardjax.data import Dataset
+from hardjax.study.cells import ROW_VERSION, Cell
+from hardjax.study.convergence import own_level_epoch
+from hardjax.training import files
+from hardjax.training.resume import threads
+from hardjax.training.run import RunResult
+
+DONE, DIVERGED, FAILED = STATUSES = ("done", "diverged", "failed")
+LAST_EPOCHS = 5  # P4: "the median of the final 5 epochs"
+_NEAR = 1e-6  # epochs
+_ERRORS = 3.0  # standard errors above chance from which a network has learned
+_KEPT = (
+    *("epoch", "train_loss", "full_train_loss", "full_train_top1", "validation_loss", "validation_top1"),
+    *("test_loss", "test_top1", "C_K", "L_K"),
+)
+
+
+def median_of_last_epochs(epochs: np.ndarray, values: np.ndarray, last: int = LAST_EPOCHS) -> float:
+    """P4's figure of a run: the median over its last epochs, one value an epoch.
+
+    The values are those of the last test point and of the first ones at or after one epoch before it, two epochs, and
+    so on: tests every round weigh no epoch more, rounds that end behind an epoch are that epoch's, and tests every
+    second epoch leave three of five. A run that ended early ends where it was last tested.
+
+    Args:
+        epochs: (points,) rising, above 0.
+        values: (points,) such as test accuracies.
+        last: epochs.
+
+    Returns:
+        The mean of the middle two of an even number; NaN without test points, or where one of them is NaN.
+    """
+    if len(epochs) == 0:
+        return math.nan
+    ends = epochs[-1] - np.arange(last)
+    # An epoch is a quotient turned into a float, so that its end is met to rounding.
+    points = np.unique(np.searchsorted(epochs, ends[ends > _NEAR] - _NEAR))
+    return float(np.median(values[points]))
+
+
+def has_converged(history: Mapping[str, np.ndarray], chance: float, samples: int) -> bool:
+    """Whether one run converged. P4 speaks of "reliable convergence" and prints no criterion; this is ours.
+
+    Every loss, of training and of testing, was finite at every test point, and the network has learned: the median test
+    accuracy of the last five epochs lies more than three standard errors above chance (those of a share of so many test
+    samples, for a network that always names the most frequent class). Where nothing is predicted that is right or
+    wrong, the last test loss lies below the first one. `grids.reliable_rates` asks more of all seeds of a rate.
+
+    Args:
+        history: of the run, see `record.History`.
+        chance: share of the most frequent class of the test split in percent; NaN where labels are no classes.
+        samples: predictions of the test split.
+    """
+    losses = np.concatenate([history["train_loss"], history["test_loss"]])
+    if len(history["test_loss"]) == 0 or not np.isfinite(losses).all():
+        return False
+    if math.isnan(chance):
+        return bool(history["test_loss"][-1] < history["test_loss"][0])
+    error = math.sqrt(chance * (100 - chance) / samples)
+    return median_of_last_epochs(history["epoch"], history["test_top1"]) > chance + _ERRORS * error
+
+
+def published_top1(history: Mapping[str, np.ndarray], first_class: float) -> np.ndarray:
+    """(points,) test accuracies as published figures show runs that diverged.
+
+    A sample whose loss is NaN is counted as wrong in the history. Where nothing is finite any more, published figures
+    show the accuracy of what is predicted all the same: the largest of outputs that are NaN is the first.
+
+    Args:
+        history: of the run.
+        first_class: share of the first class of the test split in percent.
+    """
+    finite, top1 = np.isfinite(history["test_loss"]), history["test_top1"]
+    return np.where(finite, top1, np.maximum(top1, first_class))
+
+
+class Labels(NamedTuple):
+    """What naming one class alone would score on the test split.
+
+    Attributes:
+        chance, first_class: shares of the most frequent and of the first class in percent; NaN where labels are values.
+        predictions: how many are right or wrong.
+    """
+
+    chance: float
+    first_class: float
+    predictions: int
+
+
+def labels_of(dataset: Dataset) -> Labels:
+    """Of the test split."""
+    labels = np.ravel(dataset.test.labels)
+    if not dataset.num_classes:
+        return Labels(math.nan, math.nan, len(labels))
+    shares = 100 * np.bincount(labels, minlength=dataset.num_classes) / len(labels)
+    return Labels(float(shares.max()), float(shares[0]), len(labels))
+
+
+def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, worker: str) -> dict[str, Any]:
+    """The row of a run that ended.
+
+    Args:
+        seconds: wall time of the cell in the process that ended it, preparing and compiling included.
+        worker: who trained it.
+    """
+    summary = result.summary
+    diverged = summary["diverged"] or summary["end"] != "budget spent"
+    reason = None
+    if diverged:
+        bad = summary["first_bad_step"]
+        reason = summary["end"] if summary["end"] != "budget spent" else "the last test loss is not finite"
+        reason += "" if bad is None else f"; first at step {bad + 1:,}"
+    history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
+    return _frame(cell, DIVERGED if diverged else DONE, reason, seconds, worker) | {
+        "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples),
+        "history": history,
+        "train_seconds": summary["train_seconds"],
+        "compile_seconds": summary["compile_seconds"],
+        "resumed_at": summary["resumed_at"],
+    }
+
+
+def failed_row(cell: Cell, error: BaseException | str, seconds: float, worker: str) -> dict[str, Any]:
+    """The row of a cell that could not be trained; a fault of ours keeps its traceback."""
+    if isinstance(error, str):
+        reason, trace = error, None
+    else:
+        known = isinstance(error, Refusal)
+        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
+        trace = None if known else "".join(traceback.format_exception(error))
+    return _frame(cell, FAILED, " ".join(reason.split()), seconds, worker) | {"metrics": {}, "traceback": trace}
+
+
+def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: str) -> dict[str, Any]:
+    return {
+        "row_version": ROW_VERSION,
+        "key": cell.key,
+        "status": status,
+        "reason": reason,
+        "config": cell.config.to_dict(),
+        "data": cell.data,
+        "network": cell.network,
+        "seconds": seconds,
+        "worker": worker,
+        "threads": threads(),
+        "commit": files.commit(),
+        **files.environment(),
+    }
+
+
+def _metrics(result: RunResult, labels: Labels, samples: int) -> dict[str, Any]:
+    history, summary, config = result.history, result.summary, result.config
+    epochs, points = history["epoch"], len(history["epoch"])
+    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class))
+    size = config.batch_sizes[0]
+    return {
+        "median_test_top1": median,
+        "median_test_error": 100 - median,
+        "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"]),
+        **{name: value for name, value in summary.items() if name.startswith("final_")},
+        "final_test_error": 100 - summary["final_test_top1"],
+        "final_train_error": 100 - summary["final_full_train_top1"],
+        "convergence_epoch": own_level_epoch(epochs, history["full_train_loss"]),
+        "converged": has_converged(history, labels.chance, labels.predictions),
+        "chance_top1": labels.chance,
+        **{name: float(history[name][-1]) if points else math.nan for name in ("C_K", "L_K")},
+        "backprops": summary["backprops"],
+        "num_batches": summary["num_batches"],
+        "surplus_percent": 100 * (summary["num_batches"] * size / samples - 1),
+        "bad_steps": summary["bad_steps"],
+        "first_bad_step": summary["first_bad_step"],
+    }

@@ -1,0 +1,190 @@
+"""What a worker of a sweep does: claim cells, train them, write their rows, until none is left."""
+
+import dataclasses
+import json
+import os
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hardjax._by_name import is_own
+from hardjax._validate import OutOfMemory, Refusal
+from hardjax.choose import losses
+from hardjax.config import Performance, TrainConfig
+from hardjax.data import Dataset, load
+from hardjax.engine.recipe import Functions, functions_named, functions_of
+from hardjax.study.cells import Cell
+from hardjax.study.ledger import Ledger
+from hardjax.study.outcomes import failed_row, row_of
+from hardjax.training import files
+from hardjax.training.checkpoint import RunWarning
+from hardjax.training.run import RunResult, train
+from hardjax.training.setting import Setting, prepare
+
+_POLL = 0.5  # seconds between two looks while others hold what is left
+
+
+class Trainer:
+    """Turns configurations into runs; data is read once, and a network of one's own made once, for all of them.
+
+    Args:
+        dataset, model, performance: as in `run`.
+    """
+
+    def __init__(
+        self, dataset: Dataset | None = None, model: Any = None, performance: Performance | None = None
+    ) -> None:
+        self.performance = performance
+        self._given = dataset
+        self._model = None if model is None else functions_of(model)
+        self._datasets: dict[Any, Dataset] = {}
+        self._functions: dict[str, Functions] = {}
+
+    def dataset(self, config: TrainConfig) -> Dataset:
+        """The data of a configuration, before its validation share is split off."""
+        if self._given is not None:
+            return self._given
+        name = (config.dataset, config.data_dir)
+        if name not in self._datasets:
+            self._datasets[name] = load(*name)
+        return self._datasets[name]
+
+    def functions(self, config: TrainConfig) -> Functions | None:
+        """A network of one's own; None for one of the zoo. Each run would compile its programs anew otherwise."""
+        if self._model is not None or not is_own(config.model):
+            return self._model
+        name = json.dumps([config.model, dict(config.model_options), config.dataset])
+        if name not in self._functions:
+            outputs = self.dataset(config).num_outputs
+            self._functions[name] = functions_named(config.model, outputs, config.model_options)
+        return self._functions[name]
+
+    def cell(self, config: TrainConfig) -> Cell:
+        """The cell of a configuration, with what tells it from others.
+
+        Raises:
+            ValueError: data or network are not there, or do not fit.
+        """
+        if self.functions(config) is None:  # names and options are refused here, not in a row of each cell
+            functions_named(config.model, self.dataset(config).num_outputs, config.model_options)
+        own = self.functions(config) is not None or losses.resolve(config.loss).targets == "any"
+        dataset = self.dataset(config)
+        network = self.setting(config).network if own else None
+        named = dataclasses.replace(
+            config, dataset=dataset.name, model=config.model if self._model is None else self._model.name
+        )
+        return Cell(named, dataset.checksum, network)
+
+    def setting(self, config: TrainConfig) -> Setting:
+        """What a run needs before its first step."""
+        return prepare(config, self.dataset(config), self.functions(config), self.performance)
+
+
+def work(
+    ledger: Ledger,
+    cells: Sequence[Cell],
+    trainer: Trainer,
+    asked: Callable[[], object],
+    on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> str | None:
+    """Train cells until every one has a row, or until asked to end; returns the name of the signal that a run met.
+
+    Args:
+        cells: in the order in which to train them.
+        asked: looked at between two cells; a run under way hears of signals by itself.
+        on_row: called after every row that was added.
+
+    Raises:
+        ValueError: rows cannot be written (a full disk), or the data are no longer those of the cells.
+    """
+    shape = None
+    with _beating(ledger):
+        while not asked():
+            taken = ledger.claim(cells, shape)
+            if taken is None:
+                return None
+            if not taken:  # others hold them: until their rows are there, or their leases end
+                time.sleep(min(_POLL, ledger.leases.interval))
+                continue
+            for cell in taken:
+                row = _row(ledger, cell, trainer)
+                if isinstance(row, str):
+                    return row
+                if ledger.add(row):
+                    on_row(row)
+                ledger.discard(cell.key)
+                shape = cell.shape
+    return None
+
+
+def new_owner() -> str:
+    """A name unlike any other, that says of which process."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | str:
+    """The row of a cell, or the name of the signal that interrupted its run."""
+    began = time.monotonic()
+    dataset = trainer.dataset(cell.config)
+    if dataset.checksum != cell.data:
+        raise Refusal(f"The data of {cell.config.dataset!r} changed while the sweep was under way.")
+    try:
+        setting = trainer.setting(cell.config)
+    except Exception as error:  # whatever it is, it is what became of this cell; the others go on
+        return failed_row(cell, error, time.monotonic() - began, ledger.owner)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)  # that it diverged, or goes on, is in its row
+            result = _trained(ledger, cell, setting)
+    except OutOfMemory as error:
+        return failed_row(cell, error, time.monotonic() - began, ledger.owner)
+    except Refusal:  # of the folder, not of the cell: the disk is full
+        raise
+    except Exception as error:
+        return failed_row(cell, error, time.monotonic() - began, ledger.owner)
+    if result.summary["end"] == "interrupted":
+        return result.summary["signal"]
+    return row_of(cell, result, dataset, time.monotonic() - began, ledger.owner)
+
+
+def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
+    folder, there = ledger.place(cell.key)
+    if there:
+        try:
+            return train(setting, folder, resume=True, progress=False, keep=False)
+        except OutOfMemory:
+            raise
+        except Refusal:  # checkpoints that are damaged, or of another version: the cell begins anew
+            files.discard(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return train(setting, Path(folder), progress=False, keep=False)
+
+
+@contextmanager
+def _beating(ledger: Ledger) -> Iterator[None]:
+    """Renew the lease meanwhile, from a thread; give it back at the end."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(ledger.leases.interval):
+            try:
+                ledger.renew()
+            except (
+                Refusal,
+                OSError,
+            ):  # a full disk: the lease may end, and the row is looked at again when it is added
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        ledger.release()

@@ -1,0 +1,197 @@
+"""The ledger of a sweep: every cell at most once, whoever writes, whatever is torn."""
+
+import json
+import os
+import threading
+
+import pytest
+from sweeps import cells, row
+
+from hardjax._validate import Refusal
+from hardjax.study import ledger as ledgers
+from hardjax.study.ledger import Ledger, check, opened
+from hardjax.study.sweep_rows import done_in, read_rows
+from hardjax.training import lock
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with opened(tmp_path / "sweep", "first") as held:
+        yield held
+
+
+def _file(ledger):
+    return ledger.folder / "sweep.jsonl"
+
+
+def _workers(ledger):
+    return [line["worker"] for line in map(json.loads, _file(ledger).read_text().splitlines())]
+
+
+def test_a_row_that_comes_late_is_dropped(ledger):
+    (cell,) = cells(1)
+    other = Ledger(ledger.folder, "second")
+    assert other.add(row(cell, worker="second"))
+    assert not ledger.add(row(cell, worker="first"))
+    ledger.merge()
+    assert _workers(ledger) == ["second"]
+
+
+def test_claims_go_round(ledger):
+    other = Ledger(ledger.folder, "second")
+    given = cells(3)
+    assert ledger.claim(given) == given[:1] and other.claim(given) == given[1:2]
+    assert Ledger(ledger.folder, "third").claim(given) == given[2:]
+    assert Ledger(ledger.folder, "fourth").claim(given) == []
+    ledger.add(row(given[0]))
+    assert ledger.claim(given) == []  # what it held is done, the rest is held by others
+    other.release()
+    assert ledger.claim(given) == given[1:2]
+    for cell in given[1:]:
+        other.add(row(cell))
+    assert ledger.claim(given) is None
+
+
+def test_a_worker_stays_with_a_shape_and_keeps_out_of_that_of_another(ledger):
+    given = cells(2) + cells(2, batch_size=32) + cells(1, batch_size=64)
+    other = Ledger(ledger.folder, "second")
+    assert ledger.claim(given) == given[:1]
+    assert other.claim(given) == given[2:3]  # another shape, though a cell of the first one is free
+    ledger.add(row(given[0]))
+    assert ledger.claim(given, given[0].shape) == given[1:2]
+    other.add(row(given[2]))
+    assert other.claim(given, given[2].shape) == given[3:4]
+    ledger.add(row(given[1]))
+    assert ledger.claim(given, given[1].shape) == given[4:]
+
+
+def test_several_cells_of_one_shape_may_be_one_claim(ledger):
+    given = cells(3) + cells(2, batch_size=32)
+    assert ledger.claim(given, most=2) == given[:2]
+    assert Ledger(ledger.folder, "second").claim(given, given[0].shape, most=4) == given[2:3]
+
+
+def test_a_torn_line_is_repaired(ledger):
+    first, second, third = cells(3)
+    ledger.add(row(first))
+    with _file(ledger).open("ab") as file:
+        file.write(b'{"row_version": 1, "key": "')
+    assert len(read_rows(ledger.folder)) == 1
+    again = Ledger(ledger.folder, "second")
+    again.add(row(second))
+    with _file(ledger).open("ab") as file:
+        file.write(b"\0\0\0")
+    ledger.add(row(third))
+    assert len(_workers(ledger)) == 3 and [one["key"] for one in read_rows(ledger.folder)] == [
+        cell.key for cell in (first, second, third)
+    ]
+
+
+def test_what_a_killed_worker_wrote_to_its_own_file_is_brought_over(tmp_path):
+    first, second, third = cells(3)
+    with opened(tmp_path, "first") as held:
+        held.add(row(first))
+        own = held.folder / "sweep" / "rows"
+        lines = [json.dumps(row(one, worker="killed")) for one in (first, second, third)]
+        (own / "killed.jsonl").write_text("\n".join(lines)[:-10])  # the third one is torn
+        with opened(tmp_path, "second") as other:  # while somebody else is here
+            assert set(other.rows) == {first.key, second.key}
+        assert _workers(held) == ["somebody", "killed"] and (own / "killed.jsonl").exists()
+    assert sorted(os.listdir(tmp_path)) == ["hardjax.json", "sweep.jsonl"]
+    with opened(tmp_path, "third") as held:
+        assert set(held.rows) == {first.key, second.key}
+
+
+def test_many_threads_write_every_cell_once(ledger):
+    given = cells(20)
+
+    def work(name):
+        mine = Ledger(ledger.folder, name)
+        for cell in given:
+            mine.add(row(cell, worker=name))
+
+    threads = [threading.Thread(target=work, args=(f"worker {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(_workers(ledger)) == 20 and len(read_rows(ledger.folder)) == 20
+
+
+def test_rows_of_another_version_are_refused(tmp_path):
+    (tmp_path / "hardjax.json").write_text("")
+    (tmp_path / "sweep.jsonl").write_text(json.dumps(row(cells(1)[0]) | {"row_version": 0}) + "\n")
+    for look in (read_rows, done_in):
+        with pytest.raises(Refusal, match="are of version 0, this hardjax writes 1"):
+            look(tmp_path)
+    with pytest.raises(Refusal, match="of version 0"), opened(tmp_path, "second"):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "no JSON"])
+def test_a_damaged_line_is_refused(tmp_path, line):
+    (tmp_path / "sweep.jsonl").write_text(f"{line}\n{json.dumps(row(cells(1)[0]))}\n")
+    with pytest.raises(Refusal, match=r"Damaged sweep\.jsonl"):
+        read_rows(tmp_path)
+    (tmp_path / "hardjax.json").write_text("")
+    with pytest.raises(Refusal, match=r"Damaged sweep\.jsonl"), opened(tmp_path, "first"):
+        raise AssertionError
+
+
+def test_failed_cells_are_forgotten_on_request_and_only_alone(tmp_path):
+    good, bad = cells(2)
+    with opened(tmp_path, "first") as held:
+        held.add(row(good))
+        held.add(row(bad, status="failed"))
+        refused = pytest.raises(Refusal, match="Another process works on the sweep")
+        with refused, opened(tmp_path, "second", retry_failed=True):
+            raise AssertionError
+    with opened(tmp_path, "third") as held:
+        assert set(held.rows) == {good.key, bad.key}
+    with opened(tmp_path, "fourth", retry_failed=True) as held:
+        assert set(held.rows) == {good.key} and held.claim([good, bad]) == [bad]
+        held.add(row(bad))
+    assert [one["status"] for one in read_rows(tmp_path)] == ["done", "done"]
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_a_sweep_is_not_taken_for_a_run(tmp_path):
+    from hardjax.study import rows
+    from hardjax.training.run import check_output
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hardjax.json").write_text("")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(Refusal, match=r"holds no sweep \(config.json\)"):
+        check(tmp_path / "run")
+    assert check(tmp_path / "run", overwrite=True)
+    with opened(tmp_path / "sweep", "first") as held:
+        held.add(row(cells(1)[0]))
+        assert not lock.hold(os.open(held.folder / "hardjax.json", os.O_RDWR), patience=0)  # no run may begin there
+    for resume in (check_output, lambda *given: rows.check(given[0], None, *given[1:])):
+        with pytest.raises(Refusal, match="holds a sweep"):
+            resume(tmp_path / "sweep", False, True)
+    with opened(tmp_path / "sweep", "first", overwrite=True) as held:
+        assert not held.rows
+
+
+@pytest.mark.parametrize(
+    "made", [["hardjax.json"], ["hardjax.json", "sweep"], ["hardjax.json", "sweep", "sweep/hardjax.json"]]
+)
+def test_a_folder_whose_maker_was_killed_is_taken_up(tmp_path, made):
+    for name in made:
+        (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
+    with opened(tmp_path, "first") as held:
+        assert held.add(row(cells(1)[0]))
+    assert len(read_rows(tmp_path)) == 1
+
+
+def test_a_lock_that_is_never_given_back_is_said(ledger, monkeypatch):
+    monkeypatch.setattr(ledgers, "_PATIENCE", 0.0)
+    with ledger.locked(), pytest.raises(Refusal, match=r"held the lock of the sweep .* may be stopped"):
+        Ledger(ledger.folder, "second").claim(cells(1))
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_locked", lambda descriptor, shared: True)
+    with pytest.raises(Refusal, match="on a file system with locks"), opened(tmp_path, "first"):
+        raise AssertionError
