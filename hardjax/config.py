@@ -23,6 +23,7 @@ from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
+COMPILE_AHEAD = ("background", "first", "off")
 DEFAULT_LEARNING_RATE = 0.005  # P1
 DEFAULT_BATCH_SIZE = 128
 
@@ -257,9 +258,12 @@ class Performance:
         checkpoint_gigabytes: disk that a run's checkpoints may take together (the last two, the best by validation, the
             last that was finite); the oldest go first. None: no limit.
         gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
+        compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
+            the stages before them train), "first" (with everything else that the run will need, before it trains;
+            dispatches then keep the length that was estimated for them) or "off" (when they are needed).
 
     Raises:
-        ValueError: a size below 1, an unknown path.
+        ValueError: a size below 1, an unknown word.
     """
 
     steps_per_dispatch: int | None = _exact(None)
@@ -270,6 +274,7 @@ class Performance:
     gram_chunk: int | None = _rounding(None)
     save_every: int | str | None = _exact(None)
     checkpoint_gigabytes: float | None = _exact(None)
+    compile_ahead: str = _exact("background")
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -278,6 +283,7 @@ class Performance:
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
+        _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
         if self.checkpoint_gigabytes is not None:
             _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)
         if isinstance(self.save_every, str) and self.save_every.isdecimal():

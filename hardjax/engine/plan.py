@@ -138,6 +138,16 @@ class RunPlan:
         place = int(self.measure_every * (index * _GOLDEN % 1)) if self.measure_spread else 0
         return index * self.measure_every + place
 
+    def position_at(self, index: int) -> "Position":
+        """Where a run stands as a stage begins."""
+        first, measured = self.start_of(index)[0], 0
+        if self.measure_every is not None:
+            # Of the interval that the stage begins in, the measurement may be taken already.
+            measured = first // self.measure_every
+            due = self.measured_step(measured)
+            measured += due is not None and due < first
+        return Position(backprops=first, measured=measured)
+
 
 @dataclass(frozen=True)
 class Position:

@@ -14,6 +14,7 @@ from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rat
 from hardjax.engine.state import TrainState
 from hardjax.fisher import memory
 from hardjax.training import resume
+from hardjax.training.ahead import Compiler
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
@@ -35,6 +36,8 @@ class Loop:
         folder: for the record; None keeps it in memory alone.
         saver: writes checkpoints, or None.
         start: where a run that was cut short goes on, or None.
+        waited: `wait_seconds` of its programs when the run began.
+        compiler: compiles for later stages, or None.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Loop:
         folder: Path | None = None,
         saver: Saver | None = None,
         start: Start | None = None,
+        waited: float = 0.0,
+        compiler: Compiler | None = None,
     ) -> None:
-        self.setting, self.bar, self.saver = setting, bar, saver
+        self.setting, self.bar, self.saver, self._compiler = setting, bar, saver, compiler
         self.plan = setting.plan
         self.position = Position() if start is None else start.position
         self.seconds = 0.0 if start is None else start.seconds
@@ -56,14 +61,20 @@ class Loop:
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
+        self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
-        # Clock, compile seconds and back-propagations when the device was last set going.
+        # Clock, seconds of waiting and back-propagations when the device was last set going.
         self._window: tuple[float, float, int] | None = None
 
     @property
     def compile_seconds(self) -> float:
         """Of this run, what was compiled for it before it was cut short included."""
         return self._compiled + self.setting.programs.compile_seconds
+
+    @property
+    def compile_wait_seconds(self) -> float:
+        """Of this run, what it stood still for because a program was not ready."""
+        return self._waited + self.setting.programs.wait_seconds
 
     def go(self, asked: Asked) -> str:
         """Train to the end; returns why it ended."""
@@ -77,6 +88,8 @@ class Loop:
             elif first and self._window is not None and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
+            if self._compiler is not None:
+                self._compiler.follow(self.plan, self.position)
             over = facts.stop is not None or self.position.backprops == self.plan.steps
             if asked and not over:
                 self._drain()
@@ -104,6 +117,7 @@ class Loop:
             record=self.record.marks(),
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
+            compile_wait_seconds=self.compile_wait_seconds,
             resumed_at=list(self.resumed_at),
             end=end,
             # A step that was skipped left nothing behind.
@@ -116,7 +130,7 @@ class Loop:
         programs, donate = self.setting.programs, self.setting.performance.donate
         train, hyper = self.setting.splits["train"], self.setting.hyper
         if self._window is None:
-            self._window = (time.perf_counter(), programs.compile_seconds, self.position.backprops)
+            self._window = (time.perf_counter(), programs.wait_seconds, self.position.backprops)
         report = None
         if dispatch.stage != self.plan.state_stage(dispatch.before):
             self.state = self.setting.restage(self.state, dispatch.stage)
@@ -155,14 +169,15 @@ class Loop:
         self.bar.update(epoch, float(info.loss.mean()), None if info.top1 is None else 100 * float(info.top1.mean()))
 
     def _spent(self) -> float:
-        """Seconds of training since the device was last set going, compilation aside."""
+        """Seconds of training since the device was last set going, waiting for programs aside."""
         assert self._window is not None
-        started, compiled, _ = self._window
-        return time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
+        started, waited, _ = self._window
+        return time.perf_counter() - started - (self.setting.programs.wait_seconds - waited)
 
     def _rebound(self, spent: float) -> None:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
-        if self.setting.performance.steps_per_dispatch is not None:
+        performance = self.setting.performance
+        if performance.steps_per_dispatch is not None or performance.compile_ahead == "first":
             return
         assert self._window is not None
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))

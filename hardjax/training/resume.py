@@ -33,7 +33,7 @@ class Start:
         state: on the device.
         position: for `next_dispatch`.
         record: for `Record.restore`.
-        seconds, compile_seconds: of training and of compiling so far.
+        seconds, compile_seconds, compile_wait_seconds: of training, of compiling and of waiting for it so far.
         resumed_at: back-propagations at which it was gone on with, this time included.
         end: why the run ended; None where it did not.
     """
@@ -43,6 +43,7 @@ class Start:
     record: Mapping[str, Any]
     seconds: float
     compile_seconds: float
+    compile_wait_seconds: float
     resumed_at: tuple[int, ...]
     end: str | None
 
@@ -78,6 +79,8 @@ def find(folder: Path, setting: Setting) -> Start | None:
         record=facts["record"],
         seconds=facts["seconds"],
         compile_seconds=facts["compile_seconds"],
+        # Before there was a thread for it, all compiling was waited for.
+        compile_wait_seconds=facts.get("compile_wait_seconds", facts["compile_seconds"]),
         resumed_at=resumed if ended else (*resumed, position.backprops),
         end=facts["end"],
     )

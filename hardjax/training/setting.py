@@ -1,7 +1,7 @@
 """What a run needs before its first step: configuration, data on the device, model and programs, checked together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from jax import Array
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
+from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
-from hardjax.engine.programs import Programs, compile_run, programs_for
+from hardjax.engine.programs import Programs, programs_for
 from hardjax.engine.recipe import (
     batch_sizes,
     functions_named,
@@ -99,7 +100,7 @@ class Setting:
         return self.config.selection.init(table_slots(self.recipe, sizes))
 
     def compile(self, saved: bool, at: Position = _START, state: TrainState | None = None) -> Need:
-        """Compile what the run begins with, before anything is allocated for it; see `engine.programs.compile_run`.
+        """Compile what the run begins with, before anything is allocated for it; see `engine.ahead.compile_run`.
 
         Raises:
             OutOfMemory: the device has no room for the run.
@@ -115,9 +116,15 @@ class Setting:
             eval_batch_size=self.performance.eval_batch_size,
             donate=self.performance.donate,
             saved=saved,
+            everything=self.performance.compile_ahead == "first",
             at=at,
             state=state,
         )
+
+    def stage_programs(self, plan: RunPlan, index: int) -> Iterator[Wanted]:
+        """What a stage asks for from its beginning on, see `engine.ahead.stage_programs`."""
+        train, observer, donate = self.splits["train"], self.observer, self.performance.donate
+        return stage_programs(self.programs, plan, index, self.hyper, train, observer=observer, donate=donate)
 
 
 def prepare(
