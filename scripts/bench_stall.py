@@ -1,6 +1,6 @@
 """What a change of the batch size costs: programs compiled aside against programs that are all there beforehand.
 
-    python scripts/bench_stall.py [--plan 16-32-64-128-256] [--widths 256 256] [--samples 8192] [--epochs 20]
+    python scripts/bench_stall.py [--plan 16-32-64-128-256] [--widths 256 256] [--samples 8192] [--epochs 100]
 
 A perceptron on made-up data is trained by a plan, in turn with every program there ("warm") and with the programs of
 later stages compiled in a thread ("background"), each run with programs of its own and without a cache on the disk.
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--plan", default="16-32-64-128-256")
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 256])
     parser.add_argument("--samples", type=int, default=8192)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     rng = np.random.default_rng(0)

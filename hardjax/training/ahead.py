@@ -49,9 +49,16 @@ class Compiler:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        # The compiler cannot be interrupted, but a second Ctrl-C is not to wait for it.
+        # XLA cannot be interrupted, but a second Ctrl-C is not to wait for it. The end of the process does: a thread
+        # that comes back from XLA after Python's end takes the process down with it (seen: SIGABRT).
         if self._thread is not None and (kind is None or not issubclass(kind, KeyboardInterrupt)):
             self._thread.join()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being compiled, or about to be."""
+        with self._changed:
+            return self._busy or bool(self._stages)
 
     def follow(self, plan: RunPlan, at: Position) -> None:
         """Take in where the run stands; cheap where its plan is the one of before.
@@ -69,8 +76,7 @@ class Compiler:
             self._stages, self._orders = stages, self._orders + 1
             self._changed.notify()
         if stages and self._thread is None:
-            # A daemon: neither a second Ctrl-C nor the end of the process waits for a compiler.
-            self._thread = threading.Thread(target=self._work, name="hardjax compiler", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="hardjax compiler")
             self._thread.start()
 
     def _work(self) -> None:

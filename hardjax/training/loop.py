@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,6 +20,15 @@ from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
 from hardjax.training.setting import DISPATCH_SECONDS, LEAST_BOUND, Setting
 from hardjax.training.signals import Asked
+
+
+class _Window(NamedTuple):
+    """Seconds of the clock, of waiting for programs and of compiling, and back-propagations done, at one moment."""
+
+    started: float
+    waited: float
+    compiled: float
+    backprops: int
 
 
 class Loop:
@@ -63,8 +72,8 @@ class Loop:
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
         self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
-        # Clock, seconds of waiting and back-propagations when the device was last set going.
-        self._window: tuple[float, float, int] | None = None
+        # What the clocks showed when the device was last set going.
+        self._window: _Window | None = None
 
     @property
     def compile_seconds(self) -> float:
@@ -130,7 +139,8 @@ class Loop:
         programs, donate = self.setting.programs, self.setting.performance.donate
         train, hyper = self.setting.splits["train"], self.setting.hyper
         if self._window is None:
-            self._window = (time.perf_counter(), programs.wait_seconds, self.position.backprops)
+            clocks = time.perf_counter(), programs.wait_seconds, programs.compile_seconds
+            self._window = _Window(*clocks, self.position.backprops)
         report = None
         if dispatch.stage != self.plan.state_stage(dispatch.before):
             self.state = self.setting.restage(self.state, dispatch.stage)
@@ -171,8 +181,14 @@ class Loop:
     def _spent(self) -> float:
         """Seconds of training since the device was last set going, waiting for programs aside."""
         assert self._window is not None
-        started, waited, _ = self._window
-        return time.perf_counter() - started - (self.setting.programs.wait_seconds - waited)
+        waited = self.setting.programs.wait_seconds - self._window.waited
+        return time.perf_counter() - self._window.started - waited
+
+    def _compiled_aside(self) -> bool:
+        """Whether anything was compiled, and not waited for, since the device was last set going."""
+        assert self._window is not None
+        programs = self.setting.programs
+        return programs.compile_seconds - self._window.compiled > programs.wait_seconds - self._window.waited
 
     def _rebound(self, spent: float) -> None:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
@@ -180,7 +196,10 @@ class Loop:
         if performance.steps_per_dispatch is not None or performance.compile_ahead == "first":
             return
         assert self._window is not None
-        affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
+        # Beside a compiler steps are slower than they will be.
+        if self._compiler is not None and (self._compiler.busy or self._compiled_aside()):
+            return
+        affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window.backprops) / max(spent, 1e-9))
         # Never upwards, and down only by much: another bound is another set of programs to compile.
         index = self.plan.stage_of(max(0, self.position.backprops - 1))
         share = affordable / self.plan.bound_of(index)
