@@ -48,8 +48,9 @@ class TrainConfig:
             alone where a batch plan says the sizes.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
-        batch_plan: batch sizes that change while training (a `BatchPlan`): at each change batches are drawn anew, a
-            loss table begins with a full epoch again, and the optimiser's state goes on; None: one size.
+        batch_plan: batch sizes that change while training (a `BatchPlan`), by stages or by a controller that reads the
+            measurements: at each change batches are drawn anew, a loss table begins with a full epoch again, and the
+            optimiser's state goes on; None: one size.
         rate_scaling: peak rate of a stage relative to the first one's: "none", "linear" or "sqrt" of the batch size.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
@@ -160,9 +161,12 @@ class TrainConfig:
                 raise Refusal(f"Expected rate_scaling={self.rate_scaling!r} with a batch_plan, which changes the size.")
             return
         if self.batch_size != DEFAULT_BATCH_SIZE:
+            given = f"batch_size={self.batch_size} or batch_plan={self.batch_plan.title!r}"
+            raise Refusal(f"Give {given}, not both: the plan says the sizes.")
+        if self.batch_plan.controller is not None and self.measure is None:
             raise Refusal(
-                f"Give batch_size={self.batch_size} or batch_plan={self.batch_plan.text!r}, not both: the plan says the"
-                " sizes."
+                f"Expected batch_plan={self.batch_plan.title!r} with measure (--measure-every), which its controller"
+                " decides by."
             )
         if self.batch_plan.multi_step and not (isinstance(self.schedule, Schedule) and self.schedule.kind == "step"):
             raise Refusal(
@@ -179,7 +183,7 @@ class TrainConfig:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Of the stages in order: one without a batch plan."""
+        """Of the stages in order, or all that a controller may choose, the first one first; one without a plan."""
         return (self.batch_size,) if self.batch_plan is None else self.batch_plan.sizes
 
     @property
@@ -198,7 +202,7 @@ class TrainConfig:
     @property
     def batches(self) -> str:
         """Batch size or plan, for tables and pictures."""
-        return f"batch {self.batch_size if self.batch_plan is None else self.batch_plan.text}"
+        return f"batch {self.batch_size if self.batch_plan is None else self.batch_plan.title}"
 
     def columns(self, history: Mapping[str, Any]) -> dict[str, Any]:
         """What tables show of a run's history for the axes that are on: column -> number or text."""

@@ -96,8 +96,8 @@ class Settings:
                 settings[name] = declared.from_flags(vars(getattr(self, name)))
         if self.gram_chunk is not None and settings["measure"] is None:
             raise Refusal(f"--gram-chunk {self.gram_chunk} goes with --measure-every.")
-        # Told apart here alone: a `TrainConfig` holds the default as a number, which `dataclasses.replace` and JSON hand
-        # on beside a plan like one that was given.
+        # Told apart here alone: a `TrainConfig` holds the default as a number, which `dataclasses.replace` and JSON
+        # hand on beside a plan like one that was given.
         if settings["batch_size"] is None:
             del settings["batch_size"]
         elif settings["batch_plan"] is not None:

@@ -16,14 +16,31 @@ from hardjax.engine.plan import Dispatch, Position, RunPlan, dispatches, step_in
 from hardjax.engine.programs import Programs
 from hardjax.engine.recipe import table_slots
 from hardjax.engine.rounds import Observer
+from hardjax.engine.stages import Change
 from hardjax.engine.state import TrainData, TrainState
 
 _START = Position()
 
 
 def later_stages(plan: RunPlan, at: Position) -> tuple[tuple[RunPlan, int], ...]:
-    """The stages after that whose shapes the state has there, in order: plan and index of each."""
+    """The stages that may come after the one whose shapes the state has there, in order: plan and index of each.
+
+    Under a controller these are its next decision's: the doubled and the halved batch size.
+    """
+    plan = plan.following(at.decided)
+    if plan.ladder:
+        return tuple((changed, len(changed.stages) - 1) for changed in _neighbours(plan, at))
     return tuple((plan, index) for index in range(plan.state_stage(at) + 1, len(plan.stages)))
+
+
+def _neighbours(plan: RunPlan, at: Position) -> Iterator[RunPlan]:
+    """The plan with what a controller may change next, the likelier change first: batches seldom shrink."""
+    where, size = plan.next_control(at.backprops), plan.stages[-1].sizes.batch_size
+    sizes = {stage.sizes.batch_size for stage in plan.ladder}
+    if where < plan.steps:
+        for found in (2 * size, size // 2):
+            if found in sizes:
+                yield plan.following((*plan.decided, Change(where, found, plan.share_of_rate)))
 
 
 class Wanted(NamedTuple):
@@ -54,7 +71,7 @@ def stage_programs(
     shapes, sizes = _state_shapes(programs, plan, index, hyper), plan.stages[index].sizes
     if at is None:
         at = plan.position_at(index)
-        if index:
+        if index and plan.stages[index].anew:
             before = _state_shapes(programs, plan, index - 1, hyper)
             yield Wanted("restage", sizes, (before, _table(programs, plan, index)))
     known = set()
@@ -104,6 +121,7 @@ def compile_run(
     Raises:
         OutOfMemory: the device has no room for it; after the first program that shows it.
     """
+    plan = plan.following(at.decided)
     index = plan.stage_of(at.backprops)
     (device,) = jnp.zeros(()).devices()
     sizes, train, shapes = plan.stages[index].sizes, splits["train"], _state_shapes(programs, plan, index, hyper)

@@ -15,6 +15,7 @@ from hardjax.engine.state import TrainState
 from hardjax.fisher import memory
 from hardjax.training import resume
 from hardjax.training.ahead import Compiler
+from hardjax.training.control import Decider, change_of
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
@@ -61,12 +62,13 @@ class Loop:
         compiler: Compiler | None = None,
     ) -> None:
         self.setting, self.bar, self.saver, self._compiler = setting, bar, saver, compiler
-        self.plan = setting.plan
         self.position = Position() if start is None else start.position
+        self.plan = setting.plan.following(self.position.decided)
+        self._decider = Decider(setting)
         self.seconds = 0.0 if start is None else start.seconds
         self.resumed_at = () if start is None else start.resumed_at
         self.state = setting.init_state() if start is None else start.state
-        self.record = Record(setting.plan, folder)
+        self.record = Record(self.plan, folder)
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
@@ -94,6 +96,8 @@ class Loop:
             if dispatch.test:
                 self._test()
                 facts = Facts(self._reason_to_stop())
+            if dispatch.control and facts.stop is None:
+                self._control()
             elif first and self._window is not None and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
@@ -142,12 +146,13 @@ class Loop:
             clocks = time.perf_counter(), programs.wait_seconds, programs.compile_seconds
             self._window = _Window(*clocks, self.position.backprops)
         report = None
-        if dispatch.stage != self.plan.state_stage(dispatch.before):
-            self.state = self.setting.restage(self.state, dispatch.stage)
+        stage = self.plan.stages[dispatch.stage]
+        if stage.anew and dispatch.stage != self.plan.state_stage(dispatch.before):
+            self.state = self.setting.restage(self.state, stage.sizes)
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
-            unit, observer = self.setting.sizes.unit, self.setting.observer
+            unit, observer = stage.sizes.unit, self.setting.observer
             assert observer is not None
             with self._explained_memory():
                 report = programs.look(observer, unit, self.state, train)
@@ -226,6 +231,15 @@ class Loop:
         size = self.plan.batch_size(self.position.backprops)
         entry = self.record.tested(**entry, batch_size=size, skipped=skipped, seconds=self.seconds)
         self.bar.tested(entry)
+
+    def _control(self) -> None:
+        """A decision of the controller: written down, and followed from here on."""
+        self._drain()
+        line = self._decider.decide(self.plan, self.position, self.record.spectra, self.record.decisions)
+        if (change := change_of(line)) is not None:
+            self.position = dataclasses.replace(self.position, decided=(*self.position.decided, change))
+            self.plan = self.plan.following(self.position.decided)
+        self.record.decided(line, self.plan)
 
     def _reason_to_stop(self) -> str | None:
         """Whether the run should end here, at something that is not finite."""

@@ -91,6 +91,12 @@ def shapes_of(setting: Setting, one: Kept) -> TrainState:
     return setting.state_shapes(Position(**one.facts["position"]) if "position" in one.facts else Position())
 
 
+def placed(setting: Setting, one: Kept) -> Setting:
+    """The setting with what a controller had decided by a checkpoint."""
+    decided = Position(**one.facts["position"]).decided if "position" in one.facts else ()
+    return dataclasses.replace(setting, plan=setting.plan.following(decided))
+
+
 def identity(setting: Setting) -> dict[str, Any]:
     """What makes two runs the same one: settings, data, first variables, network."""
     start = 0

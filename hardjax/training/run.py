@@ -42,6 +42,8 @@ class RunResult:
         replay_counts: (N,) or (n,) times each slot was trained.
         drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
         measurements: field -> (measurements, ...) of the spectra measured, see `fisher.derive`; empty without.
+        decisions: lines of decisions.jsonl, of a controller of the batch size; `batch_plan.replayed` makes the plan of
+            them that trains to the same bits.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class RunResult:
     replay_counts: np.ndarray = field(repr=False)
     drop_counts: np.ndarray = field(repr=False)
     measurements: dict[str, np.ndarray] = field(repr=False)
+    decisions: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def run(
@@ -225,6 +228,7 @@ def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None
         replay_counts=np.asarray(loop.state.visits),
         drop_counts=np.asarray(loop.state.drops),
         measurements=record.spectra.derived(measure.tolerance) if measure else {},
+        decisions=record.decisions,
     )
 
 

@@ -80,7 +80,8 @@ class Setting:
 
     def state_shapes(self, at: Position = _START) -> TrainState:
         """The state as shapes and dtypes, where a run stands; nothing is computed."""
-        sizes = self.plan.stages[self.plan.state_stage(at)].sizes
+        plan = self.plan.following(at.decided)
+        sizes = plan.stages[plan.state_stage(at)].sizes
         return self.programs.state_shapes(sizes, self.hyper, jax.eval_shape(lambda: self._empty_table(sizes)))
 
     def init_state(self) -> TrainState:
@@ -91,9 +92,8 @@ class Setting:
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
         return replace(state, **given)
 
-    def restage(self, state: TrainState, index: int) -> TrainState:
-        """The state as a stage begins with it."""
-        sizes = self.plan.stages[index].sizes
+    def restage(self, state: TrainState, sizes: Sizes) -> TrainState:
+        """The state as a stage of these sizes begins with it."""
         return self.programs.restage(sizes, state, self._empty_table(sizes))
 
     def _empty_table(self, sizes: Sizes) -> Array:
@@ -151,6 +151,11 @@ def prepare(
     ):
         if given is not None and not isinstance(given, kind):
             raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
+    if performance.compile_ahead == "first" and config.batch_plan is not None and config.batch_plan.controller:
+        raise Refusal(
+            "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not known"
+            " before it trains."
+        )
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:

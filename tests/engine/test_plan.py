@@ -18,7 +18,6 @@ from hardjax.engine.plan import (
     Facts,
     Position,
     RunPlan,
-    Stage,
     dispatches,
     learning_rate_factors,
     next_dispatch,
@@ -26,6 +25,7 @@ from hardjax.engine.plan import (
     step_inputs,
 )
 from hardjax.engine.rates import Schedule
+from hardjax.engine.stages import Stage
 from hardjax.engine.state import Sizes
 
 CASES = dict(
