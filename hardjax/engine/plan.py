@@ -189,6 +189,25 @@ def stage_table(plan: RunPlan, samples: int) -> list[dict[str, Any]]:
     return rows
 
 
+def ladder_table(plan: RunPlan) -> list[dict[str, Any]]:
+    """A row for each batch size that a controller may choose, for people: its steps an epoch, its peak rate, and the
+    programs of training that it takes, which those but the first may never be compiled for."""
+    rows = []
+    for stage in plan.ladder:
+        alone = dataclasses.replace(plan, stages=(stage,), decided=())
+        chosen = stage.sizes == plan.stages[0].sizes
+        rows.append(
+            {
+                "batch size": stage.sizes.batch_size,
+                "needed": "from the start" if chosen else "if chosen",
+                "steps an epoch": stage.sizes.num_batches,
+                "peak rate": stage.learning_rate,
+                "programs": len(programs(alone)),
+            }
+        )
+    return rows
+
+
 def _round_length(plan: RunPlan, index: int, began: int) -> int:
     """Steps of the round that begins here: N in the first one of a size; what is left of the stage, or before a
     controller decides, in the last one."""
