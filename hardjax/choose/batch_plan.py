@@ -44,12 +44,14 @@ class BatchPlan:
     Attributes:
         text: the sizes in order, "32-64-128-256-512", each stage equally long; "0.25*32-0.75*128" with their shares of
             the epochs; or the paper's "s32-to-512" (P3, section 4.3): five stages over the powers of two from one size
-            to the other, the first ones twice where they are too few ("s16-to-64": 16, 16, 32, 32, 64). A final
-            "-MS" repeats the sequence inside every phase of a "step" schedule. Or "controlled:" and the settings of a
-            `controller.Controller`, "controlled:start=32,least=16,most=256,every=2,rule=noise-scale": sizes are decided
-            in training. What one did is a plan in shares as fractions, a rate after "@" and the epochs between two
-            decisions, at each of which a round ends: "1/4*32-1/4*64-1/2*64@0.5;every=2". It is kept in its first form:
-            plans are equal where they mean the same.
+            to the other, the first ones twice where they are too few ("s16-to-64": 16, 16, 32, 32, 64); a final "-MS"
+            repeats the sequence inside every phase of a "step" schedule; or
+            "controlled:start=32,least=16,most=256,every=2": every 2 epochs a controller doubles, keeps or halves the
+            size or lowers the rate, by its rule (rule=noise-scale, trajectory with target=EPOCH:C_K:L_K;..., or growth)
+            from what is measured. Its other settings are those of `controller.Controller`. What one did is a plan too:
+            shares as fractions, a rate after "@", and the epochs between two decisions, at each of which a round ends,
+            "1/4*32-1/4*64-1/2*64@0.5;every=2". A text is kept in its first form: plans are equal where they mean the
+            same.
 
     Raises:
         ValueError: text of another form, sizes that are no powers of two apart in the paper's, shares that do not add
