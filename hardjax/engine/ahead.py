@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -175,7 +176,8 @@ def _table(programs: Programs, plan: RunPlan, index: int) -> Any:
 
 
 def _later(plan: RunPlan, call: Dispatch, found: Temporary | None, gradient: int) -> Iterator[Temporary]:
-    """Estimates of the training programs after the first where they take more: larger batches, or more of them kept."""
+    """Estimates of the training programs that may come after the first, where they take more: larger batches, or more
+    of them kept."""
 
     def differentiated(trim: Trim | None, batch_size: int) -> int:
         # The other paths run a whole batch through both passes.
@@ -184,8 +186,9 @@ def _later(plan: RunPlan, call: Dispatch, found: Temporary | None, gradient: int
     if found is None:
         return
     now = differentiated(call.spec.trim, plan.stages[call.stage].sizes.batch_size)
-    for index in range(call.stage, len(plan.stages)):
-        stage, began = plan.stages[index], plan.start_of(index)[1]
+    coming = [(plan.stages[index], plan.start_of(index)[1]) for index in range(call.stage, len(plan.stages))]
+    # A size that a controller may choose and that has no room would end the run after hours.
+    for stage, began in (*coming, *((stage, Fraction(0)) for stage in plan.ladder)):
         size, trims = stage.sizes.batch_size, {None}
         if plan.trimming is not None and stage.trims is not None:
             epochs = range(math.floor(began), math.ceil(began + stage.epochs))

@@ -232,8 +232,9 @@ def lowerable(
     """Every program of a run as {name: (function, arguments)}, for `jax.jit(function).lower(*arguments)` anywhere.
 
     Arguments are shapes and dtypes: nothing is computed (but for what trimming tries out) and no device is needed.
-    Names are such as "init", "rounds first 1x9", "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and
-    "predict"; of trimmed programs and later stages with what tells them apart.
+    Of a controlled batch plan they are those of its first size. Names are such as "init", "rounds first 1x9",
+    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and "predict"; of trimmed programs and later stages with
+    what tells them apart.
 
     Args:
         config: a `TrainConfig`.

@@ -35,7 +35,7 @@ class Compiler:
         self._setting = setting
         self._settings = {name: getattr(jax.config, f"jax_{name}") for name in _SHAPING}
         self._changed = threading.Condition()
-        self._plan: RunPlan | None = None
+        self._followed: tuple[RunPlan, int] | None = None
         self._stages: tuple[tuple[RunPlan, int], ...] = ()
         self._orders = 0
         self._ended, self._busy = False, False
@@ -61,16 +61,17 @@ class Compiler:
             return self._busy or bool(self._stages)
 
     def follow(self, plan: RunPlan, at: Position) -> None:
-        """Take in where the run stands; cheap where its plan is the one of before.
+        """Take in where the run stands; cheap where its plan, and what may be decided next, are those of before.
 
         Raises:
             Exception: what went wrong in the thread beside compiling.
         """
         if self._error is not None:
             raise self._error
-        if plan is self._plan:
+        followed = plan, plan.next_control(at.backprops)
+        if self._followed is not None and plan is self._followed[0] and followed[1] == self._followed[1]:
             return
-        self._plan = plan
+        self._followed = followed
         stages = later_stages(plan, at)
         with self._changed:
             self._stages, self._orders = stages, self._orders + 1

@@ -91,7 +91,8 @@ def test_a_lower_rate_is_replayed(tiny, selection):
     found = run(tiny, LOWERING, selection=selection)
     assert [line["action"] for line in found.decisions] == ["lower-rate"] * 4
     assert found.decisions[0]["reading"] == "epochs"
-    rates = found.history["learning_rate"] / run(tiny, BatchPlan("16"), selection=selection).history["learning_rate"]
+    plain = run(tiny, BatchPlan("16;every=1"), selection=selection)
+    rates = found.history["learning_rate"] / plain.history["learning_rate"]
     np.testing.assert_allclose(rates, [1, 0.5, 0.25, 0.125, 0.0625])
     same(found, run(tiny, replayed(found.decisions), selection=selection))
 
