@@ -23,6 +23,7 @@ from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
+COMPILE_AHEAD = ("background", "first", "off")
 DEFAULT_LEARNING_RATE = 0.005  # P1
 DEFAULT_BATCH_SIZE = 128
 
@@ -47,8 +48,9 @@ class TrainConfig:
             alone where a batch plan says the sizes.
         selection: which mini-batches a round trains: all-batches, hard-batches, random-batches or hard-samples.
         trimming: train only the largest losses of each batch (a `Trimming`); None trains all.
-        batch_plan: batch sizes that change while training (a `BatchPlan`): at each change batches are drawn anew, a
-            loss table begins with a full epoch again, and the optimiser's state goes on; None: one size.
+        batch_plan: batch sizes that change while training (a `BatchPlan`), by stages or by a controller that reads the
+            measurements: at each change batches are drawn anew, a loss table begins with a full epoch again, and the
+            optimiser's state goes on; None: one size.
         rate_scaling: peak rate of a stage relative to the first one's: "none", "linear" or "sqrt" of the batch size.
         optimizer: one of `optimizers.NAMES`.
         momentum: read by `momentum` and `nesterov`.
@@ -159,9 +161,12 @@ class TrainConfig:
                 raise Refusal(f"Expected rate_scaling={self.rate_scaling!r} with a batch_plan, which changes the size.")
             return
         if self.batch_size != DEFAULT_BATCH_SIZE:
+            given = f"batch_size={self.batch_size} or batch_plan={self.batch_plan.title!r}"
+            raise Refusal(f"Give {given}, not both: the plan says the sizes.")
+        if self.batch_plan.controller is not None and self.measure is None:
             raise Refusal(
-                f"Give batch_size={self.batch_size} or batch_plan={self.batch_plan.text!r}, not both: the plan says the"
-                " sizes."
+                f"Expected batch_plan={self.batch_plan.title!r} with measure (--measure-every), which its controller"
+                " decides by."
             )
         if self.batch_plan.multi_step and not (isinstance(self.schedule, Schedule) and self.schedule.kind == "step"):
             raise Refusal(
@@ -178,7 +183,7 @@ class TrainConfig:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Of the stages in order: one without a batch plan."""
+        """Of the stages in order, or all that a controller may choose, the first one first; one without a plan."""
         return (self.batch_size,) if self.batch_plan is None else self.batch_plan.sizes
 
     @property
@@ -197,7 +202,7 @@ class TrainConfig:
     @property
     def batches(self) -> str:
         """Batch size or plan, for tables and pictures."""
-        return f"batch {self.batch_size if self.batch_plan is None else self.batch_plan.text}"
+        return f"batch {self.batch_size if self.batch_plan is None else self.batch_plan.title}"
 
     def columns(self, history: Mapping[str, Any]) -> dict[str, Any]:
         """What tables show of a run's history for the axes that are on: column -> number or text."""
@@ -257,9 +262,12 @@ class Performance:
         checkpoint_gigabytes: disk that a run's checkpoints may take together (the last two, the best by validation, the
             last that was finite); the oldest go first. None: no limit.
         gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
+        compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
+            the stages before them train), "first" (with everything else that the run will need, before it trains;
+            dispatches then keep the length that was estimated for them) or "off" (when they are needed).
 
     Raises:
-        ValueError: a size below 1, an unknown path.
+        ValueError: a size below 1, an unknown word.
     """
 
     steps_per_dispatch: int | None = _exact(None)
@@ -270,6 +278,7 @@ class Performance:
     gram_chunk: int | None = _rounding(None)
     save_every: int | str | None = _exact(None)
     checkpoint_gigabytes: float | None = _exact(None)
+    compile_ahead: str = _exact("background")
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -278,6 +287,7 @@ class Performance:
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
+        _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
         if self.checkpoint_gigabytes is not None:
             _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)
         if isinstance(self.save_every, str) and self.save_every.isdecimal():

@@ -141,6 +141,7 @@ def _ended(loop: Loop) -> dict[str, Any]:
         "history": {name: values for name, values in history.items() if name not in clocks},
         "replays": loop.record.replays,
         "spectra": loop.record.spectra.arrays(),
+        "decisions": loop.record.decisions,
         "state": checkpoint.on_host(loop.state),
         "bad steps": (loop.record.bad_steps, loop.record.first_bad, loop.record.never_finite),
     }

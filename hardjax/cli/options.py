@@ -46,7 +46,7 @@ class TrainingOptions:
     # a loss of optax; package.module:name or ./file.py:name for one of your own, whose code is then run
     loss: str = losses.CROSS_ENTROPY
     epochs: int = 10  # E; exactly E * N back-propagations are made
-    batch_size: int = 128  # samples a mini-batch
+    batch_size: Annotated[int | None, optional("INT", "samples a mini-batch (128 if no batch plan is given)")] = None
     rate_scaling: str = "none"  # peak rate of a stage of --batch-plan by its size: none | linear | sqrt
     optimizer: str = "momentum"  # sgd | momentum | nesterov | adam | adamw
     momentum: float = 0.9  # read by momentum and nesterov
@@ -75,6 +75,9 @@ class Settings:
     checkpoint_gigabytes: Annotated[
         float | None, optional("GB", "disk that checkpoints may take; default: no limit")
     ] = None
+    compile_ahead: Annotated[
+        str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
+    ] = "background"
     resume: Annotated[bool, told("go on with what the folder holds, as if it had never been interrupted")] = False
     overwrite: Annotated[bool, told("let the folder hold other results of hardjax already")] = False
     quiet: Annotated[bool, told("no progress")] = False
@@ -93,6 +96,12 @@ class Settings:
                 settings[name] = declared.from_flags(vars(getattr(self, name)))
         if self.gram_chunk is not None and settings["measure"] is None:
             raise Refusal(f"--gram-chunk {self.gram_chunk} goes with --measure-every.")
+        # Told apart here alone: a `TrainConfig` holds the default as a number, which `dataclasses.replace` and JSON
+        # hand on beside a plan like one that was given.
+        if settings["batch_size"] is None:
+            del settings["batch_size"]
+        elif settings["batch_plan"] is not None:
+            raise Refusal(f"Give --batch-size {self.training.batch_size} or --batch-plan, not both.")
         config = TrainConfig(**settings)
         self._check_read()
         return config
@@ -110,7 +119,7 @@ class Settings:
                 raise Refusal(f"{dash(name)} goes with {dash(switch)} {takers}, not with {flat[switch]}.")
 
     def performance(self) -> Performance:
-        names = ("gram_chunk", "save_every", "checkpoint_gigabytes")
+        names = ("gram_chunk", "save_every", "checkpoint_gigabytes", "compile_ahead")
         return Performance(**{name: getattr(self, name) for name in names})
 
 

@@ -23,13 +23,15 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
     options = parse(with_axes(Train), "train", arguments)
     prepare.use_compilation_cache()
-    from hardjax.engine.plan import stage_table
+    from hardjax.engine.plan import ladder_table, stage_table
     from hardjax.training import run
 
     config, where = options.config(), (options.output, options.overwrite, options.resume)
     run.check_output(*where)
     setting = prepare.setting(options, config)
-    if len(setting.plan.stages) > 1:
+    if config.batch_plan is not None and config.batch_plan.controller is not None:
+        output.table(f"sizes of {config.batch_plan.title}", ladder_table(setting.plan))
+    elif len(setting.plan.stages) > 1:
         assert config.batch_plan is not None
         rows = stage_table(setting.plan, setting.recipe.num_samples)
         output.table(f"stages of {config.batch_plan.text}", rows)

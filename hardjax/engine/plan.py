@@ -1,4 +1,4 @@
-"""The plan of a run, and the one function that decides what comes next.
+"""The one function that decides what comes next in a run, and what follows from it for a whole plan.
 
 `next_dispatch(plan, position, facts)` is pure: test points, kept shares, measuring, cut rounds and the end of the run
 are decided here and nowhere else. A whole run is this function iterated from `Position()`; going on with a run is
@@ -8,152 +8,17 @@ calling it with a restored position.
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardjax.choose.trimming import Trimming, TrimPlan
 from hardjax.engine import lengths
-from hardjax.engine.rates import Schedule, factors
+from hardjax.engine.rates import factors
 from hardjax.engine.rounds import RoundSpec
-from hardjax.engine.state import Sizes, StepInputs
-
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training at one batch size.
-
-    Attributes:
-        sizes: shapes.
-        epochs: that it lasts.
-        steps: back-propagations: round(epochs * N).
-        round_steps: of every round after the first, which trains all N batches and fills the loss table.
-        learning_rate: peak rate of a batch's mean loss.
-        trims: programs of a trimmed run, or None.
-    """
-
-    sizes: Sizes
-    epochs: Fraction
-    steps: int
-    round_steps: int
-    learning_rate: float
-    trims: TrimPlan | None = None
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Everything that `next_dispatch` reads of a configuration.
-
-    Attributes:
-        stages: in order.
-        selection: which batches.
-        schedule: of the learning rate, over the share of all epochs done.
-        trimming: its shares, or None.
-        measure_every: steps that each measurement stands for; None measures nothing.
-        measure_spread: measure somewhere in each interval instead of at its first step, see `measured_step`.
-        test_every: a number of epochs, or "round".
-        bound: most steps in one dispatch of the first stage; it changes no result.
-        bound_by_time: of the other stages as many as take as long, by their batch size; else as many.
-    """
-
-    stages: tuple[Stage, ...]
-    selection: Any
-    schedule: Schedule = field(default_factory=Schedule)
-    trimming: Trimming | None = None
-    measure_every: int | None = None
-    measure_spread: bool = False
-    test_every: int | str = 1
-    bound: int = 64
-    bound_by_time: bool = False
-
-    @property
-    def epochs(self) -> Fraction:
-        return sum((stage.epochs for stage in self.stages), Fraction(0))
-
-    @property
-    def steps(self) -> int:
-        """Back-propagations of the whole run."""
-        return sum(stage.steps for stage in self.stages)
-
-    def start_of(self, stage: int) -> tuple[int, Fraction]:
-        """(back-propagations, epochs) before this stage."""
-        before = self.stages[:stage]
-        return sum(s.steps for s in before), sum((s.epochs for s in before), Fraction(0))
-
-    def stage_of(self, backprops: int) -> int:
-        """The stage that the next step belongs to; the last one at the end."""
-        for index in range(len(self.stages)):
-            if backprops < sum(self.start_of(index)[:1]) + self.stages[index].steps:
-                return index
-        return len(self.stages) - 1
-
-    def epoch(self, backprops: int) -> Fraction:
-        """Epochs done, exactly; each stage's steps share its epochs evenly."""
-        # Fractions: the floor of an epoch decides test points and kept shares, and a quotient rounded down just below a
-        # whole number would move them by a round.
-        index = self.stage_of(backprops)
-        stage, (steps, epochs) = self.stages[index], self.start_of(index)
-        return epochs + (backprops - steps) * stage.epochs / stage.steps
-
-    def backprops(self, epoch: Fraction) -> int:
-        """The fewest back-propagations after which so many epochs are done: the inverse of `epoch`."""
-        for index, stage in enumerate(self.stages):
-            steps, epochs = self.start_of(index)
-            if epoch <= epochs + stage.epochs:
-                return steps + max(0, math.ceil((epoch - epochs) * stage.steps / stage.epochs))
-        return self.steps
-
-    def batch_size(self, backprops: int) -> int:
-        """Of the step that was trained last; of the first one before it."""
-        return self.stages[self.stage_of(max(0, backprops - 1))].sizes.batch_size
-
-    def state_stage(self, at: "Position") -> int:
-        """The stage whose shapes the state has there: at a change that of the stage before, until the next round is
-        planned."""
-        return self.stage_of(at.backprops if at.round_steps else max(0, at.backprops - 1))
-
-    def bound_of(self, index: int) -> int:
-        """Most steps in one dispatch of a stage."""
-        if not self.bound_by_time:
-            return self.bound
-        first, own = self.stages[0].sizes.batch_size, self.stages[index].sizes.batch_size
-        return max(1, self.bound * first // own)
-
-    def measured_step(self, index: int) -> int | None:
-        """The step before which measurement `index` is taken: interval j of `every` steps has one, and it stands for
-        exactly `every` steps (of the last interval, which the end of the run may cut short, as well: it is P3's
-        division by the sampling ratio). None where nothing is measured.
-
-        Where every epoch draws its batches anew it is the interval's first step (as published). Under replay the first
-        batch of a round is always the hardest, and with fixed batches an interval of N steps would meet one batch for
-        ever: there the place in the interval is a fixed sequence of j alone (multiples of the golden ratio, which fill
-        the interval evenly), the same for every seed.
-        """
-        if self.measure_every is None:
-            return None
-        place = int(self.measure_every * (index * _GOLDEN % 1)) if self.measure_spread else 0
-        return index * self.measure_every + place
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands; whole numbers, so that JSON keeps it. Beside the state it is all that a run goes on from.
-
-    Attributes:
-        backprops: done.
-        round_steps: length of the round under way; 0 between rounds.
-        cursor: steps done of it.
-        measured: measurements taken.
-    """
-
-    backprops: int = 0
-    round_steps: int = 0
-    cursor: int = 0
-    measured: int = 0
+from hardjax.engine.stages import Position, RunPlan
+from hardjax.engine.state import StepInputs
 
 
 class Facts(NamedTuple):
@@ -166,7 +31,7 @@ class Facts(NamedTuple):
     stop: str | None = None
 
 
-_START, _NO_FACTS = Position(), Facts()
+_NO_FACTS = Facts()
 
 
 @dataclass(frozen=True)
@@ -182,6 +47,7 @@ class Dispatch:
         keep: samples of each batch that are trained.
         share: of each batch.
         test: a test point follows.
+        control: a decision of the controller follows, after the test.
     """
 
     kind: str
@@ -192,6 +58,7 @@ class Dispatch:
     keep: int
     share: float
     test: bool = False
+    control: bool = False
 
     @property
     def trained(self) -> int:
@@ -205,7 +72,11 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     Rounds go on until exactly the steps of the stage are done: its last round is cut short. A test point comes at the
     first round boundary at or after every `test_every` epochs (or after every round), and at the end. The share that
     trimming keeps is that of the epoch in which a round begins.
+
+    Args:
+        plan: of the run; what was decided in it is the position's.
     """
+    plan = plan.following(at.decided)
     if at.backprops >= plan.steps or facts.stop is not None:
         return None
     began = at.backprops - at.cursor
@@ -213,7 +84,7 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     length = at.round_steps or _round_length(plan, index, began)
     keep, share, trim = _kept(plan, index, began)
     # A stage trains all its batches first: its partition is new, and so no loss in its table is known.
-    first = began == plan.start_of(index)[0]
+    first = began == plan.start_of(index)[0] and plan.stages[index].anew
     selection = plan.selection.first_round() if first else plan.selection
     spec = RoundSpec(selection, length, 1, trim)
     common = {"before": at, "stage": index, "keep": keep, "share": share}
@@ -230,7 +101,8 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
             rounds = 1 if alone else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)
             after = dataclasses.replace(at, backprops=began + rounds * length)
-            return Dispatch("rounds", spec, after=after, test=_tested(plan, after.backprops - length, after), **common)
+            ends = {"test": _tested(plan, after.backprops - length, after), "control": plan.controls(after.backprops)}
+            return Dispatch("rounds", spec, after=after, **ends, **common)
         return Dispatch("plan", spec, after=dataclasses.replace(at, round_steps=length), **common)
     # Nothing is measured inside this round: segments of equal length. Otherwise they end where the next measurement is
     # due, and come from a ladder of few lengths, or every interval would bring new programs.
@@ -242,12 +114,14 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     after = dataclasses.replace(at, backprops=at.backprops + steps, cursor=at.cursor + steps)
     if after.cursor == length:
         after = dataclasses.replace(after, round_steps=0, cursor=0)
-    test = after.cursor == 0 and _tested(plan, began, after)
-    return Dispatch("segment", dataclasses.replace(spec, steps=steps), after=after, test=test, **common)
+    whole = after.cursor == 0
+    ends = {"test": whole and _tested(plan, began, after), "control": whole and plan.controls(after.backprops)}
+    return Dispatch("segment", dataclasses.replace(spec, steps=steps), after=after, **ends, **common)
 
 
-def dispatches(plan: RunPlan, at: Position = _START) -> Iterator[Dispatch]:
-    """The rest of a run from a position on, if nothing stops it."""
+def dispatches(plan: RunPlan, at: Position | None = None) -> Iterator[Dispatch]:
+    """The rest of a run from a position on, or all of it, if nothing stops it and no controller changes anything."""
+    at = plan.position_at(0) if at is None else at
     while (dispatch := next_dispatch(plan, at)) is not None:
         yield dispatch
         at = dispatch.after
@@ -315,12 +189,32 @@ def stage_table(plan: RunPlan, samples: int) -> list[dict[str, Any]]:
     return rows
 
 
+def ladder_table(plan: RunPlan) -> list[dict[str, Any]]:
+    """A row for each batch size that a controller may choose, for people: its steps an epoch, its peak rate, and the
+    programs of training that it takes, which those but the first may never be compiled for."""
+    rows = []
+    for stage in plan.ladder:
+        alone = dataclasses.replace(plan, stages=(stage,), decided=())
+        chosen = stage.sizes == plan.stages[0].sizes
+        rows.append(
+            {
+                "batch size": stage.sizes.batch_size,
+                "needed": "from the start" if chosen else "if chosen",
+                "steps an epoch": stage.sizes.num_batches,
+                "peak rate": stage.learning_rate,
+                "programs": len(programs(alone)),
+            }
+        )
+    return rows
+
+
 def _round_length(plan: RunPlan, index: int, began: int) -> int:
-    """Steps of the round that begins here: N in a stage's first one; what is left of the stage in its last one."""
+    """Steps of the round that begins here: N in the first one of a size; what is left of the stage, or before a
+    controller decides, in the last one."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
     # The budget is exact: the last round of a stage is cut short rather than run over.
-    wanted = stage.sizes.num_batches if began == start else stage.round_steps
-    return min(wanted, start + stage.steps - began)
+    wanted = stage.sizes.num_batches if began == start and stage.anew else stage.round_steps
+    return min(wanted, start + stage.steps - began, plan.next_control(began) - began)
 
 
 def _kept(plan: RunPlan, index: int, began: int) -> tuple[int, float, Any]:
@@ -350,7 +244,7 @@ def _tests(plan: RunPlan, backprops: int) -> int:
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:
     """Whole rounds in one call: a `lengths.power`, none past a test point, a measured step, the bound or the stage."""
     stage, start = plan.stages[index], plan.start_of(index)[0]
-    most = min(plan.bound_of(index), start + stage.steps - began) // length
+    most = min(plan.bound_of(index), start + stage.steps - began, plan.next_control(began) - began) // length
     if due is not None:
         most = min(most, (due - began) // length)
     if plan.test_every == "round":

@@ -1,22 +1,22 @@
 """Compiled programs of a recipe, shared by every run of it in this process: a new seed or rate compiles nothing."""
 
 import functools
-import math
+import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hardjax.choose.trimming import Trim
 from hardjax.data import Dataset
 from hardjax.engine import memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_predict
 from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
-from hardjax.engine.plan import Dispatch, Position, RunPlan, dispatches, step_inputs
+from hardjax.engine.plan import Dispatch, dispatches, step_inputs
 from hardjax.engine.recipe import (
     functions_named,
     functions_of,
@@ -31,25 +31,29 @@ from hardjax.engine.state import Recipe, Sizes, StepInputs, TrainData, TrainStat
 
 # Dispatch.kind -> builder of the function that trains or plans it.
 _BUILDERS = {"plan": make_plan, "segment": make_segment, "rounds": make_rounds}
-_START = Position()
 
 
 class Programs:
-    """Builds, compiles ahead of time, keeps and calls the programs of one recipe.
+    """Builds, compiles ahead of time, keeps and calls the programs of one recipe; several threads may ask for them.
 
-    A program that its device has no room for is refused when it is compiled (`OutOfMemory`), before it is called.
+    No program is compiled twice: who asks for one that another thread is at waits for it. An error is told to whoever
+    asks for the program, once; the next one to ask compiles again. A program that its device has no room for is refused
+    (`OutOfMemory`) before it is called.
 
     Attributes:
-        compile_seconds: spent tracing and compiling so far.
+        compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
+        wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
         traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
             "evaluate", "predict").
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.compile_seconds = 0.0
+        self.compile_seconds, self.wait_seconds = 0.0, 0.0
         self.traces: dict[str, int] = {}
-        self._compiled: dict[Hashable, _Program] = {}
+        self._lock = threading.Lock()  # of all that follows; never held while something is compiled
+        self._compiled: dict[Hashable, Future[_Program]] = {}
+        self._weighed: set[Hashable] = set()  # those that are known to have room
         self._shapes: dict[Hashable, TrainState] = {}
 
     def init(self, sizes: Sizes, seed: int, hyper: Hyper, table: Array) -> TrainState:
@@ -105,32 +109,71 @@ class Programs:
         Returns:
             What the program will take beside its arguments; None where the back end does not say.
         """
-        return self._find(kind, key, args, donate, checked=False).temporary
+        signature = _signature(kind, key, args, donate)
+        program = self._wanted(signature, args)
+        self._weighed.add(signature)  # by the caller
+        return program.temporary
+
+    def begin(self, kind: str, key: Hashable, *args: Any, donate: bool = False) -> None:
+        """`ahead` for a thread of its own: nothing where another thread has begun it, and no error is raised; whoever
+        asks for the program gets it."""
+        signature = _signature(kind, key, args, donate)
+        future, ours = self._entry(signature)
+        if ours:
+            self._compile(future, signature, args)
 
     def _call(self, kind: str, key: Hashable, *args: Any, donate: bool = False) -> Any:
-        return self._find(kind, key, args, donate, checked=True).executable(*args)
+        signature = _signature(kind, key, args, donate)
+        program = self._wanted(signature, args)
+        if signature not in self._weighed:
+            if program.temporary is not None:
+                data = [arg for arg in args if isinstance(arg, TrainData)]
+                need = Need(memory.size_of(data), memory.size_of(args) - memory.size_of(data))
+                memory.check(need.adding([program.temporary]), args)
+            self._weighed.add(signature)
+        return program.executable(*args)
 
-    def _find(self, kind: str, key: Hashable, args: tuple, donate: bool, checked: bool) -> "_Program":
-        leaves, structure = jax.tree.flatten(args)
-        signature = (kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        program = self._compiled.get(signature)
-        if program is None:
-            # Ahead of time, not by calling the jitted function: compilation is not timed as training, and jax settings
-            # that live in thread-local contexts would make jit trace once more.
-            started = time.perf_counter()
+    def _wanted(self, signature: "_Signature", args: tuple) -> "_Program":
+        """The program, which the caller waits for where it is not ready."""
+        future, ours = self._entry(signature)
+        if not ours and future.done() and future.exception() is None:
+            return future.result()
+        started = time.perf_counter()
+        try:
+            if ours:
+                self._compile(future, signature, args)
+            return future.result()
+        finally:
+            with self._lock:
+                self.wait_seconds += time.perf_counter() - started
+                if future.done() and future.exception() is not None and self._compiled.get(signature) is future:
+                    del self._compiled[signature]  # told; the next one to ask tries again
+
+    def _entry(self, signature: "_Signature") -> "tuple[Future[_Program], bool]":
+        """The program's future, and whether it is the caller who has to fill it."""
+        with self._lock:
+            if ours := signature not in self._compiled:
+                self._compiled[signature] = Future()
+            return self._compiled[signature], ours
+
+    def _compile(self, future: "Future[_Program]", signature: "_Signature", args: tuple) -> None:
+        # Ahead of time, not by calling the jitted function: compilation is not timed as training, and jax settings that
+        # live in thread-local contexts would make jit trace once more.
+        started = time.perf_counter()
+        kind, key, donate = signature.kind, signature.key, signature.donate
+        try:
             # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
             # without a word.
             jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else ())
             executable = jitted.lower(*args).compile()
             program = _Program(executable, memory.temporary(kind, executable, _advice(kind, key, args)))
+        except BaseException as error:  # of whatever kind: who waits for the future would wait for ever
+            future.set_exception(error)
+            return
+        with self._lock:
             self.compile_seconds += time.perf_counter() - started
             self.traces[kind] = self.traces.get(kind, 0) + 1
-            self._compiled[signature] = program
-            if checked and program.temporary is not None:
-                data = [arg for arg in args if isinstance(arg, TrainData)]
-                need = Need(memory.size_of(data), memory.size_of(args) - memory.size_of(data))
-                memory.check(need.adding([program.temporary]), args)
-        return program
+        future.set_result(program)
 
     def _function(self, kind: str, key: Any) -> Callable:
         if kind == "init":
@@ -144,104 +187,27 @@ class Programs:
         return make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
 
 
+class _Signature(NamedTuple):
+    kind: str
+    key: Any
+    donate: bool
+    structure: Any
+    kinds: tuple  # shape and dtype of each array
+
+
 class _Program(NamedTuple):
     executable: Callable
     temporary: Temporary | None
 
 
+def _signature(kind: str, key: Hashable, args: tuple, donate: bool) -> _Signature:
+    leaves, structure = jax.tree.flatten(args)
+    return _Signature(kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
 def _advice(kind: str, key: Any, args: tuple) -> str | None:
     """What an observer says to set; of other kinds the usual."""
     return key[0].advice(args[0].partition.shape[1]) if kind == "look" else None
-
-
-def compile_run(
-    programs: Programs,
-    plan: RunPlan,
-    hyper: Hyper,
-    splits: Mapping[str, TrainData],
-    *,
-    observer: Observer | None,
-    evaluated: Iterable[str],
-    eval_batch_size: int,
-    donate: bool,
-    saved: bool,
-    at: Position = _START,
-    state: TrainState | None = None,
-) -> Need:
-    """Compile what a run begins with: first state, first training, evaluation, look; nothing is called or allocated.
-
-    What it compiles the run finds again. Programs that come later are estimated, and looked at again when they are
-    compiled.
-
-    Args:
-        observer: what measures spectra, or None.
-        evaluated: names of the splits that test points evaluate.
-        saved: whether checkpoints are written.
-        at, state: where a run goes on; None: the state is still to be drawn.
-
-    Returns:
-        What the whole run needs.
-
-    Raises:
-        OutOfMemory: the device has no room for it; after the first program that shows it.
-    """
-    index = plan.stage_of(at.backprops)
-    (device,) = jnp.zeros(()).devices()
-    sizes, recipe, train = plan.stages[index].sizes, programs.recipe, splits["train"]
-    table = jax.eval_shape(lambda: plan.selection.init(table_slots(recipe, sizes)))
-    first = jax.ShapeDtypeStruct((), jnp.uint32), hyper, table
-    shapes = programs.state_shapes(sizes, hyper, table)
-    # A copy for a checkpoint is the host's, which on CPU is the device.
-    copies = memory.size_of(shapes) if saved and device.platform == "cpu" else 0
-    need = Need(memory.size_of(splits), memory.size_of(shapes), copies)
-
-    def fits(*found: Temporary | None) -> Need:
-        more = need.adding(program for program in found if program is not None)
-        memory.check(more, splits, state)
-        return more
-
-    need = fits()
-    if state is None:
-        drawn = programs.ahead("init", sizes, *first)
-        # Its results are the state, which is counted; and no checkpoint is written before it has run.
-        need = fits(drawn and drawn._replace(size=max(0, drawn.size - need.state - need.copies)))
-    for call in dispatches(plan, at):
-        if call.kind == "look":
-            continue
-        rest = () if call.kind == "plan" else (train, hyper, step_inputs(plan, call))
-        found = programs.ahead(call.kind, call.spec, shapes, *rest, donate=donate)
-        need = fits(found)
-        if call.trained:
-            need = fits(*_later(plan, call, found, memory.size_of(shapes.params)))
-            break
-    due = plan.measured_step(at.measured)
-    if observer is not None and due is not None and due < plan.steps:
-        need = fits(programs.ahead("look", (observer, sizes.unit), shapes, train))
-    for name in evaluated:
-        need = fits(programs.ahead("evaluate", eval_batch_size, shapes.variables, splits[name]))
-    return need
-
-
-def _later(plan: RunPlan, call: Dispatch, found: Temporary | None, gradient: int) -> Iterator[Temporary]:
-    """Estimates of the training programs after the first where they take more: larger batches, or more of them kept."""
-
-    def differentiated(trim: Trim | None, batch_size: int) -> int:
-        # The other paths run a whole batch through both passes.
-        return trim.capacity if trim is not None and trim.path == "gather" else batch_size
-
-    if found is None:
-        return
-    now = differentiated(call.spec.trim, plan.stages[call.stage].sizes.batch_size)
-    for index in range(call.stage, len(plan.stages)):
-        stage, began = plan.stages[index], plan.start_of(index)[1]
-        size, trims = stage.sizes.batch_size, {None}
-        if plan.trimming is not None and stage.trims is not None:
-            epochs = range(math.floor(began), math.ceil(began + stage.epochs))
-            keeps = {plan.trimming.keep_count(epoch, math.ceil(plan.epochs), size) for epoch in epochs}
-            trims = {stage.trims.trim(keep) for keep in keeps}
-        most = max(differentiated(trim, size) for trim in trims)
-        if most > now:
-            yield memory.scaled(found, gradient, most / now, f"later training, of {most} samples at a time,")
 
 
 # Bounded: executables live as long as what holds them.
@@ -266,8 +232,9 @@ def lowerable(
     """Every program of a run as {name: (function, arguments)}, for `jax.jit(function).lower(*arguments)` anywhere.
 
     Arguments are shapes and dtypes: nothing is computed (but for what trimming tries out) and no device is needed.
-    Names are such as "init", "rounds first 1x9", "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and
-    "predict"; of trimmed programs and later stages with what tells them apart.
+    Of a controlled batch plan they are those of its first size. Names are such as "init", "rounds first 1x9",
+    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and "predict"; of trimmed programs and later stages with
+    what tells them apart.
 
     Args:
         config: a `TrainConfig`.

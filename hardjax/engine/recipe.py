@@ -7,12 +7,14 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from hardjax import _by_name
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, first_line, shown
 from hardjax.choose import losses, trimming
 from hardjax.choose.batch_plan import BatchPlan, Span, rate_scale, steps_of
 from hardjax.choose.selection import AllBatches
@@ -20,7 +22,7 @@ from hardjax.choose.trimming import TrimPlan
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import resolve
 from hardjax.engine.optimizers import Hyper
-from hardjax.engine.plan import RunPlan, Stage
+from hardjax.engine.stages import RunPlan, Stage
 from hardjax.engine.state import Recipe, Sizes, TrainData
 from hardjax.engine.trials import trim_paths
 from hardjax.models import named, zoo
@@ -127,8 +129,10 @@ def make_run_plan(
     selection, spans = config.selection, _spans(config)
     steps = steps_of(spans, recipe.num_samples)
     # Steps, visits and drops are int32 on the device.
-    if sum(steps) >= 2**31:
-        raise Refusal(f"Expected epochs={config.epochs} to be fewer than 2^31 steps in all, got {sum(steps)}.")
+    # A controller may go down to its least size.
+    most = max(sum(steps), *(sum(steps_of([span], recipe.num_samples)) for span in _ladder(config, recipe)), 0)
+    if most >= 2**31:
+        raise Refusal(f"Expected epochs={config.epochs} to be fewer than 2^31 steps in all, got {most}.")
     paths = None if config.trimming is None else trim_paths(recipe)
 
     def trims(size: int) -> TrimPlan | None:
@@ -143,9 +147,13 @@ def make_run_plan(
             isolated=paths.isolated,
         )
 
-    stages = [_stage(config, recipe, span, count, trims(span.size)) for span, count in zip(spans, steps, strict=True)]
+    def stage(span: Span, count: int, before: Span | None) -> Stage:
+        anew = before is None or before.size != span.size
+        return _stage(config, recipe, span, count, trims(span.size), anew)
+
+    before = [None, *spans[:-1]]
     return RunPlan(
-        stages=tuple(stages),
+        stages=tuple(stage(*found) for found in zip(spans, steps, before, strict=True)),
         selection=selection,
         schedule=config.schedule,
         trimming=config.trimming,
@@ -154,10 +162,34 @@ def make_run_plan(
         test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
         bound_by_time=bound_by_time,
+        control_every=None if config.batch_plan is None else config.batch_plan.every,
+        ladder=tuple(stage(span, *steps_of([span], recipe.num_samples), None) for span in _ladder(config, recipe)),
     )
 
 
-def _stage(config: Any, recipe: Recipe, span: Span, steps: int, trims: TrimPlan | None) -> Stage:
+def _ladder(config: Any, recipe: Recipe) -> list[Span]:
+    """The whole training at each size that a controller may choose; empty without one.
+
+    Raises:
+        ValueError: a strategy that makes no table of one of these sizes.
+    """
+    controller = None if config.batch_plan is None else config.batch_plan.controller
+    sizes = () if controller is None else controller.sizes
+    for size in sizes:
+        slots = -(-recipe.num_samples // size) if config.selection.unit == "batch" else recipe.num_samples
+        try:
+            shape = jax.eval_shape(lambda slots=slots: config.selection.init(slots)).shape
+        except (TypeError, ValueError) as error:
+            shape = first_line(error)
+        if shape[:1] != (slots,):
+            raise Refusal(
+                f"Expected a selection that makes its table anew at every size of batch_plan="
+                f"{config.batch_plan.title!r}; {shown(config.selection)} gives {shape} for {slots} slots."
+            )
+    return [Span(Fraction(config.epochs), size) for size in sizes]
+
+
+def _stage(config: Any, recipe: Recipe, span: Span, steps: int, trims: TrimPlan | None, anew: bool) -> Stage:
     size, num_batches, selection = span.size, -(-recipe.num_samples // span.size), config.selection
     if steps < 1:
         raise Refusal(
@@ -174,13 +206,18 @@ def _stage(config: Any, recipe: Recipe, span: Span, steps: int, trims: TrimPlan 
         epochs=span.epochs,
         steps=steps,
         round_steps=round_steps,
-        learning_rate=config.peak_learning_rate * scale,
+        # In this order, as a controller's changes are made: a product is rounded by its order.
+        learning_rate=config.peak_learning_rate * scale * span.rate,
         trims=trims,
+        anew=anew,
     )
 
 
 def batch_sizes(config: Any) -> tuple[int, ...]:
-    """Of the stages of a run, in order; neighbours of one size are one stage."""
+    """Of the stages of a run, in order, neighbours of one size and rate as one; under a controller all that may come,
+    the first one first."""
+    if config.batch_plan is not None and config.batch_plan.controller is not None:
+        return config.batch_plan.sizes
     return tuple(span.size for span in _spans(config))
 
 

@@ -23,7 +23,7 @@ from hardjax.fisher.observe import FisherMeasure, derive, trajectory_of
 from hardjax.study.beacons import TOLERANCES, Trail
 from hardjax.training import checkpoint, files, lines, lock, record, spectra
 from hardjax.training.probe import check_observer
-from hardjax.training.resume import check_network, shapes_of
+from hardjax.training.resume import check_network, placed, shapes_of
 from hardjax.training.setting import Setting, prepare
 
 
@@ -101,6 +101,7 @@ def measure_run(
         setting = prepare(config, dataset, model, Performance(gram_chunk=gram_chunk))
         kept, state = checkpoint.newest(folder, lambda one: shapes_of(setting, one))
         check_network(folder, kept, setting)
+        setting = placed(setting, kept)
         rows = rows or (config.measure.rows if config.measure else "contribution")
         final = _measure_state(setting, state, FisherMeasure(rows=rows, tolerance=tolerance), batches, float64)
     return Report(

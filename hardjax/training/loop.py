@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,11 +14,22 @@ from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rat
 from hardjax.engine.state import TrainState
 from hardjax.fisher import memory
 from hardjax.training import resume
+from hardjax.training.ahead import Compiler
+from hardjax.training.control import Decider, change_of
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
 from hardjax.training.setting import DISPATCH_SECONDS, LEAST_BOUND, Setting
 from hardjax.training.signals import Asked
+
+
+class _Window(NamedTuple):
+    """Seconds of the clock, of waiting for programs and of compiling, and back-propagations done, at one moment."""
+
+    started: float
+    waited: float
+    compiled: float
+    backprops: int
 
 
 class Loop:
@@ -35,6 +46,8 @@ class Loop:
         folder: for the record; None keeps it in memory alone.
         saver: writes checkpoints, or None.
         start: where a run that was cut short goes on, or None.
+        waited: `wait_seconds` of its programs when the run began.
+        compiler: compiles for later stages, or None.
     """
 
     def __init__(
@@ -45,25 +58,34 @@ class Loop:
         folder: Path | None = None,
         saver: Saver | None = None,
         start: Start | None = None,
+        waited: float = 0.0,
+        compiler: Compiler | None = None,
     ) -> None:
-        self.setting, self.bar, self.saver = setting, bar, saver
-        self.plan = setting.plan
+        self.setting, self.bar, self.saver, self._compiler = setting, bar, saver, compiler
         self.position = Position() if start is None else start.position
+        self.plan = setting.plan.following(self.position.decided)
+        self._decider = Decider(setting)
         self.seconds = 0.0 if start is None else start.seconds
         self.resumed_at = () if start is None else start.resumed_at
         self.state = setting.init_state() if start is None else start.state
-        self.record = Record(setting.plan, folder)
+        self.record = Record(self.plan, folder)
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
+        self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
-        # Clock, compile seconds and back-propagations when the device was last set going.
-        self._window: tuple[float, float, int] | None = None
+        # What the clocks showed when the device was last set going.
+        self._window: _Window | None = None
 
     @property
     def compile_seconds(self) -> float:
         """Of this run, what was compiled for it before it was cut short included."""
         return self._compiled + self.setting.programs.compile_seconds
+
+    @property
+    def compile_wait_seconds(self) -> float:
+        """Of this run, what it stood still for because a program was not ready."""
+        return self._waited + self.setting.programs.wait_seconds
 
     def go(self, asked: Asked) -> str:
         """Train to the end; returns why it ended."""
@@ -74,9 +96,13 @@ class Loop:
             if dispatch.test:
                 self._test()
                 facts = Facts(self._reason_to_stop())
+            if dispatch.control and facts.stop is None:
+                self._control()
             elif first and self._window is not None and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
+            if self._compiler is not None:
+                self._compiler.follow(self.plan, self.position)
             over = facts.stop is not None or self.position.backprops == self.plan.steps
             if asked and not over:
                 self._drain()
@@ -104,6 +130,7 @@ class Loop:
             record=self.record.marks(),
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
+            compile_wait_seconds=self.compile_wait_seconds,
             resumed_at=list(self.resumed_at),
             end=end,
             # A step that was skipped left nothing behind.
@@ -116,14 +143,16 @@ class Loop:
         programs, donate = self.setting.programs, self.setting.performance.donate
         train, hyper = self.setting.splits["train"], self.setting.hyper
         if self._window is None:
-            self._window = (time.perf_counter(), programs.compile_seconds, self.position.backprops)
+            clocks = time.perf_counter(), programs.wait_seconds, programs.compile_seconds
+            self._window = _Window(*clocks, self.position.backprops)
         report = None
-        if dispatch.stage != self.plan.state_stage(dispatch.before):
-            self.state = self.setting.restage(self.state, dispatch.stage)
+        stage = self.plan.stages[dispatch.stage]
+        if stage.anew and dispatch.stage != self.plan.state_stage(dispatch.before):
+            self.state = self.setting.restage(self.state, stage.sizes)
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
-            unit, observer = self.setting.sizes.unit, self.setting.observer
+            unit, observer = stage.sizes.unit, self.setting.observer
             assert observer is not None
             with self._explained_memory():
                 report = programs.look(observer, unit, self.state, train)
@@ -155,17 +184,27 @@ class Loop:
         self.bar.update(epoch, float(info.loss.mean()), None if info.top1 is None else 100 * float(info.top1.mean()))
 
     def _spent(self) -> float:
-        """Seconds of training since the device was last set going, compilation aside."""
+        """Seconds of training since the device was last set going, waiting for programs aside."""
         assert self._window is not None
-        started, compiled, _ = self._window
-        return time.perf_counter() - started - (self.setting.programs.compile_seconds - compiled)
+        waited = self.setting.programs.wait_seconds - self._window.waited
+        return time.perf_counter() - self._window.started - waited
+
+    def _compiled_aside(self) -> bool:
+        """Whether anything was compiled, and not waited for, since the device was last set going."""
+        assert self._window is not None
+        programs = self.setting.programs
+        return programs.compile_seconds - self._window.compiled > programs.wait_seconds - self._window.waited
 
     def _rebound(self, spent: float) -> None:
         """Fewer steps a dispatch where they take much longer than was expected of the network."""
-        if self.setting.performance.steps_per_dispatch is not None:
+        performance = self.setting.performance
+        if performance.steps_per_dispatch is not None or performance.compile_ahead == "first":
             return
         assert self._window is not None
-        affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window[2]) / max(spent, 1e-9))
+        # Beside a compiler steps are slower than they will be.
+        if self._compiler is not None and (self._compiler.busy or self._compiled_aside()):
+            return
+        affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window.backprops) / max(spent, 1e-9))
         # Never upwards, and down only by much: another bound is another set of programs to compile.
         index = self.plan.stage_of(max(0, self.position.backprops - 1))
         share = affordable / self.plan.bound_of(index)
@@ -192,6 +231,15 @@ class Loop:
         size = self.plan.batch_size(self.position.backprops)
         entry = self.record.tested(**entry, batch_size=size, skipped=skipped, seconds=self.seconds)
         self.bar.tested(entry)
+
+    def _control(self) -> None:
+        """A decision of the controller: written down, and followed from here on."""
+        self._drain()
+        line = self._decider.decide(self.plan, self.position, self.record.spectra, self.record.decisions)
+        if (change := change_of(line)) is not None:
+            self.position = dataclasses.replace(self.position, decided=(*self.position.decided, change))
+            self.plan = self.plan.following(self.position.decided)
+        self.record.decided(line, self.plan)
 
     def _reason_to_stop(self) -> str | None:
         """Whether the run should end here, at something that is not finite."""

@@ -5,6 +5,7 @@ each belongs to it. What stands in no file yet (the round under way, means since
 beside the checkpoint.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from hardjax.engine.rounds import RoundInfo
 from hardjax.training import lines, spectra
 from hardjax.training.lines import LineFile, Mark
 
-HISTORY, ROUNDS = "history.jsonl", "rounds.jsonl"
-FILES = (HISTORY, ROUNDS, spectra.FILE)
+HISTORY, ROUNDS, DECISIONS = "history.jsonl", "rounds.jsonl", "decisions.jsonl"
+FILES = (HISTORY, ROUNDS, spectra.FILE, DECISIONS)
 
 FIELDS = (
     "epoch",
@@ -107,6 +108,7 @@ class Record:
     Attributes:
         history: of test points.
         spectra: measured so far.
+        decisions: of a controller, in order, as JSON.
         bad_steps: steps whose loss or gradient was not finite (of `on_nan="record"`: whose loss was not).
         first_bad: back-propagations done before the first of them, or None.
         never_finite: batches of the first round whose loss was not finite.
@@ -115,6 +117,7 @@ class Record:
     def __init__(self, plan: RunPlan, folder: Path | None = None) -> None:
         self.history = History()
         self.spectra = spectra.Spectra(plan.measure_every or 1)
+        self.decisions: list[dict[str, Any]] = []
         self.bad_steps, self.never_finite = 0, 0
         self.first_bad: int | None = None
         self._plan = plan
@@ -154,6 +157,13 @@ class Record:
         rate = learning_rate(self._plan, step)
         self.spectra.add(step, float(self._plan.epoch(step)), rate, values, mean_entry, int(slot))
 
+    def decided(self, line: dict[str, Any], plan: RunPlan) -> None:
+        """A decision of the controller, and the plan as it is from there on."""
+        self._plan = plan
+        self.decisions.append(json.loads(lines.encode(line)))  # as it is read again: without NaN
+        if self._files is not None:
+            self._files[DECISIONS].append(line)
+
     def tested(self, **entry: Any) -> dict[str, Any]:
         """A test point: its entry with the means since the last one, written down."""
         means = {name: found.mean for name, found in self._sums.items()}
@@ -191,10 +201,12 @@ class Record:
         for name, mark in kept.items():
             if not lines.cut(folder / name, mark):
                 raise Refusal(f"{name} in {str(folder)!r} is not as it was when the checkpoint was written.")
-        self._files = {name: LineFile(folder / name, kept[name]) for name in FILES}
+        # Before there were controllers a record had no decisions.
+        self._files = {name: LineFile(folder / name, kept.get(name, Mark())) for name in FILES}
         for entry in lines.read_lines(folder / HISTORY):
             self.history.add(**entry)
         self.spectra.restore(lines.read_lines(folder / spectra.FILE))
+        self.decisions = lines.read_lines(folder / DECISIONS)
         rounds = [lines.unpack(row["counts"]) for row in lines.read_lines(folder / ROUNDS)]
         self._rounds = None if self._rounds is None else rounds
         self._written = {spectra.FILE: len(self.spectra), ROUNDS: len(rounds)}

@@ -33,7 +33,7 @@ class Start:
         state: on the device.
         position: for `next_dispatch`.
         record: for `Record.restore`.
-        seconds, compile_seconds: of training and of compiling so far.
+        seconds, compile_seconds, compile_wait_seconds: of training, of compiling and of waiting for it so far.
         resumed_at: back-propagations at which it was gone on with, this time included.
         end: why the run ended; None where it did not.
     """
@@ -43,6 +43,7 @@ class Start:
     record: Mapping[str, Any]
     seconds: float
     compile_seconds: float
+    compile_wait_seconds: float
     resumed_at: tuple[int, ...]
     end: str | None
 
@@ -78,6 +79,8 @@ def find(folder: Path, setting: Setting) -> Start | None:
         record=facts["record"],
         seconds=facts["seconds"],
         compile_seconds=facts["compile_seconds"],
+        # Before there was a thread for it, all compiling was waited for.
+        compile_wait_seconds=facts.get("compile_wait_seconds", facts["compile_seconds"]),
         resumed_at=resumed if ended else (*resumed, position.backprops),
         end=facts["end"],
     )
@@ -86,6 +89,12 @@ def find(folder: Path, setting: Setting) -> Start | None:
 def shapes_of(setting: Setting, one: Kept) -> TrainState:
     """Of the state that a checkpoint holds; of one without its place in the run that of the beginning."""
     return setting.state_shapes(Position(**one.facts["position"]) if "position" in one.facts else Position())
+
+
+def placed(setting: Setting, one: Kept) -> Setting:
+    """The setting with what a controller had decided by a checkpoint."""
+    decided = Position(**one.facts["position"]).decided if "position" in one.facts else ()
+    return dataclasses.replace(setting, plan=setting.plan.following(decided))
 
 
 def identity(setting: Setting) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines
 from hardjax.training import resume as resuming
+from hardjax.training.ahead import Compiler
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.loop import Loop
 from hardjax.training.progress import ProgressBar, Silent
@@ -41,6 +42,8 @@ class RunResult:
         replay_counts: (N,) or (n,) times each slot was trained.
         drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
         measurements: field -> (measurements, ...) of the spectra measured, see `fisher.derive`; empty without.
+        decisions: lines of decisions.jsonl, of a controller of the batch size; `batch_plan.replayed` makes the plan of
+            them that trains to the same bits.
     """
 
     config: TrainConfig
@@ -51,6 +54,7 @@ class RunResult:
     replay_counts: np.ndarray = field(repr=False)
     drop_counts: np.ndarray = field(repr=False)
     measurements: dict[str, np.ndarray] = field(repr=False)
+    decisions: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def run(
@@ -128,7 +132,7 @@ def train(
     # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
     check_output(output, overwrite, resume)
-    compiled = setting.programs.compile_seconds
+    compiled, waited = setting.programs.compile_seconds, setting.programs.wait_seconds
     with ExitStack() as held:
         folder, start, saver = None, None, None
         if output is not None:
@@ -156,7 +160,9 @@ def train(
                 _begin(folder, plain, resume, start)
             if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
-            loop = Loop(setting, bar, compiled, folder, saver, start)
+            background = setting.performance.compile_ahead == "background"
+            compiler = held.enter_context(Compiler(setting)) if background else None
+            loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler)
             end = loop.go(asked)
         result = _result(setting, loop, end, asked.signal)
         if folder is not None and saver is not None and (keep or end == "interrupted"):
@@ -198,7 +204,7 @@ def _told(folder: Path, result: RunResult) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     here = json.loads(lines.encode(result.summary))
-    where = ("compile_seconds", "interrupted", "signal", *files.environment())
+    where = ("compile_seconds", "compile_wait_seconds", "interrupted", "signal", *files.environment())
     return isinstance(there, dict) and all(there.get(name) == here[name] for name in here if name not in where)
 
 
@@ -222,6 +228,7 @@ def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None
         replay_counts=np.asarray(loop.state.visits),
         drop_counts=np.asarray(loop.state.drops),
         measurements=record.spectra.derived(measure.tolerance) if measure else {},
+        decisions=record.decisions,
     )
 
 
@@ -250,6 +257,7 @@ def _summarise(setting: Setting, loop: Loop) -> dict[str, Any]:
         "seconds_per_step": loop.seconds / done if done else float("nan"),
         "train_seconds": loop.seconds,
         "compile_seconds": loop.compile_seconds,
+        "compile_wait_seconds": loop.compile_wait_seconds,
         **{f"final_{name}": last[name] for name in ("test_top1", "test_loss", "full_train_top1", "full_train_loss")},
         "diverged": bool(entries) and not np.isfinite(last["test_loss"]),
         "bad_steps": loop.record.bad_steps,

@@ -1,7 +1,7 @@
 """What a run needs before its first step: configuration, data on the device, model and programs, checked together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from jax import Array
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
+from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
-from hardjax.engine.programs import Programs, compile_run, programs_for
+from hardjax.engine.programs import Programs, programs_for
 from hardjax.engine.recipe import (
     batch_sizes,
     functions_named,
@@ -79,7 +80,8 @@ class Setting:
 
     def state_shapes(self, at: Position = _START) -> TrainState:
         """The state as shapes and dtypes, where a run stands; nothing is computed."""
-        sizes = self.plan.stages[self.plan.state_stage(at)].sizes
+        plan = self.plan.following(at.decided)
+        sizes = plan.stages[plan.state_stage(at)].sizes
         return self.programs.state_shapes(sizes, self.hyper, jax.eval_shape(lambda: self._empty_table(sizes)))
 
     def init_state(self) -> TrainState:
@@ -90,16 +92,15 @@ class Setting:
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
         return replace(state, **given)
 
-    def restage(self, state: TrainState, index: int) -> TrainState:
-        """The state as a stage begins with it."""
-        sizes = self.plan.stages[index].sizes
+    def restage(self, state: TrainState, sizes: Sizes) -> TrainState:
+        """The state as a stage of these sizes begins with it."""
         return self.programs.restage(sizes, state, self._empty_table(sizes))
 
     def _empty_table(self, sizes: Sizes) -> Array:
         return self.config.selection.init(table_slots(self.recipe, sizes))
 
     def compile(self, saved: bool, at: Position = _START, state: TrainState | None = None) -> Need:
-        """Compile what the run begins with, before anything is allocated for it; see `engine.programs.compile_run`.
+        """Compile what the run begins with, before anything is allocated for it; see `engine.ahead.compile_run`.
 
         Raises:
             OutOfMemory: the device has no room for the run.
@@ -115,9 +116,15 @@ class Setting:
             eval_batch_size=self.performance.eval_batch_size,
             donate=self.performance.donate,
             saved=saved,
+            everything=self.performance.compile_ahead == "first",
             at=at,
             state=state,
         )
+
+    def stage_programs(self, plan: RunPlan, index: int) -> Iterator[Wanted]:
+        """What a stage asks for from its beginning on, see `engine.ahead.stage_programs`."""
+        train, observer, donate = self.splits["train"], self.observer, self.performance.donate
+        return stage_programs(self.programs, plan, index, self.hyper, train, observer=observer, donate=donate)
 
 
 def prepare(
@@ -144,6 +151,11 @@ def prepare(
     ):
         if given is not None and not isinstance(given, kind):
             raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
+    if performance.compile_ahead == "first" and config.batch_plan is not None and config.batch_plan.controller:
+        raise Refusal(
+            "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not known"
+            " before it trains."
+        )
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:

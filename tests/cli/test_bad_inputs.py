@@ -398,6 +398,7 @@ COMMANDS = {
     "trimming to 0": ("train --trim-end 0", "end=0.0 in (0, 1]"),
     "trimming upwards": ("train --trim-end 0.8 --trim-start 0.5", "end=0.8 to be at most start=0.5"),
     "trimming single samples": ("train --trim-end 0.5 --batch-size 1", "batch_size=1 to be at least 2"),
+    "batch size beside a plan": ("train --batch-size 128 --batch-plan 16-32", "Give --batch-size 128 or --batch-plan"),
     "methods on single samples": ("compare --methods trimmed --batch-size 1", "batch_size=1 to be at least 2 with tr"),
     "a frame too small": ("train --frame 4", "frame=4 to hold images of 8x8"),
     "an image too large": ("train --resize 100000", "resize=100000 to be at most 2^14"),

@@ -14,9 +14,10 @@ from hardjax._validate import OutOfMemory
 from hardjax.choose.selection import HardBatches
 from hardjax.choose.trimming import Trimming
 from hardjax.engine import memory
+from hardjax.engine.ahead import _later
 from hardjax.engine.memory import Need, Temporary, refusal
 from hardjax.engine.plan import dispatches
-from hardjax.engine.programs import Programs, _later, programs_for
+from hardjax.engine.programs import Programs, programs_for
 from hardjax.fisher import FisherMeasure
 from hardjax.training.setting import prepare
 

@@ -14,9 +14,11 @@ EXACT = [
     {"donate": False},
     {"save_every": 1},
     {"checkpoint_gigabytes": 1.0},
+    {"compile_ahead": "off"},
+    {"compile_ahead": "first"},
 ]
 ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}]
-TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds"}
+TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds", "compile_wait_seconds"}
 
 
 def test_every_performance_setting_is_marked_and_tried():

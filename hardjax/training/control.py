@@ -1,0 +1,63 @@
+"""What a controller of the batch size is told of a run under way, from its record alone, and what it says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hardjax.choose import control
+from hardjax.choose.control import Decision, Measured
+from hardjax.engine.stages import Change, Position, RunPlan
+from hardjax.fisher import measures, trajectory
+from hardjax.training.setting import Setting
+from hardjax.training.spectra import Spectra
+
+
+class Decider:
+    """Decides at control points. What was read of a spectrum is kept, and can be read again from the record: a run that
+    goes on decides as if it had never been cut short."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._measured: list[Measured] = []
+
+    def decide(
+        self, plan: RunPlan, at: Position, spectra: Spectra, decisions: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """The line of a decision, see `control.entry`.
+
+        Args:
+            spectra: measured so far.
+            decisions: lines so far.
+        """
+        controller = self._setting.config.batch_plan.controller
+        arrays = spectra.arrays()
+        self._read(arrays)
+        last = decisions[-1]["backprops"] if decisions else 0
+        since = int(np.searchsorted(arrays["step"], last))
+        epoch, size = int(plan.epoch(at.backprops)), plan.batch_size(at.backprops)
+        seen = control.see(controller, self._measured, since, epoch, size, plan.share_of_rate)
+        return control.entry(controller, seen, control.decide(controller, seen), at.backprops, int(plan.epochs))
+
+    def _read(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Measurements that are new."""
+        new = slice(len(self._measured), None)
+        values, rates, sizes, entries, steps = (
+            arrays[name][new] for name in ("eigenvalues", "learning_rate", "batch_size", "mean_entry", "stands_for")
+        )
+        path = trajectory(values, rates, sizes, tolerance=self._setting.config.measure.tolerance)
+        for row, (size, entry, stood) in enumerate(zip(sizes, entries, steps, strict=True)):
+            # Both follow from the trace: given as the only eigenvalue, one compiled program serves every batch size.
+            trace = np.maximum(np.asarray(values[row][:size], np.float64), 0).sum(keepdims=True)
+            noise = measures(trace, float(rates[row]), float(size), mean_entry=float(entry))
+            num_batches = -(-self._setting.recipe.num_samples // size)
+            found = path.condition_number[row], path.energy[row], stood, stood / num_batches
+            self._measured.append(Measured(*map(float, (*found, noise.covariance, noise.signal))))
+
+
+def change_of(line: Mapping[str, Any]) -> Change | None:
+    """What a decision changed; None where everything stays."""
+    decision = Decision(*(line[name] for name in Decision._fields))
+    if decision.action == "keep":
+        return None
+    return Change(line["backprops"], decision.size, line["seen"]["rate"] * decision.rate_factor)
