@@ -1,11 +1,13 @@
 """Training-step time, compile time and memory of each network, and the ratio to PyTorch where it is installed.
 
-    python scripts/bench_models.py [--models resnet18 ...] [--batches 8 32] [--repeats 5] [--csv FILE]
+    python scripts/bench_models.py [--models resnet18 ...] [--batches 8 32] [--repeats 5] [--processor] [--csv FILE]
 
 A step is forward, backward and SGD with momentum, several in one compiled scan as in training, at the paper's image
 size. PyTorch (timm's networks, or scripts/torch_networks.py, channels-last, the same cores) takes turns with it in this
 one process; `ratio` is its median step time over ours, so above 1 is faster than PyTorch. `memory` is
-the peak that the compiled program states: arguments, results and temporaries.
+the peak that the compiled program states: arguments, results and temporaries. On a machine that others use, take one
+thread each (`OMP_NUM_THREADS=1`, `XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"`) and
+`--processor`.
 """
 
 import argparse
@@ -88,7 +90,7 @@ def torch_steps(name: str, batch: int) -> Callable[[], None] | None:
     return run
 
 
-def bench(name: str, batch: int, repeats: int) -> dict[str, object]:
+def bench(name: str, batch: int, repeats: int, clock: Callable[[], float]) -> dict[str, object]:
     run, compile_seconds, memory = jax_steps(name, batch)
     forms = {"ours": run, "torch": torch_steps(name, batch)}
     forms = {form: steps for form, steps in forms.items() if steps is not None}
@@ -99,9 +101,9 @@ def bench(name: str, batch: int, repeats: int) -> dict[str, object]:
         for form, steps in forms.items():
             time.sleep(0.3)  # the other form's idle threads may spin for a while
             steps()  # wakes this one's threads, fills the caches
-            started = time.perf_counter()
+            started = clock()
             steps()
-            times[form].append((time.perf_counter() - started) / STEPS)
+            times[form].append((clock() - started) / STEPS)
     medians = {form: statistics.median(values) for form, values in times.items()}
     return {
         "model": name,
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=models.names(), choices=models.names())
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processor", action="store_true", help="time of the processor, for a machine that others use")
     parser.add_argument("--csv", help="also write the rows here")
     options = parser.parse_args()
     try:
@@ -129,10 +132,11 @@ def main() -> None:
     except ImportError:
         print("PyTorch is not installed: no ratios.")
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
+    clock = time.process_time if options.processor else time.perf_counter
     rows = []
     for name in options.models:
         for batch in options.batches:
-            rows.append(bench(name, batch, options.repeats))
+            rows.append(bench(name, batch, options.repeats, clock))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items() if value is not None), flush=True)
     if options.csv:
         with open(options.csv, "w", newline="") as file:

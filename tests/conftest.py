@@ -7,6 +7,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("HARDJAX_TEST_PLATFORM", ""))
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import platforms
+
+os.environ.update(platforms.settings(os.environ))
+
 import jax
 import numpy as np
 import pytest
@@ -21,13 +25,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `tiers` names."""
+    """Mark what `tiers` names, skip what `platforms` does."""
     met = collections.Counter()
     for item in items:
         name = getattr(item, "originalname", item.name)
         met[name] += 1
         if met[name] > tiers.CASES_KEPT.get(name, met[name]):
             item.add_marker(pytest.mark.ci)
+        if reason := platforms.not_here(name):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

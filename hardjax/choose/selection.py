@@ -198,6 +198,12 @@ class _EverySample:
     update = staticmethod(update_table)
 
 
+def writes_at_once(selection: Planner) -> bool:
+    """Whether the losses of several steps may be written together: the slots of a round are distinct batches, and an
+    entry is the last loss. Of ours alone: one of somebody else's may train a batch twice, or weigh its losses."""
+    return type(selection) in (AllBatches, HardBatches, RandomBatches)
+
+
 STRATEGIES = {
     "all-batches": AllBatches,
     "hard-batches": HardBatches,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax.choose.losses import Loss
-from hardjax.choose.selection import Planner
+from hardjax.choose.selection import Planner, writes_at_once
 from hardjax.choose.trimming import Trim
 from hardjax.data.augment import Moves, draw_moves, fetch, prepare
 from hardjax.engine.optimizers import Hyper
@@ -114,6 +114,7 @@ def make_segment(
     The scan has a static length: on a GPU a loop of unknown length reads its predicate back at every iteration.
     """
     selection, run_step = spec.selection, make_step(recipe, spec.trim)
+    at_once = writes_at_once(selection)
 
     def train_batch(state: TrainState, data: TrainData, hyper: Hyper, row: tuple) -> tuple[TrainState, tuple]:
         indices, slots, inputs, moves = row
@@ -122,11 +123,15 @@ def make_segment(
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         with jax.named_scope("loss"):
             loss = info.losses.mean()
-        with jax.named_scope("selection"):
-            table = selection.update(state.table, slots, loss if selection.unit == "batch" else info.losses)
-        with jax.named_scope("loss"):
             top1 = None if info.correct is None else info.correct.mean()
-        return replace(state, table=table), (loss, top1, *_trim_row(info, inputs.keep), info.bad)
+        if not at_once:
+            state = write(state, slots, loss if selection.unit == "batch" else info.losses)
+        kept_loss, dropped_loss, kept = _trim_row(info, inputs.keep)
+        return state, (_as_row(loss, top1, kept_loss, dropped_loss), kept, info.bad)
+
+    @jax.named_scope("selection")
+    def write(state: TrainState, slots: Array, losses: Array) -> TrainState:
+        return replace(state, table=selection.update(state.table, slots, losses))
 
     def segment(state: TrainState, data: TrainData, hyper: Hyper, inputs: StepInputs) -> tuple[TrainState, RoundInfo]:
         with jax.default_matmul_precision(recipe.precision):
@@ -140,12 +145,15 @@ def make_segment(
                 # 20): that is why the zoo brings convolutions of its own (`models.ops`).
                 return lax.scan(lambda state, row: train_batch(state, data, hyper, row), state, rows)
 
-            # On CPU alone: there the bits of a cut run are promised, and elsewhere the loop's predicate would be read
-            # back.
-            alone = spec.steps == 1 and jax.default_backend() == "cpu"
-            moves = _draw_moves(recipe, state, schedule)
-            trained = (_kept_as_loop if alone else _run)(scan, state, (schedule, slots, inputs, moves))
-        state, (loss, top1, kept_loss, dropped_loss, kept, bad) = trained
+            rows = schedule, slots, inputs, _draw_moves(recipe, state, schedule)
+            trained = _kept_as_loop(scan, state, rows) if spec.steps == 1 else scan(state, rows)
+        state, (figures, kept, bad) = trained
+        loss, *rest = jnp.unstack(figures, axis=1)
+        kept_loss, dropped_loss = (None, None) if spec.trim is None else rest[-2:]
+        top1 = rest[0] if len(rest) % 2 else None
+        # Nothing reads the table before the next round is planned; in every step it would be a launch.
+        if at_once:
+            state = write(state, slots, loss)
         info = RoundInfo(loss, top1, slots, kept_loss, dropped_loss, bad)
         return _counted(state, spec.steps, slots, schedule, kept), info
 
@@ -203,8 +211,8 @@ def _load(recipe: Recipe, data: TrainData, indices: Array, moves: Moves) -> Batc
     pixels = fetch(data.images, data.where(indices), recipe.augmentation, moves)
     # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
     # out of the loop, it would not.
-    pixels, mean, std, moves = lax.optimization_barrier((pixels, data.mean, data.std, moves))
-    images = lax.optimization_barrier(prepare(pixels, mean, std, recipe.augmentation, moves))
+    pixels, mean, std, moves = _closed_off((pixels, data.mean, data.std, moves))
+    images = _closed_off(prepare(pixels, mean, std, recipe.augmentation, moves))
     return Batch(images, data.labels[indices])
 
 
@@ -221,6 +229,12 @@ def _draw_moves(recipe: Recipe, state: TrainState, schedule: Array) -> Moves:
     alike = "threefry" in str(jax.random.key_impl(state.key))
     each = jax.vmap(of_step) if alike else lambda numbers: lax.map(of_step, numbers)
     return each(state.step + jnp.arange(steps))
+
+
+@jax.named_scope("loss")
+def _as_row(*figures: Array | None) -> Array:
+    """The figures that there are, float32: what a step reports is one launch, not one a figure."""
+    return jnp.stack([figure.astype(jnp.float32) for figure in figures if figure is not None])
 
 
 @jax.named_scope("counts")
@@ -246,19 +260,23 @@ def _trim_row(info: StepInfo, keep: Array) -> tuple:
     return kept, dropped, info.kept.astype(jnp.int32)
 
 
-def _run(scan: Callable, state: TrainState, rows: tuple) -> tuple:
-    return scan(state, rows)
+def _closed_off(values: Any) -> Any:
+    """The same values, of which the compiler for CPU knows nothing: there equal bits are promised, elsewhere it would
+    be a launch of every step."""
+    # By the platform that a program is lowered for, not the one that traces.
+    return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda values: values)
 
 
 def _kept_as_loop(scan: Callable, state: TrainState, rows: tuple) -> tuple:
     """`scan(state, rows)` of one row in a loop that the compiler does not dissolve.
 
     XLA turns a loop of one iteration into straight code: convolutions then take another path, the step is fused with
-    its surroundings, and it rounds otherwise than as a part of a longer segment.
+    its surroundings, and it rounds otherwise than as a part of a longer segment. On CPU alone: there the bits of a cut
+    run are promised, and elsewhere the host would read the loop's predicate back.
     """
     shapes = jax.eval_shape(scan, state, rows)[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    once = lax.optimization_barrier(jnp.int32(1))
+    once = _closed_off(jnp.int32(1))
 
     def body(i: Array, carry: tuple) -> tuple:
         return scan(carry[0], jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1), rows))

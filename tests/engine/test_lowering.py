@@ -53,6 +53,16 @@ def test_every_program_lowers_for_every_platform(tiny, run):
             assert "callback" not in text, name
 
 
+def test_what_keeps_bits_on_a_cpu_costs_a_gpu_nothing(tiny):
+    """Barriers around a batch would be a launch of every step; a loop around a single step has its predicate read."""
+    programs = lowerable(config(**WIDE, augmentation="standard"), tiny, bound=1)
+    (name,) = (name for name in programs if name.startswith("segment"))
+    programs = {name: programs[name]}
+    assert "optimization_barrier" in dict(lowered(programs, "cpu"))[name]  # negative control
+    for platform in PLATFORMS:
+        assert "optimization_barrier" not in dict(lowered(programs, platform))[name], platform
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("network", NETWORKS)
 def test_forms_for_cpu_stay_there(network):

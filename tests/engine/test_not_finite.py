@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import zoo
+from platforms import near
 
 import hardjax as hj
 from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, RandomBatches
@@ -97,10 +98,12 @@ def test_skipping_equals_a_loop_by_hand_that_leaves_the_bad_steps_out(tiny, opti
                 first,
                 second,
             )
-    chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=2e-6)
+    chex.assert_trees_all_close(state.params, params, **near(rtol=1e-4, atol=2e-6))
     kept = dict(trace=first) if optimizer == "momentum" else dict(mu=first, nu=second)
     for name, expected in kept.items():
-        chex.assert_trees_all_close(optax.tree_utils.tree_get(state.opt_state, name), expected, rtol=1e-4, atol=2e-6)
+        chex.assert_trees_all_close(
+            optax.tree_utils.tree_get(state.opt_state, name), expected, **near(rtol=1e-4, atol=2e-6)
+        )
     if optimizer == "adam":
         assert optax.tree_utils.tree_get(state.opt_state, "count") == count == 8
 
@@ -199,7 +202,7 @@ def test_skipping_equals_single_steps_that_leave_the_bad_ones_out(tiny, network,
     # Dropped at random, the sample may do no harm; the hardest are the ones that are not finite.
     assert set(np.flatnonzero(bad)) == {where} or (trim and keep == "random" and not any(bad))
     for name in ("params", "opt_state", "batch_stats"):
-        chex.assert_trees_all_close(getattr(state, name), getattr(expected, name), rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(getattr(state, name), getattr(expected, name), **near(rtol=1e-3, atol=1e-5))
     assert int(state.step) == 9 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.batch_stats))
 
 
@@ -263,9 +266,9 @@ def test_where_no_step_is_bad_all_three_train_alike(tiny, network, trimming):
     (recorded, before), *others = ended
     for state, info in others:
         assert not info.bad.any()
-        np.testing.assert_allclose(info.loss, before.loss, rtol=1e-6)
+        np.testing.assert_allclose(info.loss, before.loss, **near(rtol=1e-6))
         for name in ("params", "opt_state", "batch_stats"):
-            chex.assert_trees_all_close(getattr(state, name), getattr(recorded, name), rtol=1e-6, atol=1e-6)
+            chex.assert_trees_all_close(getattr(state, name), getattr(recorded, name), **near(rtol=1e-6, atol=1e-6))
 
 
 @pytest.mark.ci
@@ -282,9 +285,10 @@ def test_a_program_that_records_looks_at_nothing(tiny):
         selects = sum(eqn.primitive.name == "select_n" for eqn in _equations(traced.jaxpr))
         found[on_nan] = sorted(tests), selects, shapes.bad is not None
     leaves = [leaf.shape for leaf in jax.tree.leaves(setting.init_state().params)]
-    assert found["record"][0] == [(), (8,)] and not found["record"][2]
+    # Of the table the four losses of the segment, at its end.
+    assert found["record"][0] == [(4,), (8,)] and not found["record"][2]
     # The mean loss, and each gradient once.
-    assert found["stop"] == (sorted([(), (8,), (), *leaves]), found["record"][1], True)
+    assert found["stop"] == (sorted([(), (4,), (8,), *leaves]), found["record"][1], True)
     # One choice for each array that a bad step must leave alone: parameters and momentum.
     assert found["skip-step"] == (found["stop"][0], found["record"][1] + 2 * len(leaves), True)
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from platforms import near
 
 import hardjax as hj
 from hardjax._validate import Refusal
@@ -73,7 +74,7 @@ def test_a_run_with_replay_and_trimming_is_that_of_the_same_linen_network(kind, 
     assert (
         max(jnp.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (wanted, same["params"])), strict=True)) > 0.01
     )
-    chex.assert_trees_all_close(params, wanted, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(params, wanted, **near(rtol=1e-3, atol=1e-4))
 
 
 def _step_of_nnx(model):
@@ -164,7 +165,7 @@ def test_a_run_equals_a_loop_written_in_the_framework(kind, tiny):
     arrays = ([leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)] for tree in (found, expected))
     found, expected = map(list, arrays)
     assert len(found) >= 8
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(found, expected, **near(rtol=1e-4, atol=1e-5))
 
 
 @pytest.mark.parametrize("kind", ["nnx", _ci("equinox"), _ci("haiku"), _ci("functions")])
@@ -389,7 +390,7 @@ def test_constants_arguments_and_axes_of_nnx():
     flat = IMAGES.reshape(5, -1)
     x = flat @ variables["params"]["head"]["kernel"]
     expected = 2 * (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + 1 + flat @ variables["params"]["helper"]["kernel"]
-    chex.assert_trees_all_close(logits, expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(logits, expected, **near(rtol=1e-4, atol=1e-4))
 
 
 def _bare(x):
