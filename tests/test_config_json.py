@@ -54,7 +54,6 @@ BOUND = {
     "trim_path": st.sampled_from(trimming.PATHS),
     "compile_ahead": st.sampled_from(COMPILE_AHEAD),
 }
-CONTROLLED = "controlled:start=8,least=4,most=16,rule=trajectory,target=0:1.5:0;3:2.25:1e-07"
 OF_CLASS = {
     hj.trimming.Trimming: {"schedule": st.sampled_from(trimming.SCHEDULES)},
     hj.batch_plan.BatchPlan: {
