@@ -17,7 +17,7 @@ from hardjax import _settings
 from hardjax._axis import axes
 from hardjax._validate import Refusal
 from hardjax.choose import batch_plan, losses, trimming
-from hardjax.config import ON_NAN, PRECISIONS
+from hardjax.config import COMPILE_AHEAD, ON_NAN, PRECISIONS
 from hardjax.data import augment
 from hardjax.engine import optimizers, rates
 from hardjax.fisher.gram import METHODS, ROWS
@@ -52,10 +52,13 @@ BOUND = {
     "rows": st.sampled_from(ROWS),
     "method": st.sampled_from(METHODS),
     "trim_path": st.sampled_from(trimming.PATHS),
+    "compile_ahead": st.sampled_from(COMPILE_AHEAD),
 }
 OF_CLASS = {
     hj.trimming.Trimming: {"schedule": st.sampled_from(trimming.SCHEDULES)},
-    hj.batch_plan.BatchPlan: {"text": st.sampled_from(["32", "s32-to-512", "0.25*8-0.75*16"])},
+    hj.batch_plan.BatchPlan: {
+        "text": st.sampled_from(["32", "s32-to-512", "0.25*8-0.75*16", "1/3*8-2/3*8@0.3;every=2", CONTROLLED])
+    },
 }
 NAMES = {"schedule": rates.KINDS, "augmentation": tuple(augment.PRESETS)}  # texts that stand for a whole axis
 

@@ -29,6 +29,7 @@ CASES = dict(
     delta=st.floats(0.05, 1.0),
     measured=st.integers(1, 30),
     bound=st.integers(1, 60),
+    test_every=st.sampled_from([1, 2, 5, "round"]),
     actions=st.lists(st.sampled_from(control.ACTIONS), min_size=12, max_size=12),
 )
 
@@ -70,9 +71,10 @@ def decided(plan, actions, epochs, every, controller):
 
 @settings(derandomize=True, max_examples=150, deadline=None)
 @given(**CASES)
-def test_a_closed_loop_is_the_open_loop_of_its_log(samples, epochs, every, delta, measured, bound, actions):
+def test_a_closed_loop_is_the_open_loop_of_its_log(samples, epochs, every, delta, measured, bound, test_every, actions):
     controller = Controller(16, 8, 32, every=every)
-    plan = plan_of(samples, epochs, controller.text, delta, measured, bound, schedule="cosine")
+    settings = dict(schedule="cosine", test_every=test_every)
+    plan = plan_of(samples, epochs, controller.text, delta, measured, bound, **settings)
     calls, log, ended = decided(plan, actions, epochs, every, controller)
     assert len(log) == (epochs - 1) // every
     assert sum(call.trained for call in calls) == ended.steps and ended.epochs == epochs
@@ -84,7 +86,7 @@ def test_a_closed_loop_is_the_open_loop_of_its_log(samples, epochs, every, delta
         assert next_dispatch(plan, Position(**kept)) == calls[index]
     if not log:
         return
-    open_loop = plan_of(samples, epochs, replayed(log).text, delta, measured, bound, schedule="cosine")
+    open_loop = plan_of(samples, epochs, replayed(log).text, delta, measured, bound, **settings)
     again, _, _ = decided(open_loop, actions, epochs, every, controller)
     sizes = [[p.stages[c.stage].sizes for c in found] for p, found in ((ended, calls), (open_loop, again))]
     assert sizes[0] == sizes[1]
@@ -97,9 +99,9 @@ def test_a_closed_loop_is_the_open_loop_of_its_log(samples, epochs, every, delta
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(**CASES)
-def test_programs_stay_within_the_sizes(samples, epochs, every, delta, measured, bound, actions):
+def test_programs_stay_within_the_sizes(samples, epochs, every, delta, measured, bound, test_every, actions):
     controller = Controller(16, 8, 32, every=every)
-    plan = plan_of(samples, epochs, controller.text, delta, measured, bound)
+    plan = plan_of(samples, epochs, controller.text, delta, measured, bound, test_every=test_every)
     calls, _, ended = decided(plan, actions, epochs, every, controller)
     programs = {(call.kind, call.spec, ended.stages[call.stage].sizes) for call in calls if call.kind != "look"}
     rungs = 1 + math.log(bound, 4)

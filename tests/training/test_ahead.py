@@ -173,23 +173,27 @@ def test_the_thread_has_the_settings_of_its_run(tiny):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_thread_ends_with_the_run(tiny, monkeypatch, error):
-    def broken(self):
-        assert compilers()
+    """The program under way is waited for, but by a second Ctrl-C, and no other is begun."""
+    begun = []
+
+    def slow(self, kind, *rest, **more):
+        begun.append(kind)
+        time.sleep(0.5)
+
+    def broken(self, dispatch):
+        self._compiler.follow(self.plan, self.position)
+        while not begun:
+            time.sleep(0.001)
         raise error
 
-    monkeypatch.setattr(loop.Loop, "_test", broken)
-    original = loop.Loop._issue
-
-    def following(self, dispatch):
-        self._compiler.follow(self.plan, self.position)
-        original(self, dispatch)
-
-    monkeypatch.setattr(loop.Loop, "_issue", following)
+    monkeypatch.setattr(Programs, "begin", slow)
+    monkeypatch.setattr(loop.Loop, "_issue", broken)
     with pytest.raises(error):
         run(tiny, "background")
-    for thread in compilers():  # of a second Ctrl-C, which does not wait for the compiler
+    assert bool(compilers()) == (error is KeyboardInterrupt)
+    for thread in compilers():
         thread.join(60)
-    assert not compilers()
+    assert not compilers() and begun == ["restage"]
 
 
 def test_what_goes_wrong_in_the_thread_is_heard(tiny, monkeypatch):
