@@ -16,9 +16,7 @@ TOLERANCES = (0.0, 1e-6)  # the published reading of "non-zero", and one that ke
 READINGS = {"measurement": "", "epoch": " by epoch"}  # who counts alike -> ending of the names in the record
 ERRORS = ("test", "train")
 FIELDS = ("c", *(f"{name}{ending}" for ending in READINGS.values() for name in ("C_K", "L_K")))
-NEAREST = (
-    5  # errors that a point of the plane is the mean of, and configurations of the second region (P3, section 4.1)
-)
+NEAREST = 5  # errors that a point of the plane is the mean of, and configurations of the second region (P3, 4.1)
 
 _HEAD = {"format": "beacons of hardjax", "version": 1}
 _PLACE = ("run", "batches", "learning_rate", "seed", "diverged", "test_error", "train_error")
@@ -240,12 +238,17 @@ def to_dict(trails: Sequence[Trail], settings: Mapping[str, Any]) -> dict[str, A
     return _HEAD | {
         "settings": shared(settings),
         "tolerances": list(TOLERANCES),
-        "beacons": [
-            {name: getattr(trail, name) for name in _PLACE}
-            | {"epoch": trail.epoch, "errors": dict(trail.errors)}
-            | {"measures": {f"{tolerance:g}": dict(trail.measures[tolerance]) for tolerance in TOLERANCES}}
-            for trail in trails
-        ],
+        "beacons": [to_plain(trail) for trail in trails],
+    }
+
+
+def to_plain(trail: Trail) -> dict[str, Any]:
+    """A trail for JSON, of a run under a plan too."""
+    return {
+        **{name: getattr(trail, name) for name in _PLACE},
+        "epoch": trail.epoch,
+        "errors": dict(trail.errors),
+        "measures": {f"{tolerance:g}": dict(trail.measures[tolerance]) for tolerance in TOLERANCES},
     }
 
 
@@ -260,7 +263,7 @@ def from_dict(content: Any) -> tuple[list[Trail], dict[str, Any]]:
     if content.get("version") != _HEAD["version"]:
         raise Refusal(f"Expected version {_HEAD['version']} of the beacons, got {shown(content.get('version'))}.")
     try:
-        trails = [_trail(one) for one in content["beacons"]]
+        trails = [from_plain(one) for one in content["beacons"]]
         settings = dict(content["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"Damaged beacons: {type(error).__name__} {error}.") from None
@@ -269,7 +272,8 @@ def from_dict(content: Any) -> tuple[list[Trail], dict[str, Any]]:
     return trails, settings
 
 
-def _trail(plain: Mapping[str, Any]) -> Trail:
+def from_plain(plain: Mapping[str, Any]) -> Trail:
+    """The trail that `to_plain` wrote."""
     epoch = _numbers(plain["epoch"])
     measures = {
         tolerance: {name: _numbers(plain["measures"][f"{tolerance:g}"][name]) for name in FIELDS}
