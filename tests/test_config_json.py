@@ -57,7 +57,7 @@ BOUND = {
 OF_CLASS = {
     hj.trimming.Trimming: {"schedule": st.sampled_from(trimming.SCHEDULES)},
     hj.batch_plan.BatchPlan: {
-        "text": st.sampled_from(["32", "s32-to-512", "0.25*8-0.75*16", "1/3*8-2/3*8@0.3;every=2", CONTROLLED])
+        "text": st.sampled_from(["32", "s32-to-512", "0.25*8-0.75*16", "1/3*8-2/3*8@0.3;every=2"])
     },
 }
 NAMES = {"schedule": rates.KINDS, "augmentation": tuple(augment.PRESETS)}  # texts that stand for a whole axis
