@@ -62,8 +62,8 @@ def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimat
     need = setting.compile(True)
     loop = Loop(setting, Silent(), compiled)
     loop.go(_Until(seconds))  # type: ignore[arg-type]
-    bars = {name: split.labels.shape[0] for name, split in setting.splits.items()}
-    samples = sum(count for name, count in bars.items() if name != "train" or cell.config.evaluate_train)
+    sizes = {name: split.labels.shape[0] for name, split in setting.splits.items()}
+    samples = sum(count for name, count in sizes.items() if name != "train" or cell.config.evaluate_train)
     steps = loop.position.backprops
     return Estimate(
         programs=sum(programs.traces.values()) - before,
@@ -71,7 +71,7 @@ def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimat
         bytes=need.total,
         steps=setting.plan.steps,
         seconds_per_step=loop.seconds / steps if steps else float("nan"),
-        test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, bars["test"]),
+        test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, sizes["test"]),
     )
 
 

@@ -5,6 +5,7 @@ asks it to end (saved), its end means that the parent is gone. What decides the 
 XLA's threads must be set before jax is imported, so nothing of ours is imported at the top.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 # With these and a core each, two workers make 1.4 to 1.9 times the runs an hour of one that has both cores (2 cores).
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 _PATIENCE = 0.5  # seconds for a signal of the terminal to arrive by itself
+_PLACES = 8  # workers on a core that are told apart
 _END = b"end\n"
 # This very package, wherever the one that is installed lies; no file of the present folder is taken for a module.
 _MAIN = """
@@ -46,12 +48,12 @@ def cores() -> list[int]:
 
 
 def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, str], *, heard: bool = False) -> Worker:
-    """A worker, on a core that no other worker of this user is on, or on this one.
+    """A worker, on a core of its own as far as there are free ones.
 
     Args:
         orders: JSON, see `_obey`.
         owner: of its leases.
-        core: place in `cores()` that it takes where all are taken.
+        core: place in `cores()` from which it looks for one.
         environment: variables beside those of this process.
         heard: read what it prints.
     """
@@ -107,9 +109,9 @@ def _obey(orders: dict[str, Any], asked: Any) -> None:
 
 
 def _pin(core: int) -> None:
-    """Take one core, until the process ends.
+    """Take one core, until the process ends: the one with the fewest workers of this user, of any sweep.
 
-    Of several sweeps on one machine, each takes those that are free: two workers on one core would take twice as long.
+    Two workers on one core would take twice as long.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -120,8 +122,9 @@ def _pin(core: int) -> None:
     folder = Path(tempfile.gettempdir()) / f"hardjax-cores-{os.getuid()}"
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
-        for free in order:
-            descriptor = os.open(folder / str(free), os.O_RDWR | os.O_CREAT, 0o600)
+        # A lock for the first worker on each core, then one for the second ...
+        for place, free in itertools.product(range(_PLACES), order):
+            descriptor = os.open(folder / f"{free}-{place}", os.O_RDWR | os.O_CREAT, 0o600)
             if hold(descriptor, patience=0):
                 os.sched_setaffinity(0, {free})
                 return

@@ -174,11 +174,21 @@ def test_a_folder_that_holds_something_else_is_refused_and_a_sweep_is_not_taken_
         assert not held.rows
 
 
-@pytest.mark.parametrize(
-    "made", [["hardjax.json"], ["hardjax.json", "sweep"], ["hardjax.json", "sweep", "sweep/hardjax.json"]]
-)
-def test_a_folder_whose_maker_was_killed_is_taken_up(tmp_path, made):
-    for name in made:
+def test_a_folder_is_marked_as_ours_before_anything_else(tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledgers, "_shared", killed)
+        with pytest.raises(KeyboardInterrupt), opened(tmp_path / "new", "first"):
+            raise AssertionError
+    with opened(tmp_path / "new", "first") as held:
+        assert not held.rows
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_folder_whose_maker_was_killed_is_taken_up(tmp_path, steps):
+    for name in ("hardjax.json", "sweep", "sweep/hardjax.json")[:steps]:
         (tmp_path / name).touch() if name.endswith(".json") else (tmp_path / name).mkdir()
     with opened(tmp_path, "first") as held:
         assert held.add(row(cells(1)[0]))
