@@ -164,10 +164,8 @@ class TrainConfig:
             given = f"batch_size={self.batch_size} or batch_plan={self.batch_plan.title!r}"
             raise Refusal(f"Give {given}, not both: the plan says the sizes.")
         if self.batch_plan.controller is not None and self.measure is None:
-            raise Refusal(
-                f"Expected batch_plan={self.batch_plan.title!r} with measure (--measure-every), which its controller"
-                " decides by."
-            )
+            words = "with measure (--measure-every), which its controller decides by"
+            raise Refusal(f"Expected batch_plan={self.batch_plan.title!r} {words}.")
         if self.batch_plan.multi_step and not (isinstance(self.schedule, Schedule) and self.schedule.kind == "step"):
             raise Refusal(
                 f"Expected batch_plan={self.batch_plan.text!r} with a step schedule, whose phases each repeat it."

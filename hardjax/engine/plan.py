@@ -172,7 +172,7 @@ def stage_table(plan: RunPlan, samples: int) -> list[dict[str, Any]]:
         sizes = stage.sizes
         needed = {(kind, spec, sizes) for kind, spec, of in programs(plan) if of == index}
         # Of strategies that choose, the first epoch alone has every batch once.
-        full = Fraction(stage.steps, sizes.num_batches) if stage.round_steps == sizes.num_batches else 1
+        full = Fraction(stage.steps, sizes.num_batches) if stage.round_steps == sizes.num_batches else int(stage.anew)
         surplus = math.floor(full) * (sizes.num_batches * sizes.batch_size - samples)
         rows.append(
             {

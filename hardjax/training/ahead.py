@@ -68,7 +68,7 @@ class Compiler:
         """
         if self._error is not None:
             raise self._error
-        followed = plan, plan.next_control(at.backprops)
+        followed = plan, plan.next_control(at.backprops) if plan.ladder else 0
         if self._followed is not None and plan is self._followed[0] and followed[1] == self._followed[1]:
             return
         self._followed = followed
@@ -89,6 +89,8 @@ class Compiler:
                         # A plan that was replaced (its dispatches take longer than expected) needs other programs.
                         if self._ended or order != self._orders:
                             break
+                        if kind == "restage":
+                            self._setting.warm(key)
                         self._setting.programs.begin(kind, key, *args, donate=donate)
         except Exception as error:  # a thread that ends in an error would end unheard
             self._error = error

@@ -18,7 +18,9 @@ class Decider:
     goes on decides as if it had never been cut short."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        plan, self._measure = setting.config.batch_plan, setting.config.measure
+        self._controller = None if plan is None else plan.controller
+        self._num_samples = setting.recipe.num_samples
         self._measured: list[Measured] = []
 
     def decide(
@@ -30,8 +32,8 @@ class Decider:
             spectra: measured so far.
             decisions: lines so far.
         """
-        controller = self._setting.config.batch_plan.controller
-        arrays = spectra.arrays()
+        controller, arrays = self._controller, spectra.arrays()
+        assert controller is not None
         self._read(arrays)
         last = decisions[-1]["backprops"] if decisions else 0
         since = int(np.searchsorted(arrays["step"], last))
@@ -45,12 +47,13 @@ class Decider:
         values, rates, sizes, entries, steps = (
             arrays[name][new] for name in ("eigenvalues", "learning_rate", "batch_size", "mean_entry", "stands_for")
         )
-        path = trajectory(values, rates, sizes, tolerance=self._setting.config.measure.tolerance)
+        assert self._measure is not None
+        path = trajectory(values, rates, sizes, tolerance=self._measure.tolerance)
         for row, (size, entry, stood) in enumerate(zip(sizes, entries, steps, strict=True)):
             # Both follow from the trace: given as the only eigenvalue, one compiled program serves every batch size.
             trace = np.maximum(np.asarray(values[row][:size], np.float64), 0).sum(keepdims=True)
             noise = measures(trace, float(rates[row]), float(size), mean_entry=float(entry))
-            num_batches = -(-self._setting.recipe.num_samples // size)
+            num_batches = -(-self._num_samples // size)
             found = path.condition_number[row], path.energy[row], stood, stood / num_batches
             self._measured.append(Measured(*map(float, (*found, noise.covariance, noise.signal))))
 

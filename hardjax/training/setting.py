@@ -96,6 +96,10 @@ class Setting:
         """The state as a stage of these sizes begins with it."""
         return self.programs.restage(sizes, state, self._empty_table(sizes))
 
+    def warm(self, sizes: Sizes) -> None:
+        """What is computed of a stage's table outside of programs: jax compiles it for each shape, once."""
+        float(self._empty_table(sizes).mean())  # at its beginning; at test points
+
     def _empty_table(self, sizes: Sizes) -> Array:
         return self.config.selection.init(table_slots(self.recipe, sizes))
 

@@ -132,7 +132,7 @@ def test_first_leaves_nothing_for_training_to_compile(tiny, monkeypatch, changes
 
 
 def test_later_stages_are_compiled_aside(tiny, monkeypatch):
-    """Every program of the later stages comes from the thread if training gives it the time."""
+    """Training compiles nothing of later stages, programs or not, if it gives the thread the time."""
     asked, begin, original = [], Programs.begin, Compiler.follow
 
     def noted(self, kind, *rest, **more):
@@ -147,17 +147,36 @@ def test_later_stages_are_compiled_aside(tiny, monkeypatch):
             time.sleep(0.001)
 
     monkeypatch.setattr(Compiler, "follow", patient)
-    waits, looked = [], loop.Loop._issue
+    waits, compiled, issue, go = [], [], loop.Loop._issue, loop.Loop.go
 
     def noting(self, dispatch):
         before = self.setting.programs.wait_seconds
-        looked(self, dispatch)
+        if dispatch.stage:
+            compiled.append("stage 2")
+        issue(self, dispatch)
         waits.append((dispatch.stage, self.setting.programs.wait_seconds - before))
 
+    def going(self, asked):
+        end = go(self, asked)
+        compiled.append("end")  # what figures of the whole run take comes after
+        return end
+
+    def listener(name, seconds, **more):
+        if "backend_compile" in name and threading.current_thread() is threading.main_thread():
+            compiled.append(name)
+
     monkeypatch.setattr(loop.Loop, "_issue", noting)
-    run(tiny, "background")
+    monkeypatch.setattr(loop.Loop, "go", going)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        run(tiny, "background")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
     assert {"restage", "look"} < set(asked)
     assert [wait for stage, wait in waits if stage] and not any(wait for stage, wait in waits if stage)
+    first = compiled.index("stage 2")
+    assert first > 0 and set(compiled[first : compiled.index("end")]) == {"stage 2"}
 
 
 @pytest.mark.ci
