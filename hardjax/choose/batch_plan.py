@@ -83,6 +83,17 @@ class BatchPlan:
         return cls(text + (_MULTI_STEP if multi_step else ""))
 
     @classmethod
+    def growing(cls, size: int, decay_at: Sequence[float] = (0.5, 0.75), factor: float = 10.0) -> "BatchPlan":
+        """The size multiplied by `factor` where a "step" schedule would divide the rate by it, for a constant schedule.
+
+        A step of SGD moves by rate / m times a sum of gradients: it falls alike in both (P4, section 2; P3 cites it).
+        """
+        ends = [Fraction(0), *(Fraction(_settings.plain("decay_at", at, float)) for at in decay_at), Fraction(1)]
+        shares = [end - start for start, end in itertools.pairwise(ends)]
+        sizes = [round(size * factor**index) for index in range(len(shares))]
+        return cls("-".join(f"{share}*{size}" for share, size in zip(shares, sizes, strict=True)))
+
+    @classmethod
     def controlled(
         cls, start: int, least: int, most: int, *, trajectory: Sequence[Sequence[float]] | None = None, **settings: Any
     ) -> "BatchPlan":

@@ -110,6 +110,16 @@ def test_epochs_and_samples_are_exact(sizes, weights, decay_at, epochs, samples,
         assert abs(done - planned) <= Fraction(1, 2 * batches), "never off by more than half a step"
 
 
+def test_growing_where_the_rate_would_fall():
+    """0.5 and 0.75 of 8 epochs: 4 at 32, 2 at 320, 2 at 3200."""
+    assert BatchPlan.growing(32) == BatchPlan("1/2*32-1/4*320-1/4*3200")
+    assert BatchPlan.growing(32).spans(8) == ((4, 32, 1), (2, 320, 1), (2, 3200, 1))
+    assert BatchPlan.growing(30, decay_at=[0.4], factor=2.5).sizes == (30, 75)
+    assert BatchPlan.growing(8, decay_at=[]) == BatchPlan.constant(8)
+    with pytest.raises(Refusal, match="such as s32-to-512"):
+        BatchPlan.growing(8, decay_at=[0.75, 0.5])
+
+
 def test_rates_of_stages():
     assert [rate_scale("linear", size, 32) for size in (32, 64, 16)] == [1, 2, 0.5]
     assert rate_scale("sqrt", 128, 32) == 2 and rate_scale("none", 128, 32) == 1
