@@ -14,8 +14,10 @@ _BATCHES = 8  # of a final state's partition
 
 @dataclass(frozen=True)
 class Measure:
-    """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both; or make
-    beacons of them, and draw the plane between beacons."""
+    """Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both.
+
+    Or make beacons of runs (--write-beacons), and draw the plane between beacons (--beacons).
+    """
 
     runs: Runs  # folders of `hardjax train`
     batches: Annotated[
