@@ -5,9 +5,9 @@
 A perceptron with batch norm on 10,000 images of MNIST, 20 epochs. The controller decides every 2 epochs between 16 and
 256. What it did with each seed is trained again as a plan with another seed: if that does as well, it is the sequence
 and not the feedback. Fixed beforehand: arms differ from the controller only where the 95 % interval of the difference
-in test error, paired by seed, excludes 0 (** by Holm's correction too); the best fixed size and the best plan are chosen
-by looking, which leans against the controller. Equal epochs: errors at the end. Equal time: errors at the last test
-point within the training seconds of the fastest arm (median over seeds); programs are compiled before.
+in test error, paired by seed, excludes 0 (** by Holm's correction too); the best fixed size and the best plan are
+chosen by looking, which leans against the controller. Equal epochs: errors at the end. Equal time: errors at the last
+test point within the training seconds of the fastest arm (median over seeds); programs are compiled before.
 """
 
 import argparse
