@@ -7,7 +7,7 @@ import pytest
 
 import hardjax as hj
 from hardjax.plots.plane import SHARES, plane
-from hardjax.study import beacons
+from hardjax.study import beacon_file, beacons
 from hardjax.study.beacons import Trail
 from hardjax.training.lines import encode
 
@@ -55,8 +55,8 @@ def drawn(figure, path):
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("error", ["test", "train"])
 def test_a_file_is_all_that_is_drawn_from(tmp_path, linear, error):
-    content = json.loads(encode(beacons.to_dict(GRID, hj.TrainConfig().to_dict())))
-    again, _ = beacons.from_dict(content)
+    content = json.loads(encode(beacon_file.to_dict(GRID, hj.TrainConfig().to_dict())))
+    again, _ = beacon_file.from_dict(content)
     axes = drawn(plane(found(again), title="title", error=error, linear=linear), tmp_path / "plane.png")
     assert axes.get_xscale() == axes.get_yscale() == ("linear" if linear else "log")
     marks, legend = texts(axes)
