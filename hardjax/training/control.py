@@ -35,10 +35,9 @@ class Decider:
         controller, arrays = self._controller, spectra.arrays()
         assert controller is not None
         self._read(arrays)
-        last = decisions[-1]["backprops"] if decisions else 0
-        since = int(np.searchsorted(arrays["step"], last))
+        decided = [int(np.searchsorted(arrays["step"], line["backprops"])) for line in decisions[-2:]]
         epoch, size = int(plan.epoch(at.backprops)), plan.batch_size(at.backprops)
-        seen = control.see(controller, self._measured, since, epoch, size, plan.share_of_rate)
+        seen = control.see(controller, self._measured, decided, epoch, size, plan.share_of_rate)
         return control.entry(controller, seen, control.decide(controller, seen), at.backprops, int(plan.epochs))
 
     def _read(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -183,6 +183,7 @@ def test_neighbours_are_compiled_aside(tiny):
         (dict(plan=BatchPlan("controlled:start=16,least=16,most=128")), "batch_size=128 to be at most the 70 training"),
         (dict(plan=BatchPlan("controlled:start=2,least=1,most=2")), "batch_size=1 to be at least 2 with measure"),
         (dict(batch_size=16), "Give batch_size=16 or batch_plan='controlled:"),
+        (dict(epochs=2), "every=2 below epochs=2, or it never decides"),
         (dict(performance=hj.Performance(compile_ahead="first")), "what it will need is not known before it trains"),
     ],
 )
