@@ -28,7 +28,7 @@ from scipy import stats
 from hardjax.choose.batch_plan import BatchPlan
 from hardjax.cli import output
 from hardjax.plots.plane import SHARES, plane
-from hardjax.study import beacons, statistics
+from hardjax.study import beacon_file, beacons, statistics
 from hardjax.study.measure import read_trail
 from hardjax.training import files, lines
 
@@ -99,7 +99,7 @@ def row(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     trail, settings = read_trail(folder)
     summary = files.read_summary(folder) or {}
     kept = {name: summary[name] for name in ("backprops", "train_seconds", "compile_seconds", "device", "versions")}
-    plain = beacons.to_plain(trail) | {"run": f"{arm}-seed{seed}"}
+    plain = beacon_file.to_plain(trail) | {"run": f"{arm}-seed{seed}"}
     settings["data_dir"] = None
     return {"arm": arm, "seed": seed, **kept, "settings": settings, "trail": json.loads(_short(plain))}
 
@@ -148,7 +148,7 @@ def _paired(first: dict[int, float], second: dict[int, float]) -> statistics.Int
 
 
 def _plane(rows: list[dict[str, Any]], tolerance: float, reading: str) -> None:
-    trails = {one["arm"] + str(one["seed"]): beacons.from_plain(one["trail"]) for one in rows}
+    trails = {one["arm"] + str(one["seed"]): beacon_file.from_plain(one["trail"]) for one in rows}
     fixed = [trail for trail in trails.values() if isinstance(trail.batches, int)]
     travels = [_at_shares(trail) for trail in trails.values() if isinstance(trail.batches, str)]
     names = {BatchPlan(name).text: name for name in PUBLISHED}

@@ -31,7 +31,7 @@ def write_run(folder, *, c, energy, error, train_error=1.0, epochs=EPOCHS, every
     spectra, rate = Spectra(every), config.peak_learning_rate
     for step, epoch, batch in _measured(config, every):
         wanted = [value(epoch, batch) if callable(value) else value for value in (c, energy)]
-        spectra.add(step, epoch, rate, _spectrum(*wanted, rate, batch), 0.0, -1)
+        spectra.add(step, epoch, rate, _spectrum(*wanted, rate, batch), 0.0, -1, SAMPLES / batch)
     LineFile(folder / FILE).append(*spectra.entries(0))
     points = np.arange(tested, epochs + 1, tested)
     errors = np.broadcast_to(np.asarray(error, float), len(points))

@@ -5,6 +5,7 @@ proportional to both (section 4.1). A controller acts on that: L_K too high asks
 smaller one, both too high for a lower rate. Or it follows the noise scale (McCandlish et al., 2018).
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -43,7 +44,9 @@ class Seen(NamedTuple):
         size: batch size so far.
         rate: share of the configured learning rate so far.
         condition, energy: C_K and L_K in the controller's reading; NaN where nothing was measured.
-        condition_before, energy_before: the same at the last decision; NaN at the first one.
+        interval_condition, interval_energy: mean c since the last decision, and what L_K grew by in an epoch of these;
+            NaN where nothing was measured.
+        interval_condition_before, interval_energy_before: the same of the interval before; NaN at the first decision.
         covariance, signal: sums over the batches measured since the last decision where both are finite.
         batches: how many these are.
     """
@@ -53,8 +56,10 @@ class Seen(NamedTuple):
     rate: float
     condition: float
     energy: float
-    condition_before: float
-    energy_before: float
+    interval_condition: float
+    interval_energy: float
+    interval_condition_before: float
+    interval_energy_before: float
     covariance: float
     signal: float
     batches: int
@@ -76,19 +81,21 @@ class Decision(NamedTuple):
     reason: str
 
 
-def read(measured: Sequence[Measured], reading: str) -> tuple[float, float]:
-    """(C_K, L_K) of a run so far, in one of two readings that differ where the batch size changes.
+def read(measured: Sequence[Measured], reading: str, start: int = 0, end: int | None = None) -> tuple[float, float]:
+    """(C_K, L_K) of a run so far, in one of two readings that differ where the batch size changes; or the mean c, and
+    what L_K grew by, of the measurements from `start` to `end` alone.
 
     "measurements": C_K is the mean of c, L_K the sum of l times the steps that each stands for (P3's code).
     "epochs": every epoch counts alike: c is weighted with the share of an epoch that it stands for, and l with that
     share times the N steps that an epoch had at the first measurement. What is not finite is left out.
     """
-    if not measured:
+    part = measured[start:end]
+    if not part:
         return math.nan, math.nan
-    rows = np.array(measured, np.float64)
+    rows, first = np.array(part, np.float64), measured[0]
     condition, energy, steps, share = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
     weights = np.ones(len(rows)) if reading == "measurements" else share
-    stood = steps if reading == "measurements" else share * (steps[0] / share[0])
+    stood = steps if reading == "measurements" else share * (first.steps / first.share)
     known = np.isfinite(condition)
     # One after the other, not by blocks: the sum of a prefix is then the same however long the record is.
     total = float(np.add.accumulate(np.where(known, condition * weights, 0.0))[-1])
@@ -96,18 +103,36 @@ def read(measured: Sequence[Measured], reading: str) -> tuple[float, float]:
     return total / weight if weight else math.nan, float(np.add.accumulate(np.nan_to_num(energy, nan=0.0) * stood)[-1])
 
 
-def see(controller: Controller, measured: Sequence[Measured], since: int, epoch: int, size: int, rate: float) -> Seen:
+def see(
+    controller: Controller,
+    measured: Sequence[Measured],
+    decided: Sequence[int],
+    epoch: int,
+    size: int,
+    rate: float,
+) -> Seen:
     """The facts of a decision.
 
     Args:
         measured: all measurements so far, in order.
-        since: how many of them there were at the last decision.
+        decided: how many of them there were at each of the decisions so far, or at the last two.
     """
-    now, before = read(measured, controller.reading), read(measured[:since], controller.reading)
+    earlier, since = (0, 0, *decided)[-2:]
+    now = read(measured, controller.reading)
+    paces = (_pace(measured, controller.reading, *part) for part in ((since, len(measured)), (earlier, since)))
     pairs = [(one.covariance, one.signal) for one in measured[since:]]
     known = [pair for pair in pairs if all(map(math.isfinite, pair))]
     sums = [math.fsum(column) for column in zip(*known, strict=True)] or [0.0, 0.0]
-    return Seen(epoch, size, rate, *now, *before, *sums, len(known))
+    return Seen(epoch, size, rate, *now, *itertools.chain(*paces), *sums, len(known))
+
+
+def _pace(measured: Sequence[Measured], reading: str, start: int, end: int) -> tuple[float, float]:
+    """(mean c, what L_K grew by in an epoch) over these measurements."""
+    condition, energy = read(measured, reading, start, end)
+    # Of the epochs that they stand for, not of those between the decisions: intervals of as many epochs have a
+    # measurement more or less, and a sum would grow where nothing does.
+    epochs = math.fsum(one.share for one in measured[start:end] if math.isfinite(one.energy))
+    return condition, energy / epochs if epochs else math.nan
 
 
 def decide(controller: Controller, seen: Seen) -> Decision:
@@ -151,11 +176,14 @@ def _by_trajectory(controller: Controller, seen: Seen) -> tuple[str, str]:
 
 def _by_growth(controller: Controller, seen: Seen) -> tuple[str, str]:
     limits = controller.condition_growth, controller.energy_growth
-    pairs = (seen.condition, seen.condition_before), (seen.energy, seen.energy_before)
+    pairs = (
+        (seen.interval_condition, seen.interval_condition_before),
+        (seen.interval_energy, seen.interval_energy_before),
+    )
     grown = [now / before if before > 0 else math.nan for now, before in pairs]
     why = ", ".join(
         f"{name} grew {value:.4g} times of {limit:.4g}"
-        for name, value, limit in zip(("C_K", "L_K"), grown, limits, strict=True)
+        for name, value, limit in zip(("c", "L_K an epoch"), grown, limits, strict=True)
     )
     # A comparison with NaN is False: before the second decision nothing has grown.
     signs = [int(value > limit) for value, limit in zip(grown, limits, strict=True)]
@@ -187,5 +215,5 @@ def entry(controller: Controller, seen: Seen, decision: Decision, backprops: int
 
 def seen_in(line: Mapping[str, Any]) -> Seen:
     """The facts of a line of the log; JSON has no NaN."""
-    found = {name: math.nan if value is None else value for name, value in line["seen"].items()}
-    return Seen(**found)
+    found = (line["seen"].get(name) for name in Seen._fields)
+    return Seen(*(math.nan if value is None else value for value in found))

@@ -23,16 +23,16 @@ class Controller:
         every: epochs between two decisions; the round under way ends there.
         rule: "noise-scale" (double where `share` times the noise scale of the batches measured since the last decision
             is at least 2 m, halve where it is at most m / 2), "trajectory" (C_K and L_K against `target`) or "growth"
-            (their growth since the last decision against `condition_growth` and `energy_growth`).
+            (mean c and L_K an epoch since the last decision against those of the interval before it).
         reading: which C_K and L_K: every measurement counts alike ("measurements", P3's code) or every epoch ("epochs",
             P3's text), see `read`.
         share: of the noise scale that the batch size is to be; read by "noise-scale".
         target: (epoch, C_K, L_K) with rising epochs, such as a beacon's, straight lines between; read by "trajectory".
         tolerance: share by which C_K and L_K may be off the target; read by "trajectory".
-        condition_growth, energy_growth: what C_K and L_K may be multiplied by from one decision to the next; read by
-            "growth".
-        rate_factor: what a decision to lower the learning rate multiplies it by.
-        lowest_rate: share of the configured rate below which it is not lowered.
+        condition_growth, energy_growth: what the mean c, and what L_K grows by in an epoch, may be multiplied by from
+            one interval to the next; read by "growth".
+        rate_factor: what a decision to lower the learning rate multiplies it by; read by "trajectory" and "growth".
+        lowest_rate: share of the configured rate below which it is not lowered; likewise.
 
     Raises:
         ValueError: bounds that exclude the start or are no powers of two apart, an unknown word, a value that the rule
@@ -94,12 +94,21 @@ class Controller:
             "tolerance": ("trajectory",),
             "condition_growth": ("growth",),
             "energy_growth": ("growth",),
-            "reading": ("trajectory", "growth"),
+            **dict.fromkeys(("reading", "rate_factor", "lowest_rate"), ("trajectory", "growth")),
         }
         for field in fields(self):
             rules = readers.get(field.name, RULES)
             if self.rule not in rules and getattr(self, field.name) != field.default:
                 raise Refusal(f"Expected {field.name} with rule {' or '.join(rules)}, not with {self.rule}.")
+
+    def check_epochs(self, epochs: int) -> None:
+        """That there is something to decide in a training of so many epochs.
+
+        Raises:
+            ValueError: the first decision would come at its end.
+        """
+        if self.every >= epochs:
+            raise Refusal(f"Expected a controller with every={self.every} below epochs={epochs}, or it never decides.")
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from hardjax.choose.batch_plan import BatchPlan
 from hardjax.cli import output
 from hardjax.config import TrainConfig
 from hardjax.plots.plane import SHARES, plane
-from hardjax.study import beacons
+from hardjax.study import beacon_file, beacons
 from hardjax.study.beacons import Configuration, Trail
 from hardjax.study.early import Correlation, rank_early
 from hardjax.study.measure import read_trail
@@ -32,7 +32,7 @@ def write(runs: Sequence[str], path: str, overwrite: bool) -> None:
     found = [_of_one_size(run) for run in runs]
     beacons.check_shared({run: settings for run, (_, settings) in zip(runs, found, strict=True)})
     trails = [trail for trail, _ in found]
-    content = beacons.to_dict(trails, found[0][1])
+    content = beacon_file.to_dict(trails, found[0][1])
     with refused(target, "to be a file that can be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(target, content)
@@ -125,7 +125,7 @@ def _load(path: str) -> tuple[list[Trail], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise Refusal(f"Expected beacons={path!r} to be JSON: {error}.") from None
     try:
-        return beacons.from_dict(content)
+        return beacon_file.from_dict(content)
     except Refusal as refusal:
         raise Refusal(f"Cannot take beacons={path!r}: {refusal}") from None
 

@@ -14,6 +14,7 @@ from jax import Array
 from hardjax.data import Dataset
 from hardjax.engine import memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_predict
+from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, dispatches, step_inputs
@@ -66,7 +67,7 @@ class Programs:
 
     def state_shapes(self, sizes: Sizes, hyper: Hyper, table: Any) -> TrainState:
         """Shapes and dtypes of a state; traced once for sizes and a table, of which the shape is read."""
-        name = (sizes, table.shape, table.dtype)
+        name = (sizes, table.shape, table.dtype, shaping())
         if name not in self._shapes:
             self._shapes[name] = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
         return self._shapes[name]
@@ -118,9 +119,7 @@ class Programs:
         """`ahead` for a thread of its own: nothing where another thread has begun it, and no error is raised; whoever
         asks for the program gets it."""
         signature = _signature(kind, key, args, donate)
-        future, ours = self._entry(signature)
-        if ours:
-            self._compile(future, signature, args)
+        self._begun(signature, args)
 
     def _call(self, kind: str, key: Hashable, *args: Any, donate: bool = False) -> Any:
         signature = _signature(kind, key, args, donate)
@@ -135,45 +134,51 @@ class Programs:
 
     def _wanted(self, signature: "_Signature", args: tuple) -> "_Program":
         """The program, which the caller waits for where it is not ready."""
-        future, ours = self._entry(signature)
-        if not ours and future.done() and future.exception() is None:
+        with self._lock:
+            future = self._compiled.get(signature)
+        if future is not None and future.done() and future.exception() is None:
             return future.result()
         started = time.perf_counter()
         try:
-            if ours:
-                self._compile(future, signature, args)
+            future = self._begun(signature, args)
             return future.result()
         finally:
             with self._lock:
                 self.wait_seconds += time.perf_counter() - started
-                if future.done() and future.exception() is not None and self._compiled.get(signature) is future:
-                    del self._compiled[signature]  # told; the next one to ask tries again
+                told = self._compiled.get(signature)
+                if told is not None and told is future and told.done() and told.exception() is not None:
+                    del self._compiled[signature]  # the next one to ask tries again
 
-    def _entry(self, signature: "_Signature") -> "tuple[Future[_Program], bool]":
-        """The program's future, and whether it is the caller who has to fill it."""
-        with self._lock:
-            if ours := signature not in self._compiled:
-                self._compiled[signature] = Future()
-            return self._compiled[signature], ours
+    def _begun(self, signature: "_Signature", args: tuple) -> "Future[_Program]":
+        """The program's future: another thread's, or one that is filled here, with what was raised where that is so."""
+        # Made before anyone can find it: who waits for a future that an interrupt left open would wait for ever.
+        own: Future[_Program] = Future()
+        try:
+            with self._lock:
+                future = self._compiled.setdefault(signature, own)
+            if future is own:
+                own.set_result(self._compile(signature, args))
+            return future
+        except BaseException as error:
+            if own.done():  # an interrupt after all was done
+                raise
+            own.set_exception(error)
+            return own
 
-    def _compile(self, future: "Future[_Program]", signature: "_Signature", args: tuple) -> None:
+    def _compile(self, signature: "_Signature", args: tuple) -> "_Program":
         # Ahead of time, not by calling the jitted function: compilation is not timed as training, and jax settings that
         # live in thread-local contexts would make jit trace once more.
         started = time.perf_counter()
         kind, key, donate = signature.kind, signature.key, signature.donate
-        try:
-            # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
-            # without a word.
-            jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else ())
-            executable = jitted.lower(*args).compile()
-            program = _Program(executable, memory.temporary(kind, executable, _advice(kind, key, args)))
-        except BaseException as error:  # of whatever kind: who waits for the future would wait for ever
-            future.set_exception(error)
-            return
+        # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
+        # without a word.
+        jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else ())
+        executable = jitted.lower(*args).compile()
+        program = _Program(executable, memory.temporary(kind, executable, _advice(kind, key, args)))
         with self._lock:
             self.compile_seconds += time.perf_counter() - started
             self.traces[kind] = self.traces.get(kind, 0) + 1
-        future.set_result(program)
+        return program
 
     def _function(self, kind: str, key: Any) -> Callable:
         if kind == "init":
@@ -193,6 +198,7 @@ class _Signature(NamedTuple):
     donate: bool
     structure: Any
     kinds: tuple  # shape and dtype of each array
+    settings: tuple  # of jax
 
 
 class _Program(NamedTuple):
@@ -202,7 +208,7 @@ class _Program(NamedTuple):
 
 def _signature(kind: str, key: Hashable, args: tuple, donate: bool) -> _Signature:
     leaves, structure = jax.tree.flatten(args)
-    return _Signature(kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    return _Signature(kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), shaping())
 
 
 def _advice(kind: str, key: Any, args: tuple) -> str | None:

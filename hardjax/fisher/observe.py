@@ -112,11 +112,23 @@ def derive(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> dict[
 def trajectory_of(arrays: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> Trajectory:
     """C_K and L_K of a record; see `derive`."""
     columns = (arrays[name] for name in ("eigenvalues", "learning_rate", "batch_size", "stands_for"))
-    return trajectory(*columns, epochs=_epochs_stood_for(arrays), tolerance=tolerance)
+    return trajectory(*columns, epochs=epochs_stood_for(arrays), tolerance=tolerance)
 
 
-def _epochs_stood_for(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """(M,) share of an epoch that each measurement stands for: its steps over the N of its batch size."""
+def epochs_stood_for(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(M,) share of an epoch that each measurement stands for: its steps over those of an epoch of its stage.
+
+    Of records of before these were kept it is inferred from the epochs between two measurements, which is exact where a
+    stage has two of them.
+    """
+    known = arrays.get("steps_per_epoch", np.full(len(arrays["step"]), np.nan))
+    lacking = np.isnan(known)
+    inferred = _inferred(arrays) if lacking.any() else known
+    return np.where(lacking, inferred, arrays["stands_for"] / known)
+
+
+def _inferred(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(M,) `epochs_stood_for` of a record that does not say how many steps its epochs had."""
     step, epoch, sizes = (arrays[name].astype(np.float64) for name in ("step", "epoch", "batch_size"))
     # Epochs grow in proportion to steps while the size is the same, so that two measurements tell what a step is.
     edges = [*np.flatnonzero(np.diff(sizes, prepend=np.nan)), len(step)]  # NaN differs from every size

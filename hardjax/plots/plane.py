@@ -35,7 +35,7 @@ def plane(
     Args:
         found: beacons, at least five of which have finite measures and errors; the others are not drawn.
         trails: (name, configuration) of other runs, their points being `SHARES` of training. The beacons that train at
-            the rate of one of them show where they came from as dotted curves.
+            the rate of one of them show where they came from as dotted curves, at those shares that end an epoch.
         error: "test" or "train", which the map is of; the five best are those of the test error in either.
         linear: axes as in figure 8 (b) instead of logarithmic ones.
 
@@ -129,11 +129,13 @@ def _best(axes: Any, placed: Sequence[Configuration], linear: bool) -> None:
 
 def _travels(axes: Any, found: Sequence[Configuration], trails: Sequence[tuple[str, Configuration]]) -> None:
     """Curves of other runs, and dotted ones of the beacons at their rates."""
-    rates = {one.learning_rate for _, one in trails}
+    rates, drawn = {one.learning_rate for _, one in trails}, set()
     for one in found:
         if one.learning_rate in rates:
-            ends = one.epoch / one.epoch[-1]
-            at = np.unique(np.searchsorted(ends, np.array(SHARES) - 1e-9))
+            # Shares that are no end of an epoch are left out: nothing is known of the beacon there.
+            near = np.isclose(one.epoch / one.epoch[-1], np.array(SHARES)[:, None], rtol=0, atol=1e-9)
+            at = np.flatnonzero(near.any(0))
+            drawn |= {share for share, ends in zip(SHARES, near, strict=True) if ends.any()}
             axes.plot(one.condition[at], one.energy[at], ":", color="0.25", linewidth=1.0, marker=".", markersize=3)
             axes.annotate(
                 f"{one.batches}",
@@ -143,8 +145,8 @@ def _travels(axes: Any, found: Sequence[Configuration], trails: Sequence[tuple[s
                 fontsize=8,
                 color="0.25",
             )
-    if trails:
-        shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+    if drawn:
+        shares = ", ".join(f"{100 * share:.0f}" for share in sorted(drawn))
         axes.plot([], [], ":", color="0.25", label=f"beacons on their way ({shares} % of training)")
     plans = list(dict.fromkeys(name.replace(_MULTI_STEP, "") for name, _ in trails))
     for name, one in trails:

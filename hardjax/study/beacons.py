@@ -1,6 +1,7 @@
 """Beacons (P3, section 4.3): finished runs of one batch size, where they went in the C_K-L_K plane, and their errors.
 
-Arrays in, arrays out: `study.measure.read_trail` finds them in a run's folder, `plots.plane` draws them.
+Arrays in, arrays out: `study.measure.read_trail` finds them in a run's folder, `study.beacon_file` keeps them,
+`plots.plane` draws them.
 """
 
 import itertools
@@ -18,8 +19,6 @@ ERRORS = ("test", "train")
 FIELDS = ("c", *(f"{name}{ending}" for ending in READINGS.values() for name in ("C_K", "L_K")))
 NEAREST = 5  # errors that a point of the plane is the mean of, and configurations of the second region (P3, 4.1)
 
-_HEAD = {"format": "beacons of hardjax", "version": 1}
-_PLACE = ("run", "batches", "learning_rate", "seed", "diverged", "test_error", "train_error")
 # What beacons of one plane may differ in, and what changes nothing of where a run goes.
 _FREE = ("batch_size", "learning_rate", "base_learning_rate", "seed", "data_dir", "test_every", "evaluate_train")
 _PLAN = ("batch_plan", "rate_scaling")
@@ -220,76 +219,6 @@ def check_shared(runs: Mapping[str, Mapping[str, Any]], plans: bool = False) -> 
                     "Expected runs of one plane, which differ in batch size, learning rate and seed alone:"
                     f" {name!r} has {setting}={shown(here)}, {first!r} {shown(there)}."
                 )
-
-
-def to_dict(trails: Sequence[Trail], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file of beacons, plain (`docs/command-line.md` says what stands in it).
-
-    Args:
-        settings: of any of them.
-
-    Raises:
-        ValueError: two of them are one configuration and seed, or one changes its batch size.
-    """
-    check_distinct(trails)
-    for trail in trails:
-        if isinstance(trail.batches, str):
-            raise Refusal(f"The run in {trail.run!r} has batch_plan={trail.batches!r}; a beacon keeps one batch size.")
-    return _HEAD | {
-        "settings": shared(settings),
-        "tolerances": list(TOLERANCES),
-        "beacons": [to_plain(trail) for trail in trails],
-    }
-
-
-def to_plain(trail: Trail) -> dict[str, Any]:
-    """A trail for JSON, of a run under a plan too."""
-    return {
-        **{name: getattr(trail, name) for name in _PLACE},
-        "epoch": trail.epoch,
-        "errors": dict(trail.errors),
-        "measures": {f"{tolerance:g}": dict(trail.measures[tolerance]) for tolerance in TOLERANCES},
-    }
-
-
-def from_dict(content: Any) -> tuple[list[Trail], dict[str, Any]]:
-    """The beacons, and the settings that they share, of what `to_dict` made and a file gave back.
-
-    Raises:
-        ValueError: no beacons, of another version, or damaged.
-    """
-    if not isinstance(content, dict) or content.get("format") != _HEAD["format"]:
-        raise Refusal("Expected a file that `hardjax measure --write-beacons` wrote.")
-    if content.get("version") != _HEAD["version"]:
-        raise Refusal(f"Expected version {_HEAD['version']} of the beacons, got {shown(content.get('version'))}.")
-    try:
-        trails = [from_plain(one) for one in content["beacons"]]
-        settings = dict(content["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refusal(f"Damaged beacons: {type(error).__name__} {error}.") from None
-    if not trails:
-        raise Refusal("Expected at least one beacon.")
-    return trails, settings
-
-
-def from_plain(plain: Mapping[str, Any]) -> Trail:
-    """The trail that `to_plain` wrote."""
-    epoch = _numbers(plain["epoch"])
-    measures = {
-        tolerance: {name: _numbers(plain["measures"][f"{tolerance:g}"][name]) for name in FIELDS}
-        for tolerance in TOLERANCES
-    }
-    errors = {name: _numbers(values) for name, values in plain["errors"].items()}
-    columns = [*errors.values(), *(column for fields in measures.values() for column in fields.values())]
-    if any(column.shape != epoch.shape for column in columns) or epoch.ndim != 1 or not len(epoch):
-        raise ValueError("columns of several lengths")
-    place = {name: plain[name] for name in _PLACE}
-    place |= {name: float(_numbers(plain[name])) for name in ("learning_rate", "test_error", "train_error")}
-    return Trail(**place, epoch=epoch, measures=measures, errors=errors)
-
-
-def _numbers(values: Any) -> np.ndarray:
-    return np.array(values, np.float64)  # null becomes NaN
 
 
 def _mean_of_logarithms(columns: Sequence[np.ndarray]) -> np.ndarray:

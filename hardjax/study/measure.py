@@ -26,6 +26,9 @@ from hardjax.training.probe import check_observer
 from hardjax.training.resume import check_network, placed, shapes_of
 from hardjax.training.setting import Setting, prepare
 
+_FINAL = ("final_test_top1", "final_full_train_top1")  # of a summary
+_TESTED = {"test": "test_top1", "train": "full_train_top1", "validation": "validation_top1"}  # of the history
+
 
 @dataclass(frozen=True)
 class Report:
@@ -122,22 +125,20 @@ def read_trail(folder: str | os.PathLike, shares: Sequence[float] | None = None)
         ValueError: no run in the folder, one that is not finished, or one without spectra.
     """
     config, folder = _configured(folder)
-    summary = files.read_summary(folder)
-    if lock.is_being_written(folder) or not summary or summary.get("interrupted", True):
-        raise Refusal(f"The run in {str(folder)!r} is not finished; `hardjax show` says how far it is.")
+    summary = _finished(folder)
     raw, history = spectra.load(folder), lines.read_lines(folder / record.HISTORY)
     points = np.arange(1.0, config.epochs + 1) if shares is None else np.asarray(shares, np.float64) * config.epochs
-    errors = {
-        name: _errors_at(points, history, field)
-        for name, field in {"test": "test_top1", "train": "full_train_top1", "validation": "validation_top1"}.items()
-    }
+    try:
+        errors = {name: _errors_at(points, history, field) for name, field in _TESTED.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Refusal(f"Damaged {record.HISTORY} in {str(folder)!r}: {_validate.first_line(error)}.") from None
     trail = Trail(
         run=str(folder),
         batches=config.batch_size if config.batch_plan is None else config.batch_plan.text,
         learning_rate=config.peak_learning_rate,
         seed=config.seed,
         # A run that was to stop there ended so; of one that went on the last loss tells.
-        diverged=bool(summary["diverged"]) or summary["end"] == "diverged",
+        diverged=summary["diverged"] or summary["end"] == "diverged",
         test_error=_error(summary["final_test_top1"]),
         train_error=_error(summary["final_full_train_top1"]),
         epoch=points,
@@ -145,6 +146,26 @@ def read_trail(folder: str | os.PathLike, shares: Sequence[float] | None = None)
         errors=errors,
     )
     return trail, config.to_dict()
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The summary of a run that is, with what is read of it."""
+    summary = files.read_summary(folder)
+    if lock.is_being_written(folder) or not summary or summary.get("interrupted", True):
+        raise Refusal(f"The run in {str(folder)!r} is not finished; `hardjax show` says how far it is.")
+    try:
+        if lacking := [name for name in ("end", "diverged", *_FINAL) if name not in summary]:
+            raise Refusal(f"it lacks {', '.join(lacking)}.")
+        _validate.boolean(diverged=summary["diverged"])
+        if not isinstance(end := summary["end"], str):
+            raise Refusal(f"Expected end={_validate.shown(end)} to be text.")
+        for name in _FINAL:
+            value = summary[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise Refusal(f"Expected {name}={_validate.shown(value)} to be a number or null.")
+    except Refusal as refusal:
+        raise Refusal(f"Damaged summary.json in {str(folder)!r}: {refusal}") from None
+    return summary
 
 
 def _configured(folder: str | os.PathLike) -> tuple[TrainConfig, Path]:

@@ -1,27 +1,11 @@
 """The thread that compiles what later stages of a run will ask for, while the present one trains."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
-import jax
-
+from hardjax.engine import jax_settings
 from hardjax.engine.ahead import later_stages
 from hardjax.engine.plan import Position, RunPlan
 from hardjax.training.setting import Setting
-
-# What of jax's settings shapes a program. A `with` block around a run holds for its own thread alone: another one would
-# compile programs of other numbers, or of other precision, under the same name.
-_SHAPING = (
-    "enable_x64",
-    "default_matmul_precision",
-    "default_device",
-    "default_prng_impl",
-    "numpy_dtype_promotion",
-    "numpy_rank_promotion",
-    "threefry_partitionable",
-)
 
 
 class Compiler:
@@ -33,7 +17,8 @@ class Compiler:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._settings = {name: getattr(jax.config, f"jax_{name}") for name in _SHAPING}
+        # Those of the thread that the run is in: programs of other settings are other programs.
+        self._settings = jax_settings.shaping()
         self._changed = threading.Condition()
         self._followed: tuple[RunPlan, int] | None = None
         self._stages: tuple[tuple[RunPlan, int], ...] = ()
@@ -82,7 +67,7 @@ class Compiler:
 
     def _work(self) -> None:
         try:
-            with _settings(self._settings):
+            with jax_settings.under(self._settings):
                 while (ordered := self._next()) is not None:
                     order, plan, index = ordered
                     for kind, key, args, donate in self._setting.stage_programs(plan, index):
@@ -105,12 +90,3 @@ class Compiler:
             first, *rest = self._stages
             self._stages, self._busy = tuple(rest), True
             return self._orders, *first
-
-
-@contextmanager
-def _settings(found: dict[str, Any]) -> Iterator[None]:
-    """jax's settings as they were in another thread."""
-    with ExitStack() as held:
-        for name, value in found.items():
-            held.enter_context(getattr(jax, name)(value))
-        yield

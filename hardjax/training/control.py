@@ -9,6 +9,7 @@ from hardjax.choose import control
 from hardjax.choose.control import Decision, Measured
 from hardjax.engine.stages import Change, Position, RunPlan
 from hardjax.fisher import measures, trajectory
+from hardjax.fisher.observe import epochs_stood_for
 from hardjax.training.setting import Setting
 from hardjax.training.spectra import Spectra
 
@@ -20,7 +21,6 @@ class Decider:
     def __init__(self, setting: Setting) -> None:
         plan, self._measure = setting.config.batch_plan, setting.config.measure
         self._controller = None if plan is None else plan.controller
-        self._num_samples = setting.recipe.num_samples
         self._measured: list[Measured] = []
 
     def decide(
@@ -35,10 +35,9 @@ class Decider:
         controller, arrays = self._controller, spectra.arrays()
         assert controller is not None
         self._read(arrays)
-        last = decisions[-1]["backprops"] if decisions else 0
-        since = int(np.searchsorted(arrays["step"], last))
+        decided = [int(np.searchsorted(arrays["step"], line["backprops"])) for line in decisions[-2:]]
         epoch, size = int(plan.epoch(at.backprops)), plan.batch_size(at.backprops)
-        seen = control.see(controller, self._measured, since, epoch, size, plan.share_of_rate)
+        seen = control.see(controller, self._measured, decided, epoch, size, plan.share_of_rate)
         return control.entry(controller, seen, control.decide(controller, seen), at.backprops, int(plan.epochs))
 
     def _read(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -47,14 +46,14 @@ class Decider:
         values, rates, sizes, entries, steps = (
             arrays[name][new] for name in ("eigenvalues", "learning_rate", "batch_size", "mean_entry", "stands_for")
         )
+        shares = epochs_stood_for(arrays)[new]
         assert self._measure is not None
         path = trajectory(values, rates, sizes, tolerance=self._measure.tolerance)
-        for row, (size, entry, stood) in enumerate(zip(sizes, entries, steps, strict=True)):
+        for row, (size, entry, stood, share) in enumerate(zip(sizes, entries, steps, shares, strict=True)):
             # Both follow from the trace: given as the only eigenvalue, one compiled program serves every batch size.
             trace = np.maximum(np.asarray(values[row][:size], np.float64), 0).sum(keepdims=True)
             noise = measures(trace, float(rates[row]), float(size), mean_entry=float(entry))
-            num_batches = -(-self._num_samples // size)
-            found = path.condition_number[row], path.energy[row], stood, stood / num_batches
+            found = path.condition_number[row], path.energy[row], stood, share
             self._measured.append(Measured(*map(float, (*found, noise.covariance, noise.signal))))
 
 

@@ -1,6 +1,5 @@
 """What is found out about a network before it is trained: does it fit, can it be measured."""
 
-import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from hardjax._validate import OutOfMemory
 from hardjax.data import Dataset
 from hardjax.data.augment import output_shape
+from hardjax.engine.jax_settings import remembered
 from hardjax.engine.state import Recipe
 from hardjax.fisher import check
 from hardjax.fisher.comparison import Subject
@@ -42,7 +42,7 @@ def check_model(recipe: Recipe, batch_size: int, dataset: Dataset) -> ModelFacts
 
 
 # Of a recipe, so that a second seed traces nothing: those of people's own networks are equal within one call alone.
-@functools.lru_cache(maxsize=16)
+@remembered
 def _facts(
     recipe: Recipe, batch_size: int, label_shape: tuple[int, ...], label_type: Any, classes: int
 ) -> tuple[ModelFacts, Any]:
@@ -78,7 +78,7 @@ def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver, 
     _observable(recipe, batch_size, observer, few.tobytes(), few.shape, few.dtype)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered
 def _observable(
     recipe: Recipe, batch_size: int, observer: SpectrumObserver, few: bytes, few_shape: tuple[int, ...], few_type: Any
 ) -> None:
@@ -92,7 +92,7 @@ def _observable(
     jax.eval_shape(observer.make(recipe.apply, recipe.loss), variables, images, labels, key)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered
 def _variable_shapes(recipe: Recipe) -> Any:
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)
     return jax.eval_shape(lambda key: recipe.init_variables(key, model_shape), jax.random.key(0))

@@ -154,8 +154,10 @@ class Record:
         """A measurement."""
         (values, mean_entry), slot = seen
         step = dispatch.before.backprops
-        rate = learning_rate(self._plan, step)
-        self.spectra.add(step, float(self._plan.epoch(step)), rate, values, mean_entry, int(slot))
+        rate, stage = learning_rate(self._plan, step), self._plan.stages[dispatch.stage]
+        # Not what the batch size alone would make of it: steps are whole, and 4/3 epochs of 5 are 7 of them.
+        per_epoch = float(stage.steps / stage.epochs)
+        self.spectra.add(step, float(self._plan.epoch(step)), rate, values, mean_entry, int(slot), per_epoch)
 
     def decided(self, line: dict[str, Any], plan: RunPlan) -> None:
         """A decision of the controller, and the plan as it is from there on."""

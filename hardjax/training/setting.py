@@ -155,11 +155,13 @@ def prepare(
     ):
         if given is not None and not isinstance(given, kind):
             raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
-    if performance.compile_ahead == "first" and config.batch_plan is not None and config.batch_plan.controller:
-        raise Refusal(
-            "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not known"
-            " before it trains."
-        )
+    if config.batch_plan is not None and (controller := config.batch_plan.controller) is not None:
+        controller.check_epochs(config.epochs)
+        if performance.compile_ahead == "first":
+            raise Refusal(
+                "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not"
+                " known before it trains."
+            )
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:

@@ -25,15 +25,22 @@ class Spectra:
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._rows: list[tuple[int, float, float, np.ndarray, float, int]] = []
+        self._rows: list[tuple[int, float, float, np.ndarray, float, int, float]] = []
         self.all_finite = True
 
     def add(
-        self, step: int, epoch: float, learning_rate: float, values: np.ndarray, mean_entry: float, slot: int
+        self,
+        step: int,
+        epoch: float,
+        learning_rate: float,
+        values: np.ndarray,
+        mean_entry: float,
+        slot: int,
+        steps_per_epoch: float,
     ) -> None:
         """One measurement: values (B,), taken of the batch `slot` when `step` back-propagations were done."""
         entry = math.nan if np.isnan(mean_entry) else float(mean_entry)  # its sign is kept by no file
-        self._rows.append((step, epoch, learning_rate, np.asarray(values), entry, slot))
+        self._rows.append((step, epoch, learning_rate, np.asarray(values), entry, slot, steps_per_epoch))
         self.all_finite &= bool(np.isfinite(values).all())
 
     def __len__(self) -> int:
@@ -41,7 +48,7 @@ class Spectra:
 
     def entries(self, start: int) -> list[dict[str, Any]]:
         """Lines of the measurements from `start` on; `restore` reads them back to the bit."""
-        names = ("step", "epoch", "learning_rate", "eigenvalues", "mean_entry", "slot")
+        names = ("step", "epoch", "learning_rate", "eigenvalues", "mean_entry", "slot", "steps_per_epoch")
         found = [dict(zip(names, row, strict=True)) for row in self._rows[start:]]
         return [row | {"eigenvalues": lines.pack(row["eigenvalues"]), "stands_for": self._every} for row in found]
 
@@ -54,6 +61,7 @@ class Spectra:
         for row in entries:
             try:
                 values, entry = lines.unpack(row["eigenvalues"]), row["mean_entry"]
+                per_epoch = row.get("steps_per_epoch", math.nan)  # lines of before it was kept
                 self.add(
                     row["step"],
                     row["epoch"],
@@ -61,6 +69,7 @@ class Spectra:
                     values,
                     float("nan") if entry is None else entry,
                     row["slot"],
+                    per_epoch,
                 )
                 self._every = row["stands_for"]
             except (KeyError, TypeError) as error:
@@ -71,10 +80,12 @@ class Spectra:
 
         Returns:
             step (M,): back-propagations done before each measurement; epoch (M,): the same in epochs; stands_for (M,):
-            steps; learning_rate, batch_size, mean_entry (M,); slot (M,): row of the partition that was measured, -1
-            where batches are dealt from samples; eigenvalues (M, B) ascending, NaN where a batch was smaller.
+            steps; steps_per_epoch (M,): of its stage, NaN where it was not kept; learning_rate, batch_size, mean_entry
+            (M,); slot (M,): row of the partition that was measured, -1 where batches are dealt from samples;
+            eigenvalues (M, B) ascending, NaN where a batch was smaller.
         """
-        steps, epochs, rates, spectra, entries, slots = zip(*self._rows, strict=True) if self._rows else ((),) * 6
+        columns = zip(*self._rows, strict=True) if self._rows else ((),) * 7
+        steps, epochs, rates, spectra, entries, slots, per_epoch = columns
         sizes = np.array([len(values) for values in spectra], np.int64)
         dtype = np.result_type(np.float32, *(values.dtype for values in spectra[:1]))
         # Padded to a rectangle: an .npz of arrays of several lengths would need pickle to be read.
@@ -85,6 +96,7 @@ class Spectra:
             "step": np.array(steps, np.int64),
             "epoch": np.array(epochs, np.float64),
             "stands_for": np.full(len(sizes), self._every, np.int64),
+            "steps_per_epoch": np.array(per_epoch, np.float64),
             "learning_rate": np.array(rates, np.float64),
             "batch_size": sizes,
             "eigenvalues": table,

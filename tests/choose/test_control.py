@@ -18,7 +18,7 @@ BOUNDS = dict(start=32, least=16, most=64)
 
 def facts(**changes) -> Seen:
     """Of size 32 after two epochs, nothing measured."""
-    plain = Seen(2, 32, 1.0, NAN, NAN, NAN, NAN, 0.0, 0.0, 0)
+    plain = Seen(2, 32, 1.0, *[NAN] * 6, 0.0, 0.0, 0)
     return plain._replace(**changes)
 
 
@@ -42,12 +42,17 @@ def test_the_two_readings_by_hand():
 
 
 def test_what_a_controller_sees():
-    seen = see(Controller(**BOUNDS), RUN, 1, 2, 16, 0.5)
-    assert seen[:3] == (2, 16, 0.5)
-    assert seen[3:7] == (*read(RUN, "measurements"), *read(RUN[:1], "measurements"))
-    assert seen[7:] == (10.0, 0.5, 2), "of the last two alone, each part by itself"
-    by_epoch = see(Controller(**BOUNDS, rule="growth", reading="epochs"), RUN, 0, 2, 16, 1.0)
-    assert by_epoch.condition == pytest.approx(6.0) and math.isnan(by_epoch.energy_before)
+    seen = see(Controller(**BOUNDS), RUN, [1], 2, 16, 0.5)
+    assert seen[:3] == (2, 16, 0.5) and seen[3:5] == read(RUN, "measurements")
+    # c of the last two and of the first; l * 5 steps of these over the epochs that they stand for.
+    assert seen[5:9] == pytest.approx((6.5, (0.3 + 0.2) * 5 / 1.5, 2.0, 0.1 * 5 / 0.5))
+    assert seen[9:] == (10.0, 0.5, 2), "of the last two alone, each part by itself"
+    by_epoch = see(Controller(**BOUNDS, rule="growth", reading="epochs"), RUN, [], 2, 16, 1.0)
+    assert by_epoch.condition == by_epoch.interval_condition == pytest.approx(6.0)
+    assert by_epoch.interval_energy == pytest.approx(4.0 / 2) and all(map(math.isnan, by_epoch[7:9]))
+    # After three decisions: of the last measurement and of the one before it, in steps of the first one's epochs.
+    by_epoch = see(Controller(**BOUNDS, rule="growth", reading="epochs"), RUN, [0, 1, 2], 2, 16, 1.0)
+    assert by_epoch[5:9] == pytest.approx((9.0, 10 * 0.2, 4.0, 10 * 0.3))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +122,27 @@ def test_at_the_bounds_of_a_trajectory():
 )
 def test_by_growth(grown, action):
     controller = Controller(**BOUNDS, rule="growth", condition_growth=2.0, energy_growth=1.2)
-    before = dict(condition_before=3.0, energy_before=10.0)
-    seen = facts(condition=3.0 * grown[0], energy=10.0 * grown[1], **before)
-    assert decide(controller, seen).action == action
-    assert decide(controller, seen._replace(condition_before=NAN, energy_before=NAN)).action == "keep"
+    before = dict(interval_condition_before=3.0, interval_energy_before=10.0)
+    seen = facts(interval_condition=3.0 * grown[0], interval_energy=10.0 * grown[1], **before)
+    decision = decide(controller, seen)
+    assert decision.action == action
+    assert f"c grew {grown[0]:.4g} times of 2, L_K an epoch grew {grown[1]:.4g} times of 1.2" in decision.reason
+    assert decide(controller, seen._replace(interval_condition_before=NAN, interval_energy_before=NAN)).action == "keep"
+
+
+@pytest.mark.parametrize("reading", ["measurements", "epochs"])
+def test_where_nothing_changes_nothing_has_grown(reading):
+    """c 3 and l 0.1 all along; intervals of three and two measurements, each of 0.4 of the 10 steps of an epoch."""
+    run = [Measured(3.0, 0.1, 4, 0.4, 1.0, 1.0)] * 10
+    controller = Controller(**BOUNDS, rule="growth", reading=reading)
+    for decided, count in (([], 3), ([3], 5), ([3, 5], 8), ([3, 5, 8], 10)):
+        seen = see(controller, run[:count], decided, len(decided) + 1, 32, 1.0)
+        assert decide(controller, seen).action == "keep"
+        assert seen[5:7] == pytest.approx((3.0, 1.0)), "ten steps of 0.1 an epoch"
+    # From the sixth measurement on twice the energy, which asks for a larger batch.
+    run = run[:5] + [one._replace(energy=0.2) for one in run[5:]]
+    assert decide(controller, see(controller, run[:8], [3, 5], 3, 32, 1.0)).action == "double"
+    assert decide(controller, see(controller, run, [3, 5, 8], 4, 32, 1.0)).action == "keep"
 
 
 def test_the_text_of_a_controller():
@@ -138,7 +160,7 @@ def test_the_text_of_a_controller():
     assert BatchPlan("controlled:most=64,least=16,start=32,rule=noise-scale,share=1.0") == BatchPlan.controlled(
         32, 16, 64
     )
-    assert BatchPlan("controlled:start=8,least=8,most=8,lowest-rate=0.3").controller.lowest_rate == 0.3
+    assert BatchPlan("controlled:start=8,least=8,most=8,rule=growth,lowest-rate=0.3").controller.lowest_rate == 0.3
     assert BatchPlan("32-64").controller is None
 
 
@@ -159,6 +181,14 @@ def test_the_text_of_a_controller():
         (lambda: Controller(**BOUNDS, rule="trajectory", target=((1, -2, 3),)), "finite numbers of at least 0"),
         (lambda: Controller(**BOUNDS, tolerance=0.2), "tolerance with rule trajectory, not with noise-scale"),
         (lambda: Controller(**BOUNDS, reading="epochs"), "reading with rule trajectory or growth"),
+        (
+            lambda: Controller(**BOUNDS, rate_factor=0.3),
+            "rate_factor with rule trajectory or growth, not with noise-sc",
+        ),
+        (
+            lambda: Controller(**BOUNDS, lowest_rate=0.3),
+            "lowest_rate with rule trajectory or growth, not with noise-sc",
+        ),
         (lambda: Controller(**BOUNDS, rate_factor=1.0), "rate_factor=1.0 between 0 and 1"),
         (lambda: Controller(**BOUNDS, lowest_rate=0.0), "lowest_rate=0.0"),
         (lambda: BatchPlan.controlled(32, 16, 64, trajectory=([1], [2, 3], [4])), r"as many of each, got \[1, 2, 1\]"),

@@ -62,7 +62,7 @@ def decided(plan, actions, epochs, every, controller):
         factor = 0.5 if action == "lower-rate" else 1.0
         epoch = now.epoch(at.backprops)
         assert epoch == every * (len(log) + 1) and at.round_steps == 0
-        seen = Seen(int(epoch), size, rate, *[0.0] * 6, 0)
+        seen = Seen(int(epoch), size, rate, *[0.0] * 8, 0)
         log.append(control.entry(controller, seen, Decision(action, after, factor, ""), at.backprops, epochs))
         if action != "keep":
             at = dataclasses.replace(at, decided=(*at.decided, Change(at.backprops, after, rate * factor)))

@@ -1,5 +1,6 @@
 """The picture of the C_K-L_K plane, from beacons alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import hardjax as hj
 from hardjax.plots.plane import SHARES, plane
-from hardjax.study import beacons
+from hardjax.study import beacon_file, beacons
 from hardjax.study.beacons import Trail
 from hardjax.training.lines import encode
 
@@ -55,8 +56,8 @@ def drawn(figure, path):
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("error", ["test", "train"])
 def test_a_file_is_all_that_is_drawn_from(tmp_path, linear, error):
-    content = json.loads(encode(beacons.to_dict(GRID, hj.TrainConfig().to_dict())))
-    again, _ = beacons.from_dict(content)
+    content = json.loads(encode(beacon_file.to_dict(GRID, hj.TrainConfig().to_dict())))
+    again, _ = beacon_file.from_dict(content)
     axes = drawn(plane(found(again), title="title", error=error, linear=linear), tmp_path / "plane.png")
     assert axes.get_xscale() == axes.get_yscale() == ("linear" if linear else "log")
     marks, legend = texts(axes)
@@ -99,6 +100,20 @@ def test_travelling_histories_go_past_the_dotted_curves_of_their_rate(tmp_path):
     assert curves["16-64"].get_linestyle() != curves["16-64-MS"].get_linestyle()
     dotted = [line for line in axes.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
     assert len(dotted) == 5 and all(len(line.get_xdata()) == len(SHARES) for line in dotted)
+
+
+def test_shares_that_end_no_epoch_are_left_out():
+    """Of five epochs 5 % is none; the legend says what is drawn."""
+    beacons_of_five = [trail(size, 0.1, 3.0 + size, 5.0, 1.0, epochs=5) for size in (4, 8, 16, 32, 64)]
+    travels = [("16-64", one) for one in found([trail("16-64", 0.1, 30.0, 4.0, 1.5, epochs=5, shares=SHARES)])]
+    axes = plane(found(beacons_of_five), travels, title="").axes[0]
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
+    assert len(dotted) == 5
+    for line in dotted:
+        np.testing.assert_allclose(line.get_ydata(), [1, 2, 3, 4, 5])
+    assert "beacons on their way (20, 40, 60, 80, 100 % of training)" in texts(axes)[1]
+    elsewhere = [("16-64", dataclasses.replace(travels[0][1], learning_rate=0.7))]  # a rate that no beacon has
+    assert not any("on their way" in text for text in texts(plane(found(GRID), elsewhere, title="").axes[0])[1])
 
 
 def test_a_diverged_beacon_is_crossed_out_and_one_without_a_place_left_out(tmp_path):

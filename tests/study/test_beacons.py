@@ -9,8 +9,9 @@ import pytest
 from made_up_runs import write_run
 
 import hardjax as hj
+from hardjax._validate import Refusal
 from hardjax.choose.batch_plan import BatchPlan
-from hardjax.study import beacons
+from hardjax.study import beacon_file, beacons
 from hardjax.study.beacons import Trail
 from hardjax.study.measure import read_trail
 from hardjax.training import lock
@@ -143,6 +144,41 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path, state):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(end=None), "Expected end=None to be text"),
+        (dict(end=3), "Expected end=3 to be text"),
+        (dict(diverged="x"), "Expected diverged='x' to be True or False"),
+        (dict(final_test_top1="90"), "Expected final_test_top1='90' to be a number or null"),
+        (dict(final_full_train_top1=[1]), r"Expected final_full_train_top1=\[1\] to be a number or null"),
+        (dict(final_test_top1=...), "lacks final_test_top1"),
+        (dict(end=...), "lacks end"),
+    ],
+    ids=str,
+)
+def test_a_damaged_summary_is_refused(tmp_path, change, words):
+    folder = write_run(tmp_path / "run", c=2.0, energy=0.1, error=1.0)
+    summary = json.loads((folder / "summary.json").read_text()) | change
+    summary = {name: value for name, value in summary.items() if value is not ...}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(Refusal, match=f"Damaged summary.json in '.*run': .*{words}") as caught:
+        read_trail(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"test_top1": 3}', '{"epoch": "x"}', "[1]", '{"epoch": 1, "test_top1": "x"}', '{"epoch": null}']
+)
+def test_a_damaged_history_is_refused(tmp_path, line):
+    folder = write_run(tmp_path / "run", c=2.0, energy=0.1, error=1.0)
+    with (folder / "history.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(Refusal, match=r"Damaged history\.jsonl in '.*run'") as caught:
+        read_trail(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_seeds_are_averaged_where_they_are_drawn():
     runs = [
         trail(condition=(10.0, 100.0), error=1.0),
@@ -191,7 +227,7 @@ def test_both_published_regions():
 
 def test_a_file_gives_back_what_was_written():
     runs = [trail(), trail(8, 0.2, 5, condition=(1.0, np.nan), diverged=True, train_error=np.nan)]
-    again, settings = beacons.from_dict(json.loads(encode(beacons.to_dict(runs, SETTINGS), indent=2)))
+    again, settings = beacon_file.from_dict(json.loads(encode(beacon_file.to_dict(runs, SETTINGS), indent=2)))
     assert settings["model"] == "mlp" and settings["measure"] == {"rows": "contribution"}
     assert not {"batch_size", "learning_rate", "seed", "data_dir"} & set(settings)
     for one, kept in zip(again, runs, strict=True):
@@ -207,14 +243,28 @@ def test_a_file_gives_back_what_was_written():
                 np.testing.assert_array_equal(one.measures[tolerance][name], values)
 
 
+def _with(**fields):
+    """A file of one beacon in which these fields are others."""
+    content = json.loads(encode(beacon_file.to_dict([trail()], SETTINGS)))
+    content["beacons"][0] |= fields
+    return content
+
+
+def _twice(**fields):
+    """A file of a beacon, and of another one that differs in these fields."""
+    content = _with()
+    content["beacons"].append(content["beacons"][0] | fields)
+    return content
+
+
 def _without(name):
-    content = json.loads(encode(beacons.to_dict([trail()], SETTINGS)))
+    content = json.loads(encode(beacon_file.to_dict([trail()], SETTINGS)))
     del content["beacons"][0][name]
     return content
 
 
 def _changed(**how):
-    return json.loads(encode(beacons.to_dict([trail()], SETTINGS) | how))
+    return json.loads(encode(beacon_file.to_dict([trail()], SETTINGS) | how))
 
 
 @pytest.mark.parametrize(
@@ -224,34 +274,51 @@ def _changed(**how):
         ({"format": "results of hardjax", "version": 1}, "a file that `hardjax measure --write-beacons` wrote"),
         (_changed(version=2), "Expected version 1 of the beacons, got 2"),
         (_changed(beacons=[]), "at least one beacon"),
-        (_changed(beacons=[3]), "Damaged beacons: TypeError"),
-        (_without("seed"), "Damaged beacons: KeyError 'seed'"),
-        (_without("measures"), "Damaged beacons: KeyError 'measures'"),
-        (
-            _changed(
-                beacons=[
-                    vars(trail())
-                    | {
-                        "epoch": [1.0],
-                        "measures": {"0": vars(trail())["measures"][0.0], "1e-06": vars(trail())["measures"][1e-6]},
-                    }
-                ]
-            ),
-            "columns of several lengths",
-        ),
+        (_changed(beacons=[3]), "Damaged beacons: Expected a beacon to be an object, got 3"),
+        (_changed(beacons=None), "Damaged beacons: Expected beacons=None to be a list"),
+        (_changed(settings=[["epochs", 3]]), "Damaged beacons: Expected settings=.* to be an object"),
+        (_changed(settings={"measure": {}}), "Damaged beacons: Expected rows=None to be text"),
+        (_changed(settings={"measure": [1]}), r"Damaged beacons: Expected measure=\[1\] to be an object"),
+        (_without("seed"), "Damaged beacons: Expected seed=None to be a whole number"),
+        (_without("measures"), "Damaged beacons: Expected measures=None to be an object"),
+        (_without("test_error"), "Damaged beacons: Expected a number test_error, or null"),
+        (_without("epoch"), "Damaged beacons: Expected epoch=None to be a list"),
+        (_with(run=3), "Damaged beacons: Expected run=3 to be text"),
+        (_with(batches=None), "Damaged beacons: Expected batches=None to be a whole number"),
+        (_with(batches=[32]), r"Damaged beacons: Expected batches=\[32\] to be a whole number"),
+        (_with(batches="16-32"), "batch_plan='16-32'; a beacon keeps one batch size"),
+        (_with(seed="3"), "Damaged beacons: Expected seed='3' to be a whole number"),
+        (_with(learning_rate=None), "Damaged beacons: Expected learning_rate=None to be a finite number above 0"),
+        (_with(learning_rate=float("nan")), "Damaged beacons: Expected learning_rate=nan to be a finite number"),
+        (_with(learning_rate=float("inf")), "Damaged beacons: Expected learning_rate=inf to be a finite number"),
+        (_with(learning_rate=[0.1]), r"Damaged beacons: Expected learning_rate=\[0.1\] to be a finite number"),
+        (_with(diverged="x"), "Damaged beacons: Expected diverged='x' to be True or False"),
+        (_with(test_error=[1.0]), r"Damaged beacons: Expected test_error to hold numbers or null, got \[1.0\]"),
+        (_with(test_error=10**400), "Damaged beacons: Expected test_error to hold numbers of float64"),
+        (_with(errors=[1.0, 1.0]), r"Damaged beacons: Expected errors=\[1.0, 1.0\] to be an object"),
+        (_with(errors={"test": [1, 1], "train": [1, 1]}), "Damaged beacons: Expected validation=None to be a list"),
+        (_with(errors={"test": [1, "x"]}), "Damaged beacons: Expected test to hold numbers or null, got 'x'"),
+        (_with(measures={"0": 3, "1e-06": {}}), "Damaged beacons: Expected 0=3 to be an object"),
+        (_with(epoch=[2.0, 1.0]), r"Damaged beacons: Expected epoch=\[2.0, 1.0\] to be rising numbers"),
+        (_with(epoch=[1.0, None]), r"Damaged beacons: Expected epoch=\[1.0, nan\] to be rising numbers"),
+        (_with(epoch=[]), r"Damaged beacons: Expected epoch=\[\] to be rising numbers"),
+        (_twice(), "'s32-0.1-0' and 's32-0.1-0' are one configuration with one seed"),
+        (_twice(run="b", seed=0, diverged=True), "'b' and 's32-0.1-0' are one configuration with one seed"),
+        (_twice(seed=1, epoch=[1.0, 3.0]), "Damaged beacons: 's32-0.1-0' and 's32-0.1-0' have other epochs"),
+        (_with(epoch=[1.0]), "Damaged beacons: Expected 1 values, as many as epochs, in every column of a beacon"),
     ],
 )
 def test_what_is_no_file_of_beacons(content, message):
     with pytest.raises(ValueError, match=message) as error:
-        beacons.from_dict(content)
+        beacon_file.from_dict(content)
     assert "\n" not in str(error.value)
 
 
 def test_one_configuration_and_seed_counts_once():
     with pytest.raises(ValueError, match=r"'b' and 's32-0\.1-0' are one configuration with one seed"):
-        beacons.to_dict([trail(), trail(run="b")], SETTINGS)
+        beacon_file.to_dict([trail(), trail(run="b")], SETTINGS)
     with pytest.raises(ValueError, match="batch_plan='16-32'; a beacon keeps one batch size"):
-        beacons.to_dict([trail(batches="16-32")], SETTINGS)
+        beacon_file.to_dict([trail(batches="16-32")], SETTINGS)
 
 
 def test_runs_of_a_plane_differ_in_batch_size_rate_and_seed_alone():

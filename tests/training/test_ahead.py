@@ -14,7 +14,7 @@ from hardjax._validate import OutOfMemory
 from hardjax.choose.batch_plan import BatchPlan
 from hardjax.choose.selection import HardBatches
 from hardjax.choose.trimming import Trimming
-from hardjax.engine import memory
+from hardjax.engine import jax_settings, memory
 from hardjax.engine.plan import programs
 from hardjax.engine.programs import Programs, programs_for
 from hardjax.training import loop
@@ -86,6 +86,51 @@ def test_an_error_is_told_once_to_who_asks():
         made.predict(one, one, one, one)
     made.error = None
     assert float(made.predict(one, one, one, one)) == 6 and made.traces == {"predict": 1}
+
+
+class Interrupting:
+    """A lock after whose `at`-th use Ctrl-C comes."""
+
+    def __init__(self, at):
+        self.lock, self.left = threading.Lock(), at
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *error):
+        self.lock.release()
+        self.left -= 1
+        if self.left == -1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_interrupt_leaves_nothing_that_would_be_waited_for(at):
+    """Before it is looked for, as it is begun, as it is compiled, and after all."""
+    made, one = Slow(), np.float32(3)
+    made.gate.set()
+    made._lock = Interrupting(at)
+    with pytest.raises(KeyboardInterrupt):
+        made.predict(one, one, one, one)
+    assert all(future.done() for future in made._compiled.values())
+    assert float(made.predict(one, one, one, one)) == 6
+
+
+@pytest.mark.parametrize("setting", [("default_prng_impl", "rbg"), ("threefry_partitionable", False)], ids=str)
+def test_other_settings_of_jax_are_other_programs(tiny, setting):
+    """One after the other in a process, as each alone."""
+    config = hj.TrainConfig(model_options={"widths": [4]}, epochs=1, batch_size=16)
+    name, value = setting
+
+    def trained(**settings):
+        with jax_settings.under(tuple((now | settings).values())):
+            return hj.run(config, dataset=tiny, progress=False).history["samples_hash"][-1]
+
+    now = dict(zip(jax_settings.SHAPING, jax_settings.shaping(), strict=True))
+    programs_for.cache_clear()
+    first, second = trained(), trained(**{name: value})
+    programs_for.cache_clear()
+    assert trained(**{name: value}) == second != first == trained()
 
 
 def test_what_was_compiled_aside_is_looked_at_before_it_is_called(tiny, monkeypatch):

@@ -11,9 +11,11 @@ from hardjax.choose.selection import AllBatches, HardBatches, HardSamples, Rando
 from hardjax.choose.trimming import Trimming
 from hardjax.cli import main
 from hardjax.engine.plan import dispatches, programs
+from hardjax.fisher.observe import derive
 from hardjax.study.measure import measure_run
 from hardjax.training.saver import Saver
 from hardjax.training.setting import prepare
+from hardjax.training.spectra import load
 
 SMALL = dict(model="mlp", model_options={"widths": [4]}, learning_rate=0.05, epochs=4)
 
@@ -27,7 +29,9 @@ def data():
 
 def run(data, **settings):
     performance = settings.pop("performance", None)
-    return hj.run(hj.TrainConfig(**SMALL | settings), dataset=data, performance=performance, progress=False)
+    output = settings.pop("output", None)
+    config = hj.TrainConfig(**SMALL | settings)
+    return hj.run(config, dataset=data, performance=performance, output=output, progress=False)
 
 
 def test_a_constant_plan_is_no_plan_to_the_bit(data):
@@ -68,6 +72,21 @@ def test_every_stage_trains_its_epochs(data, selection):
     if result.replays is not None:
         assert result.replays[:, 3:][result.replays.shape[0] // 2 + 1 :].sum() == 0, "of the later stage three slots"
         assert int(result.replays.sum()) == 24
+
+
+def test_a_stage_with_one_measurement_is_weighed_by_its_own_epochs(data, tmp_path):
+    """Of epochs of 5, 9 and 3 steps one measurement of 7 steps each, as docs/papers.md defines both readings."""
+    settings = dict(batch_plan=BatchPlan("1/4*16-1/4*8-1/2*32"), measure=hj.fisher.FisherMeasure(every=7))
+    found = run(data, **settings, optimizer="adam", output=tmp_path).measurements
+    np.testing.assert_array_equal(found["batch_size"], [16, 8, 32])
+    share = np.array([7 / 5, 7 / 9, 7 / 3])
+    np.testing.assert_allclose(found["C_K by epoch"], np.cumsum(found["c"] * share) / np.cumsum(share), rtol=1e-12)
+    np.testing.assert_allclose(found["L_K by epoch"], 5 * np.cumsum(found["l"] * share), rtol=1e-12)
+    read = derive(load(tmp_path))
+    np.testing.assert_array_equal(read["L_K by epoch"], found["L_K by epoch"])
+    # Steps are whole: 4/3 epochs of 5 steps are 7 steps, of which 5.25 are an epoch, and 8/3 of 9 are then 23.
+    found = run(data, **settings | dict(batch_plan=BatchPlan("1/3*16-2/3*8"))).measurements
+    np.testing.assert_array_equal(found["steps_per_epoch"], np.where(found["batch_size"] == 16, 7 * 3 / 4, 23 * 3 / 8))
 
 
 def test_rates_of_the_stages(data):

@@ -111,6 +111,18 @@ def test_a_controlled_run_resumes_everywhere(tiny, plan, settings):
     hj.testing.assert_resumes_everywhere(hj.TrainConfig(**SMALL, batch_plan=plan, **settings), dataset=tiny)
 
 
+@pytest.mark.parametrize("every", [6, 12], ids=["several a stage", "one a stage"])
+def test_a_controller_reads_epochs_as_the_record_does(tiny, every):
+    """Doubled at every decision: C_K is far below its target."""
+    plan = BatchPlan.controlled(8, 8, 32, trajectory=([0], [1e9], [0]), reading="epochs", every=2)
+    found = run(tiny, plan, epochs=6, measure=hj.fisher.FisherMeasure(every=every))
+    assert [line["size"] for line in found.decisions] == [16, 32]
+    for line in found.decisions:
+        last = np.searchsorted(found.measurements["step"], line["backprops"]) - 1
+        for name, field in (("condition", "C_K by epoch"), ("energy", "L_K by epoch")):
+            np.testing.assert_allclose(line["seen"][name], found.measurements[field][last], rtol=1e-12)
+
+
 class Killed(Exception):
     pass
 
@@ -171,6 +183,7 @@ def test_neighbours_are_compiled_aside(tiny):
         (dict(plan=BatchPlan("controlled:start=16,least=16,most=128")), "batch_size=128 to be at most the 70 training"),
         (dict(plan=BatchPlan("controlled:start=2,least=1,most=2")), "batch_size=1 to be at least 2 with measure"),
         (dict(batch_size=16), "Give batch_size=16 or batch_plan='controlled:"),
+        (dict(epochs=2), "every=2 below epochs=2, or it never decides"),
         (dict(performance=hj.Performance(compile_ahead="first")), "what it will need is not known before it trains"),
     ],
 )

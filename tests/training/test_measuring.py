@@ -341,7 +341,7 @@ def test_a_damaged_record_is_refused(tmp_path, line):
 def test_spectra_come_back_to_the_bit(tmp_path):
     spectra, read = Spectra(50), Spectra(1)
     for step, values in enumerate(([0.1, np.nan, np.inf], [1e-30, 0.3])):
-        spectra.add(step, step / 3, 0.1, np.asarray(values, np.float32), np.nan, -1)
+        spectra.add(step, step / 3, 0.1, np.asarray(values, np.float32), np.nan, -1, 10 / 3)
     read.restore(json.loads(json.dumps(spectra.entries(0))))
     assert not read.all_finite and len(read) == 2
     for name, column in spectra.arrays().items():
