@@ -64,8 +64,11 @@ class Curve:
     points: tuple[Point, ...]
 
     def best(self, by: str) -> Point | None:
-        """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one."""
-        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows]
+        """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one.
+
+        A rate at which a run diverged is none.
+        """
+        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows and not point.diverged]
         scored = [(score, point) for score, point in scored if math.isfinite(score)]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
@@ -118,7 +121,7 @@ def reliable_rates(grid: Grid, curve: Curve, share: float = 0.5) -> list[float]:
 
 
 def _all_converged(point: Point) -> bool:
-    return bool(point.rows) and not point.failed and all(row["metrics"]["converged"] for row in point.rows)
+    return bool(point.rows) and not point.failed and not point.diverged and all(row["metrics"]["converged"] for row in point.rows)
 
 
 def grids(rows: Iterable[Row]) -> list[Grid]:

@@ -149,7 +149,7 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | str:
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if result.summary["end"] == "interrupted":
         return result.summary["signal"]
-    return row_of(cell, result, dataset, time.monotonic() - began, ledger.owner)
+    return row_of(cell, result, setting.dataset, time.monotonic() - began, ledger.owner)
 
 
 def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:

@@ -48,6 +48,7 @@ def test_rows_are_what_runs_give(tiny, tmp_path):
         assert metrics["median_test_top1"] == np.median(run.history["test_top1"])  # of three epochs, all
         assert metrics["final_train_error"] == 100 - run.summary["final_full_train_top1"]
         assert metrics["backprops"] == run.summary["backprops"] == 18
+        assert metrics["surplus_percent"] == pytest.approx(100 * (60 / 56 - 1))  # 14 of 70 are held out
     assert list(found.rows) == read_rows(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hardjax.json", "sweep.jsonl"]
 

@@ -73,6 +73,17 @@ def test_the_best_rate_is_chosen_by_validation_where_every_run_has_one():
     assert grids([row(Cell(BASE, "data"), status="failed")])[0].curves[0].best(TEST) is None
 
 
+def test_a_rate_at_which_a_run_diverged_is_neither_best_nor_reliable():
+    rows = _rows()
+    assert rows[3]["config"]["base_learning_rate"] == 2**-6
+    rows[3]["status"] = "diverged"  # of 90 % all the same
+    (found,) = grids(rows)
+    assert found.curves[0].best(TEST).rate == 2**-8 and reliable_rates(found, found.curves[0]) == [2**-8]
+    for one in rows:
+        one["status"] = "diverged"
+    assert grids(rows)[0].curves[0].best(TEST) is None
+
+
 def test_equal_means_take_the_lower_rate():
     (found,) = grids(_rows({8: [(70, 70), (70, 70), (60, 60)], 64: TOPS[64]}))
     assert found.curves[0].best(TEST).rate == 2**-8
