@@ -121,7 +121,12 @@ def reliable_rates(grid: Grid, curve: Curve, share: float = 0.5) -> list[float]:
 
 
 def _all_converged(point: Point) -> bool:
-    return bool(point.rows) and not point.failed and not point.diverged and all(row["metrics"]["converged"] for row in point.rows)
+    return (
+        bool(point.rows)
+        and not point.failed
+        and not point.diverged
+        and all(row["metrics"]["converged"] for row in point.rows)
+    )
 
 
 def grids(rows: Iterable[Row]) -> list[Grid]:

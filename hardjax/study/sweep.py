@@ -95,10 +95,9 @@ def sweep(
         performance: of every run.
         workers: processes, each on a core of its own with one thread (on CPU); "auto": one for each core, and in this
             process where there is an accelerator; None: in this process, with all its threads.
-        max_hours: begin no cell after that time, and have workers save what they are at; what is left is for the next
-            call.
+        max_hours: begin no cell after that time, and save those under way; what is left is for the next call.
         overwrite: begin anew, whatever of ours the folder holds.
-        retry_failed: train cells again whose rows say that they failed.
+        retry_failed: train cells again whose rows say that they failed; rows of cells not asked for stay.
         expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells.
         on_progress: called again and again.
 
@@ -116,22 +115,19 @@ def sweep(
     given = [trainer.cell(config) for config in configs]
     _check_starts(trainer, configs)
     until = None if max_hours is None else time.monotonic() + 3600 * max_hours
-    with (
-        interruptible() as asked,
-        ledgers.opened(folder, new_owner(), expiry, overwrite, retry_failed) as held,
-    ):
+    again = {cell.key for cell in given} if retry_failed else None
+    with interruptible(until) as asked, ledgers.opened(folder, new_owner(), expiry, overwrite, again) as held:
         cells = ordered(given)
-        signal = None
         tell = _Teller(held, cells, count or 1, on_progress)
         if count is None:
-            signal = work(held, cells, trainer, lambda: asked or _over(until), lambda row: tell())
+            work(held, cells, trainer, lambda: asked, lambda row: tell())
         else:
             with Crew(held, cells, count, trainer.performance, expiry) as crew:
-                crew.conduct(lambda: asked or _over(until), tell)
+                crew.conduct(lambda: asked, tell)
         tell()
     rows = {key_of_row(row): row for row in read_rows(folder)} if held.rows else {}
     found = tuple(rows[cell.key] for cell in given if cell.key in rows)
-    return Sweep(found, len(given) - len(found), signal or (asked.signal and asked.signal.name))
+    return Sweep(found, len(given) - len(found), asked.signal and asked.signal.name)
 
 
 def count_workers(workers: int | str | None, dataset: Dataset | None = None, model: Any = None) -> int | None:
@@ -169,10 +165,6 @@ def _check_starts(trainer: Trainer, configs: Sequence[TrainConfig]) -> None:
                 f"{functions.name} holds its weights, from which all seeds would start: give"
                 " hj.models.Seeded(lambda key: ...), or one seed."
             )
-
-
-def _over(until: float | None) -> bool:
-    return until is not None and time.monotonic() >= until
 
 
 class _Teller:
