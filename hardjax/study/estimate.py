@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hardjax.study.cells import Cell
+from hardjax.study.outcomes import reason_of
 from hardjax.study.work import Trainer
 from hardjax.training.loop import Loop
 from hardjax.training.progress import Silent
@@ -62,6 +63,14 @@ def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimat
         seconds_per_step=loop.seconds / steps if steps else float("nan"),
         test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, sizes["test"]),
     )
+
+
+def tried(trainer: Trainer, cell: Cell) -> Estimate | str:
+    """`estimate` of a cell, or why its row would say that it failed."""
+    try:
+        return estimate(trainer, cell)
+    except (Exception, SystemExit) as error:
+        return reason_of(error)
 
 
 def _tests(cell: Cell) -> float:

@@ -131,10 +131,16 @@ def failed_row(cell: Cell, error: BaseException | str, seconds: float, worker: s
     if isinstance(error, str):
         reason, trace = error, None
     else:
-        known = isinstance(error, Refusal)
-        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-        trace = None if known else "".join(traceback.format_exception(error))
+        reason = reason_of(error)
+        trace = None if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
     return _frame(cell, FAILED, " ".join(reason.split()), seconds, worker) | {"metrics": {}, "traceback": trace}
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a cell could not be trained, in one line."""
+    if isinstance(error, Refusal):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _why_diverged(summary: Mapping[str, Any]) -> str | None:

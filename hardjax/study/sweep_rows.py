@@ -8,6 +8,7 @@ from typing import Any
 
 from hardjax._validate import Refusal
 from hardjax.study.cells import ROW_VERSION, key_of
+from hardjax.study.outcomes import FAILED
 from hardjax.training import files, lines
 
 Row = dict[str, Any]
@@ -34,9 +35,14 @@ def read_rows(folder: str | os.PathLike) -> list[Row]:
     return list(found.values())
 
 
-def done_in(folder: Path) -> set[str]:
-    """Keys of the cells that have a row; none where there is no sweep yet."""
-    return {key_of_row(row) for row in read_rows(folder)} if (folder / files.SWEEP_ROWS).is_file() else set()
+def done_in(folder: Path, failed: bool = True) -> set[str]:
+    """Keys of the cells that have a row; none where there is no sweep yet.
+
+    Args:
+        failed: those too whose rows say that they failed.
+    """
+    rows = read_rows(folder) if (folder / files.SWEEP_ROWS).is_file() else []
+    return {key_of_row(row) for row in rows if failed or row["status"] != FAILED}
 
 
 def row_in(line: bytes, path: Path) -> Row:

@@ -134,7 +134,7 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer, asked: Callable[[], objec
         raise Refusal(f"The data of {cell.config.dataset!r} changed while the sweep was under way.")
     try:
         setting = trainer.setting(cell.config)
-    except Exception as error:  # whatever it is, it is what became of this cell; the others go on
+    except (Exception, SystemExit) as error:  # whatever it is, it is what became of this cell; the others go on
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if asked():  # preparing may take minutes
         return None
@@ -146,7 +146,7 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer, asked: Callable[[], objec
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     except Refusal:  # of the folder, not of the cell: the disk is full
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a network of one's own may end the process it is in
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if result.summary["end"] == "interrupted":
         return None
@@ -188,7 +188,10 @@ def _discarded(folder: Path, setting: Setting) -> bool:
 
 @contextmanager
 def _beating(ledger: Ledger) -> Iterator[None]:
-    """Renew the lease meanwhile, from a thread; give it back at the end."""
+    """Renew the lease meanwhile, from a thread; give it back at the end, and where the folder is in the way.
+
+    A process that ends by any other exception keeps it: it says at which cell.
+    """
     over = threading.Event()
 
     def beat() -> None:
@@ -205,7 +208,15 @@ def _beating(ledger: Ledger) -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
-        over.set()
-        thread.join()
-        ledger.release()
+    except BaseException as error:
+        _stop(over, thread)
+        if isinstance(error, Refusal):
+            ledger.release()
+        raise
+    _stop(over, thread)
+    ledger.release()
+
+
+def _stop(over: threading.Event, thread: threading.Thread) -> None:
+    over.set()
+    thread.join()

@@ -253,7 +253,7 @@ def test_a_run_that_another_process_took_up_first_is_left_to_it(cut_short, monke
 
 @pytest.mark.ci
 def test_a_full_disk_costs_no_checkpoint(cut_short, monkeypatch):
-    held, cell, trainer, folder = cut_short
+    held, cell, trainer, _ = cut_short
 
     def full(*given, **more):
         raise Refusal("No space left on device")
@@ -336,6 +336,32 @@ def test_a_row_that_somebody_else_wrote_meanwhile_is_not_written_again(tiny, tmp
         assert work.work(held, [cell], trainer, lambda: False, told.append) is None
     assert told == [] and [row["worker"] for row in read_rows(tmp_path)] == ["other"]
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_network_that_ends_the_process_is_a_failure(tiny, tmp_path, monkeypatch):
+    def leaves(*given, **more):
+        raise SystemExit(0)
+
+    configs = hj.grid(BASE, seed=range(2))
+    monkeypatch.setattr(work, "train", leaves)
+    assert [row["reason"] for row in _sweep(configs, tmp_path / "train", tiny).rows] == ["SystemExit: 0"] * 2
+    monkeypatch.setattr(work, "prepare", leaves)
+    assert len(_sweep(configs, tmp_path / "prepare", tiny).failed) == 2
+
+
+@pytest.mark.parametrize("error, kept", [(KeyboardInterrupt(), True), (Refusal("the disk is full"), False)])
+def test_a_lease_says_which_cell_ended_a_process(tiny, tmp_path, monkeypatch, error, kept):
+    trainer = work.Trainer(tiny)
+    cell = trainer.cell(BASE)
+
+    def fails(*given, **more):
+        raise error
+
+    monkeypatch.setattr(work, "train", fails)
+    with opened(tmp_path, "worker") as held:
+        with pytest.raises(type(error)):
+            work.work(held, [cell], trainer, lambda: False)
+        assert held.leases.held_by("worker") == ((cell.key,) if kept else ())
 
 
 def test_a_lease_is_renewed_while_a_cell_is_trained(tiny, tmp_path, monkeypatch):
