@@ -15,9 +15,9 @@ from hardjax._validate import Refusal
 from hardjax.study.cells import Cell
 from hardjax.study.leases import EXPIRY, Leases
 from hardjax.study.outcomes import FAILED
-from hardjax.study.sweep_rows import Row, key_of_row, row_in
+from hardjax.study.sweep_rows import Row, check_row, key_of_row
 from hardjax.training import files, lines, lock
-from hardjax.training.lines import LineFile, refused
+from hardjax.training.lines import LineFile, Mark, refused
 
 _PATIENCE = 120.0  # seconds for a lock that is held for milliseconds, unless its holder was stopped
 
@@ -77,14 +77,12 @@ class Ledger:
         except FileNotFoundError:
             self.rows, self._read_to, self._inode = {}, 0, -1
             return
-        # What follows the last newline is torn, or being written: it is looked at again, or overwritten.
-        whole, newline, _ = data.rpartition(b"\n")
-        if not newline:
-            return
-        for line in whole.split(b"\n"):
-            row = row_in(line, self._path)
+        # A last line that is torn, or being written, is looked at again, or overwritten.
+        found, size = lines.parse(data, self._path)
+        for row in found:
+            check_row(row, self._path)
             self.rows.setdefault(key_of_row(row), {name: value for name, value in row.items() if name != "history"})
-        self._read_to += len(whole) + 1
+        self._read_to += size
 
     def claim(self, cells: Sequence[Cell], shape: str | None = None, most: int = 1) -> list[Cell] | None:
         """Cells to work on next: without a row, and held by no living worker.
@@ -164,7 +162,7 @@ class Ledger:
         """Add a row to `sweep.jsonl`, under the lock and after `refresh`; a torn last line is taken away."""
         if key_of_row(row) in self.rows:
             return False
-        lines.append_line(self._path, row)
+        LineFile(self._path, Mark(self._read_to)).append(row)
         self.refresh()
         return True
 

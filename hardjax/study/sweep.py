@@ -15,7 +15,7 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.study import ledger as ledgers
 from hardjax.study import processes
-from hardjax.study.cells import Cell, distinct, ordered, weight
+from hardjax.study.cells import Cell, distinct, ordered, told_apart, weight
 from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
 from hardjax.study.ledger import Ledger
@@ -102,8 +102,9 @@ def sweep(
         on_progress: called again and again.
 
     Raises:
-        ValueError: a cell twice, data or a network that are not there, a folder that holds something else or rows of
-            another version, workers that cannot be had or that ended before the cells were done.
+        ValueError: a cell twice (also by two names that `model` or `dataset` replace), data or a network that are not
+            there, a folder that holds something else or rows of another version, workers that cannot be had or that
+            ended before the cells were done.
     """
     configs = distinct(tuple(configs))
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
@@ -112,7 +113,7 @@ def sweep(
     count = count_workers(workers, dataset, model)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
-    given = [trainer.cell(config) for config in configs]
+    given = told_apart([trainer.cell(config) for config in configs])
     _check_starts(trainer, configs)
     until = None if max_hours is None else time.monotonic() + 3600 * max_hours
     again = {cell.key for cell in given} if retry_failed else None

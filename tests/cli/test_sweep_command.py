@@ -96,6 +96,20 @@ def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, cap
         ("--base-learning-rates 1 --learning-rate 1", "not both"),
         ("--models mlp --model resnet8", "Give --model or --models"),
         ("--batch-plans 32-64 --batch-sizes 8", "Give --batch-plans or --batch-sizes"),
+        ("--batch-sizes 8 --batch-size 128", "Give --batch-size or --batch-sizes"),
+        ("--models mlp --model mlp", "Give --model or --models"),
+        ("--batch-sizes 8 --batch-plan 32-64", "Give --batch-plan or --batch-sizes"),
+        ("--batch-plans 16-32 --batch-plan 32-64", "Give --batch-plan or --batch-plans"),
+        ("--batch-plans 16-32 --batch-size 8", "Give --batch-size or --batch-plans"),
+        ("--base-learning-rates 1 --base_learning_rate=1", "Give --base-learning-rate or --base-learning-rates"),
+        ("--learning-rates 1 --base-learning-rate 1", "Give --base-learning-rate or --learning-rates"),
+        ("--schedule step --warmup 0.1 --warmups 0 0.05", "Give --warmup or --warmups"),
+        ("--selection hard-batches --selections all-batches", "Give --selection or --selections"),
+        ("--selection hard-batches --delta 0.3 --selections hard-batches", "or --selections, not both"),
+        ("--no-fixed --selections hard-batches", "Give --fixed or --selections"),
+        ("--augmentation standard --augmentations none", "Give --augmentation or --augmentations"),
+        ("--model-option widths=[4] --model-options widths=[8]", "Give widths in --model-option or in --model-options"),
+        ("--model-option norm=batch --model-options norm=null", "Give norm in --model-option or in --model-options"),
         ("--base-learning-rates 2^x", "to be a number"),
         ("--base-learning-rates 2^-8^2", "to be a number"),
         ("--base-learning-rates 2^9999", "to be a number"),
@@ -113,6 +127,16 @@ def test_what_is_refused_is_one_line(asked, capsys, words, said):
     assert command("sweep", *words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "configs" not in asked
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["batch-sizes", "base-learning-rates", "learning-rates", "models", "model-options", "warmups", "selections"],
+)
+def test_an_axis_without_a_value_is_refused(asked, capsys, option):
+    assert command("sweep", f"--{option}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--{option}" in line and "configs" not in asked
 
 
 def test_how_it_ends(asked, capsys, monkeypatch):

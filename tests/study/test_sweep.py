@@ -299,6 +299,15 @@ def test_what_a_sweep_refuses(tiny, tmp_path):
         _sweep(configs * 2, tmp_path / "sweep", tiny)
     with pytest.raises(Refusal, match="Expected configs of TrainConfig"):
         _sweep([None], tmp_path / "sweep", tiny)
+    with pytest.raises(Refusal, match="the names in them are not read"):
+        _sweep(
+            hj.grid(dataclasses.replace(BASE, model_options={}), model=["mlp", "resnet8"]),
+            tmp_path / "sweep",
+            tiny,
+            model=Net(),
+        )
+    with pytest.raises(Refusal, match="the names in them are not read"):
+        _sweep(hj.grid(BASE, dataset=["digits", "mnist"]), tmp_path / "sweep", tiny)
     assert not (tmp_path / "sweep").exists()
 
 

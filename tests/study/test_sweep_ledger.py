@@ -88,6 +88,17 @@ def test_a_torn_line_is_repaired(ledger):
     ]
 
 
+@pytest.mark.parametrize("torn", [b"\0\0\0", b"\0\0\0\n", b"\n"])
+def test_zeros_that_a_crash_left_are_a_torn_line_to_all_readers(tmp_path, torn):
+    first, second = cells(2)
+    (tmp_path / "hardjax.json").touch()
+    (tmp_path / "sweep.jsonl").write_bytes(json.dumps(row(first)).encode() + b"\n" + torn)
+    assert len(read_rows(tmp_path)) == 1
+    with opened(tmp_path, "first") as held:
+        assert set(held.rows) == {first.key} and held.add(row(second))
+    assert len((tmp_path / "sweep.jsonl").read_bytes().splitlines()) == len(read_rows(tmp_path)) == 2
+
+
 def test_what_a_killed_worker_wrote_to_its_own_file_is_brought_over(tmp_path):
     first, second, third = cells(3)
     with opened(tmp_path, "first") as held:
@@ -129,7 +140,19 @@ def test_rows_of_another_version_are_refused(tmp_path):
         raise AssertionError
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "no JSON"])
+def _damaged(config=None, **changed):
+    found = row(cells(1)[0])
+    return json.dumps(found | {"config": found["config"] | (config or {})} | changed)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{}", "[]", "no JSON", json.dumps({"row_version": 1, "config": {}, "data": "x"})),
+        *(_damaged(metrics=None), _damaged(metrics={}), _damaged(history={}), _damaged(status="new"), _damaged(data=1)),
+        *(_damaged({"batch_size": "x"}), _damaged({"learning_rate": "x"}), _damaged({"batch_plan": {"text": "x"}})),
+    ],
+)
 def test_a_damaged_line_is_refused(tmp_path, line):
     (tmp_path / "sweep.jsonl").write_text(f"{line}\n{json.dumps(row(cells(1)[0]))}\n")
     with pytest.raises(Refusal, match=r"Damaged sweep\.jsonl"):
