@@ -19,12 +19,17 @@ from hardjax.cli.parsing import Folder, Number, parse, told
 from hardjax.config import TrainConfig
 
 _SHOWN = 5  # failed cells named on the screen
-# Option of one value -> the one that gives several, for what the grid would override in silence.
-_SINGLE = {
-    "batch_size": "batch_sizes",
-    "base_learning_rate": "base_learning_rates",
-    "learning_rate": "learning_rates",
-    "model": "models",
+# Option of several values -> those that the grid would override in silence.
+_OVERRIDDEN = {
+    "batch_sizes": ("batch_size", "batch_plan", "batch_plans"),
+    "base_learning_rates": ("base_learning_rate", "learning_rate", "learning_rates"),
+    "learning_rates": ("learning_rate", "base_learning_rate"),
+    "models": ("model",),
+    "augmentations": ("augmentation",),
+    "warmups": ("warmup",),
+    "selections": ("selection", "delta", "fixed"),
+    "batch_plans": ("batch_plan", "batch_size"),
+    "model_options": (),
 }
 
 
@@ -49,7 +54,7 @@ class Sweep(Settings):
     selections: Annotated[tuple[str, ...], told("strategies, as all-batches or hard-batches:0.5")] = ()
     batch_plans: Annotated[tuple[str, ...], told("batch sizes that change, in place of --batch-sizes")] = ()
     workers: Annotated[str, told("processes, a core and a thread each; auto: one a core, on a GPU one in all")] = "auto"
-    max_hours: Annotated[Number, told("end after that time, saved; the same command goes on")] = None
+    max_hours: Annotated[Number, told("end after that time, saved, with status 0; the same command goes on")] = None
     retry_failed: Annotated[bool, told("train cells again that failed")] = False
     dry_run: Annotated[bool, told("train nothing: cells, compilations, time and memory")] = False
     plot: Annotated[Folder, told("train nothing: draw the pictures of that sweep again")] = None
@@ -70,6 +75,7 @@ def run(arguments: list[str]) -> int:
 
     workers = _workers(options.workers)
     folder = check(options.output, options.overwrite)
+    _check_read(options, arguments)
     configs, left_out = _cells(options)
     if left_out and not options.quiet:
         say(f"{left_out} cells are left out, whose norm_batch_size does not divide their batch size")
@@ -172,7 +178,6 @@ def _cells(options: Any) -> tuple[tuple[TrainConfig, ...], int]:
     """(configurations of the grid, how many are left out because their sub-batches do not fit)."""
     from hardjax.study.cells import grid
 
-    _check_read(options)
     base = options.config()
     axes: dict[str, Any] = {}
     for name, values in (
@@ -197,18 +202,26 @@ def _cells(options: Any) -> tuple[tuple[TrainConfig, ...], int]:
     return kept, len(cells) - len(kept)
 
 
-def _check_read(options: Any) -> None:
-    """Raises ValueError for an option that the grid would override."""
-    given = vars(options.network) | vars(options.training)
-    for single, several in _SINGLE.items():
-        group = options.network if single in vars(options.network) else options.training
-        default = {field.name: field.default for field in dataclasses.fields(group)}[single]
-        if getattr(options, several) and given[single] != default:
-            raise Refusal(f"Give {dash(single)} or {dash(several)}, not both.")
-    if options.learning_rates and options.base_learning_rates:
-        raise Refusal("Give --learning-rates or --base-learning-rates, not both.")
-    if options.batch_plans and options.batch_sizes:
-        raise Refusal("Give --batch-plans or --batch-sizes, not both.")
+def _check_read(options: Any, arguments: list[str]) -> None:
+    """Raises ValueError for an option that the grid would override, or that gives no value."""
+    # The words themselves: a default that was typed is overridden no less.
+    flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
+    flags |= {flag.replace("--no-", "--", 1) for flag in flags}
+    for several, others in _OVERRIDDEN.items():
+        if dash(several) not in flags:
+            continue
+        if not getattr(options, several):
+            raise Refusal(f"Expected {dash(several)} with a value at least, got none.")
+        for other in others:
+            if dash(other) in flags:
+                raise Refusal(f"Give {dash(other)} or {dash(several)}, not both.")
+    varied = set(map(_option_name, options.model_options))
+    if both := [name for name in map(_option_name, options.network.model_option) if name in varied]:
+        raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")
+
+
+def _option_name(text: str) -> str:
+    return text.partition("=")[0]
 
 
 def _fits(config: TrainConfig) -> bool:
@@ -219,9 +232,9 @@ def _fits(config: TrainConfig) -> bool:
 def _option_sets(texts: tuple[str, ...]) -> list[dict[str, Any]]:
     """Every combination of one value for each name; null leaves an option out."""
     sets: list[dict[str, Any]] = [{}]
-    for name in dict.fromkeys(text.partition("=")[0] for text in texts):
-        values = [model_options([text])[name] for text in texts if text.partition("=")[0] == name]
-        sets = [one | ({} if value is None else {name: value}) for one in sets for value in values]
+    for name in dict.fromkeys(map(_option_name, texts)):
+        values = [model_options([text])[name] for text in texts if _option_name(text) == name]
+        sets = [one | {name: value} for one in sets for value in values]
     return sets if texts else []
 
 

@@ -70,22 +70,26 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     from hardjax.engine.memory import shown
     from hardjax.study.cells import ordered
     from hardjax.study.crew import estimates
-    from hardjax.study.estimate import estimate
+    from hardjax.study.estimate import tried
     from hardjax.study.sweep import count_workers
     from hardjax.study.sweep_rows import done_in
     from hardjax.study.work import Trainer
 
     count, trainer = count_workers(workers), Trainer(performance=options.performance())
     cells = ordered(trainer.cell(config) for config in configs)
-    done = done_in(folder)
+    done = set() if options.overwrite else done_in(folder, failed=not options.retry_failed)
     left = Counter(cell.shape for cell in cells if cell.key not in done)
     first = {cell.shape: cell for cell in reversed(cells)}
-    tried = [first[shape] for shape in left]
+    wanted = [first[shape] for shape in left]
     here = count is None
-    found = [estimate(trainer, cell) for cell in tried] if here else estimates(tried, options.performance())
+    found = [tried(trainer, cell) for cell in wanted] if here else estimates(wanted, options.performance())
     rows, seconds = [], 0.0
-    for cell, one in zip(tried, found, strict=True):
+    for cell, one in zip(wanted, found, strict=True):
         config, cells_left = cell.config, left[cell.shape]
+        if isinstance(one, str):
+            what = f"{cells_left} cell{'s' * (cells_left > 1)} of {config.title}, {config.batches}"
+            print(f"hardjax: would fail: {what}: {one}", file=sys.stderr)
+            continue
         took = one.compile_seconds + cells_left * one.seconds
         seconds += took
         rows.append(
@@ -104,6 +108,6 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
         output.table(f"{len(cells)} cells, {len(done & {cell.key for cell in cells})} of them done", rows)
     processes = 1 if count is None else count
     print(
-        f"{sum(left.values())} cells left, {len(tried)} shapes to compile, about {_clock(seconds / processes)} with"
+        f"{sum(left.values())} cells left, {len(rows)} shapes to compile, about {_clock(seconds / processes)} with"
         f" {processes} worker{'s' * (processes > 1)}"
     )

@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from hardjax.plots.canvas import figure, say
-from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, reliable_rates
+from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, Row, reliable_rates
+from hardjax.study.outcomes import published_top1
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
 _RATE_LABEL = "log2 of the base learning rate (rate / batch size)"
@@ -96,7 +97,8 @@ def curves(grids: Sequence[Grid]) -> Figure:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
 
-    return _panels(grids, draw, f"{_over_seeds(grids)}; the base rate of the highest mean over batch sizes")
+    title = f"{_over_seeds(grids)}; the base rate of the highest mean over batch sizes"
+    return _panels(grids, draw, f"{title}\nruns that diverged count with what they predict")
 
 
 def _panels(grids: Sequence[Grid], draw: Callable[[Any, Grid], None], title: str) -> Figure:
@@ -128,8 +130,7 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
     """Test accuracy over epochs: the mean over the seeds that were tested at an epoch, and their band."""
     found: dict[float, list[float]] = {}
     for row in point.rows:
-        history = row["history"]
-        for epoch, value in zip(history["epoch"], history.get("test_top1", ()), strict=False):
+        for epoch, value in zip(row["history"]["epoch"], _shown_top1(row), strict=False):
             if value is not None:
                 found.setdefault(epoch, []).append(value)
     epochs = sorted(found)
@@ -140,10 +141,22 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
     axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
+def _shown_top1(row: Row) -> list[float | None]:
+    """Test accuracies with what a run predicts where its loss is not finite, as its median counts them."""
+    history, first_class = row["history"], row["metrics"].get("first_class_top1")
+    top1 = history.get("test_top1", [])
+    if first_class is None:
+        return top1
+    losses = history.get("test_loss", [None] * len(top1))  # left out where none is finite
+    given = {"test_loss": np.array(losses, float), "test_top1": np.array(top1, float)}
+    return published_top1(given, first_class).tolist()
+
+
 def _common_rate(grid: Grid) -> float | None:
     tried = [{round(math.log2(p.rate), 6): p for p in curve.points if p.rows} for curve in grid.curves]
     shared = set.intersection(*map(set, tried)) if tried else set()
     means = {place: np.mean([points[place].mean for points in tried]) for place in sorted(shared)}
+    means = {place: mean for place, mean in means.items() if np.isfinite(mean)}
     return 2.0 ** max(means, key=lambda place: means[place]) if means else None
 
 
@@ -163,7 +176,7 @@ def _sizes(axis: Any, grids: Sequence[Grid]) -> None:
 
 
 def _over_seeds(grids: Sequence[Grid]) -> str:
-    counts = sorted({len(p.rows) + p.failed for grid in grids for curve in grid.curves for p in curve.points})
+    counts = sorted({len(p.rows) for grid in grids for curve in grid.curves for p in curve.points if p.rows})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else "no"
     return f"mean of {seeds} seed{'' if seeds == '1' else 's'}, bands from the lowest to the highest of them"
 

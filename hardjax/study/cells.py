@@ -71,7 +71,7 @@ def grid(base: TrainConfig, **axes: Iterable[Any]) -> tuple[TrainConfig, ...]:
     Args:
         base: what all cells share; it gives neither rate where an axis does.
         axes: setting of `TrainConfig` -> its values, such as `batch_size=[8, 32], base_learning_rate=[2**-8],
-            seed=range(3)`. Values of `model_options` are merged into those of `base`.
+            seed=range(3)`. Values of `model_options` are merged into those of `base`; None leaves an option out.
 
     Raises:
         ValueError: an unknown setting, an axis without a value or with one twice, what `TrainConfig` refuses.
@@ -86,7 +86,8 @@ def grid(base: TrainConfig, **axes: Iterable[Any]) -> tuple[TrainConfig, ...]:
     for point in itertools.product(*values.values()):
         settings = dict(zip(values, point, strict=True))
         if "model_options" in settings:
-            settings["model_options"] = dict(base.model_options) | dict(settings["model_options"])
+            merged = dict(base.model_options) | dict(settings["model_options"])
+            settings["model_options"] = {name: value for name, value in merged.items() if value is not None}
         cells.append(dataclasses.replace(base, **settings))
     return distinct(cells)
 
@@ -109,6 +110,24 @@ def distinct(configs: Sequence[TrainConfig]) -> tuple[TrainConfig, ...]:
             )
         seen.add(text)
     return tuple(configs)
+
+
+def told_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells as they are.
+
+    Raises:
+        ValueError: two of them are one, for configurations that differ in what one's own network or data replace.
+    """
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.key in seen:
+            raise Refusal(
+                f"Expected configurations of different cells; two of them train {cell.config.title},"
+                f" {cell.config.batches}, seed {cell.config.seed} alike: with model= or dataset= given, the names in"
+                " them are not read."
+            )
+        seen[cell.key] = cell
+    return list(cells)
 
 
 def ordered(cells: Iterable[Cell]) -> list[Cell]:

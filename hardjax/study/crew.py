@@ -22,7 +22,9 @@ from hardjax.study.work import new_owner
 
 _POLL = 0.5  # seconds between two looks at the rows
 _GRACE = 20.0  # seconds for workers to end that are no longer needed
+_TO_SAVE = 120.0  # seconds for workers to save what they are at: much longer than that takes, unless they were stopped
 _DEATHS = 3  # of processes that a cell may cost
+_REFUSED = 2  # exit status of a worker that said why it cannot go on: another one could not either
 
 
 class Crew:
@@ -56,28 +58,38 @@ class Crew:
         self._held.refresh()
         for core in range(min(self._count, len(self._left()))):
             self._start(core)
-        told = False
+        until = None
         while self._left():
-            if over() and not told:
+            if until is None and over():
                 processes.ask_to_end(self._workers)
-                told = True
-            for core, worker in enumerate(list(self._workers)):
-                if worker.process.poll() is not None:
-                    self._workers.remove(worker)
-                    code = processes.end(worker, 0.0)
-                    if code < 0 or code == 1:
-                        self._bury(worker, code, core, again=not told)
+                until = time.monotonic() + _TO_SAVE
+            self._look(over)
             if not self._workers:
+                break
+            if until is not None and time.monotonic() >= until:
+                while self._workers:
+                    processes.end(self._workers.pop(), 0.0)
                 break
             tell()
             time.sleep(_POLL)
             self._held.refresh()
         self._held.merge()
-        if self._left() and not told:
+        if self._left() and not over():
             raise Refusal(
                 f"The workers ended with {len(self._left())} cells left; the last lines above say why. The same command"
                 " goes on."
             )
+
+    def _look(self, over: Callable[[], object]) -> None:
+        """Who has ended, and why; nobody should have while cells are left, unless asked to."""
+        for core, worker in enumerate(list(self._workers)):
+            if worker.process.poll() is None:
+                continue
+            self._workers.remove(worker)
+            code = processes.end(worker, 0.0)
+            self._held.refresh()
+            if code != _REFUSED and self._left() and not over():
+                self._bury(worker, code, core)
 
     def _left(self) -> list[str]:
         return [key for key in self._cells if key not in self._held.rows]
@@ -85,33 +97,34 @@ class Crew:
     def _start(self, core: int) -> None:
         self._workers.append(processes.start(self._orders, new_owner(), core, _environment()))
 
-    def _bury(self, worker: Worker, code: int, core: int, again: bool) -> None:
+    def _bury(self, worker: Worker, code: int, core: int) -> None:
         """After a worker that ended by itself: another one, and no cell that costs one after the other."""
         held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
         self._deaths.update(held)
-        what = signal.Signals(-code).name if code < 0 else "an error"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         for key in held:
             if self._deaths[key] >= _DEATHS:
-                reason = f"{_DEATHS} processes ended by {what} while they trained it" + (
-                    ": out of memory?" if what == "SIGKILL" else ""
+                reason = f"{_DEATHS} processes ended {how} while they trained it" + (
+                    ": out of memory?" if code == -signal.SIGKILL else ""
                 )
                 self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
         # One that dies before it has a cell would die again.
-        if again and self._held.leases.knows(worker.owner) and self._left():
+        if self._held.leases.knows(worker.owner) and self._left():
             self._start(core)
 
 
-def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Estimate]:
-    """Of each cell, tried in a worker of its own.
+def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Estimate | str]:
+    """Of each cell, tried in a worker of its own; why not, of one that cannot be trained.
 
     Raises:
-        ValueError: the worker refused one, which it said.
+        ValueError: the worker ended before all were tried.
     """
     worker = processes.start(_orders(cells, performance) | {"estimate": True}, "", 0, _environment(), heard=True)
     assert worker.process.stdout is not None
     with worker.process.stdout as pipe:
-        found = [Estimate(*json.loads(line)) for line in pipe]
-    if processes.end(worker, _GRACE):
+        told = [json.loads(line) for line in pipe]
+    found = [one if isinstance(one, str) else Estimate(*one) for one in told]
+    if processes.end(worker, _GRACE) or len(found) != len(cells):
         raise Refusal("The worker that tries the cells ended; the last lines above say why.")
     return found
 

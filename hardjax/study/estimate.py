@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 
 from hardjax.study.cells import Cell
+from hardjax.study.outcomes import reason_of
 from hardjax.study.work import Trainer
 from hardjax.training.loop import Loop
 from hardjax.training.progress import Silent
+from hardjax.training.signals import Asked
 
 _SECONDS = 2.0  # of training, besides compiling
 
@@ -38,18 +40,6 @@ class Estimate(NamedTuple):
         return self.steps * self.seconds_per_step + self.test_seconds
 
 
-class _Until:
-    """Asks a run to end when its time is over."""
-
-    signal = None
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def __bool__(self) -> bool:
-        return time.monotonic() >= self._end
-
-
 def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimate:
     """Compile a cell's programs, train it for about so many seconds, test it once, and forget it.
 
@@ -61,7 +51,7 @@ def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimat
     before, compiled = sum(programs.traces.values()), programs.compile_seconds
     need = setting.compile(True)
     loop = Loop(setting, Silent(), compiled)
-    loop.go(_Until(seconds))  # type: ignore[arg-type]
+    loop.go(Asked(time.monotonic() + seconds))
     sizes = {name: split.labels.shape[0] for name, split in setting.splits.items()}
     samples = sum(count for name, count in sizes.items() if name != "train" or cell.config.evaluate_train)
     steps = loop.position.backprops
@@ -73,6 +63,14 @@ def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimat
         seconds_per_step=loop.seconds / steps if steps else float("nan"),
         test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, sizes["test"]),
     )
+
+
+def tried(trainer: Trainer, cell: Cell) -> Estimate | str:
+    """`estimate` of a cell, or why its row would say that it failed."""
+    try:
+        return estimate(trainer, cell)
+    except (Exception, SystemExit) as error:
+        return reason_of(error)
 
 
 def _tests(cell: Cell) -> float:

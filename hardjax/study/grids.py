@@ -11,12 +11,14 @@ import numpy as np
 from hardjax.choose.batch_plan import BatchPlan
 from hardjax.config import DEFAULT_LEARNING_RATE
 from hardjax.study.outcomes import DIVERGED, FAILED
+from hardjax.training.resume import with_defaults
 
 Row = Mapping[str, Any]
 
 TEST, VALIDATION = "median_test_top1", "median_validation_top1"
 _VARIED = ("batch_size", "batch_plan", "learning_rate", "base_learning_rate", "seed", "data_dir")
 _DEFAULTS_SHOWN = 3  # settings in a label
+_DIGITS = 8  # of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ class Curve:
     points: tuple[Point, ...]
 
     def best(self, by: str) -> Point | None:
-        """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one."""
-        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows]
+        """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one.
+
+        A rate at which a run diverged is none.
+        """
+        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows and not point.diverged]
         scored = [(score, point) for score, point in scored if math.isfinite(score)]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
@@ -118,17 +123,22 @@ def reliable_rates(grid: Grid, curve: Curve, share: float = 0.5) -> list[float]:
 
 
 def _all_converged(point: Point) -> bool:
-    return bool(point.rows) and not point.failed and all(row["metrics"]["converged"] for row in point.rows)
+    return (
+        bool(point.rows)
+        and not point.failed
+        and not point.diverged
+        and all(row["metrics"]["converged"] for row in point.rows)
+    )
 
 
 def grids(rows: Iterable[Row]) -> list[Grid]:
     """The rows of a sweep, sorted into grids; cells that failed have no part in any."""
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in [{**row, "config": with_defaults(row["config"])} for row in rows]:
         shared = {name: value for name, value in row["config"].items() if name not in _VARIED}
         name = json.dumps([shared, row["data"], row.get("network")], sort_keys=True)
         groups.setdefault(name, []).append(row)
-    labels = _labels([group[0]["config"] for group in groups.values()])
+    labels = _labels([group[0] for group in groups.values()])
     return [Grid(label, _curves(group)) for label, group in zip(labels, groups.values(), strict=True)]
 
 
@@ -162,23 +172,38 @@ def _curves(rows: Sequence[Row]) -> tuple[Curve, ...]:
 
 
 def _point(rate: float, rows: Sequence[Row]) -> Point:
-    trained = sorted((row for row in rows if row["status"] != FAILED), key=lambda row: row["config"]["seed"])
-    return Point(rate, tuple(trained), len(rows) - len(trained))
+    # A rate may be said in two ways: of one seed it is one run all the same, the first that did not fail.
+    seeds: dict[int, Row] = {}
+    for row in sorted(rows, key=lambda row: row["status"] == FAILED):
+        seeds.setdefault(row["config"]["seed"], row)
+    trained = [seeds[seed] for seed in sorted(seeds) if seeds[seed]["status"] != FAILED]
+    return Point(rate, tuple(trained), len(seeds) - len(trained))
 
 
-def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Network and data of each, and the settings in which they differ."""
-    flat = [_flat({name: value for name, value in config.items() if name not in _VARIED}) for config in configs]
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """Network and data of each, and the settings in which they differ, unlike one another."""
+    flat = [
+        _flat({name: value for name, value in row["config"].items() if name not in _VARIED})
+        # Two networks, or data sets, of one's own may have one name.
+        | {"program": str(row.get("network"))[:_DIGITS], "data": row["data"][:_DIGITS]}
+        for row in rows
+    ]
     names = dict.fromkeys(name for one in flat for name in one)
     title = ("model", "dataset")
     differ = [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1 and name not in title]
-    labels = []
-    for config, one in zip(configs, flat, strict=True):
-        shown = [f"{name.rpartition('.')[2]} {one.get(name, 'default')}" for name in differ]
-        if len(shown) > _DEFAULTS_SHOWN:
-            shown = [*shown[:_DEFAULTS_SHOWN], "..."]
-        labels.append(", ".join([f"{config['model']} on {config['dataset']}", *shown]))
+    titles = [f"{one['model']} on {one['dataset']}" for one in flat]
+    # Fingerprints say nothing to a reader: only where nothing else tells two grids apart.
+    plain = [name for name in differ if name not in ("program", "data")]
+    for chosen, most in ((plain, _DEFAULTS_SHOWN), (plain, len(plain)), (differ, len(differ))):
+        labels = [_label(head, one, chosen, most) for head, one in zip(titles, flat, strict=True)]
+        if len(set(labels)) == len(labels):
+            break
     return labels
+
+
+def _label(head: str, settings: Mapping[str, Any], names: Sequence[str], most: int) -> str:
+    shown = [f"{name.rpartition('.')[2]} {settings.get(name, 'default')}" for name in names[:most]]
+    return ", ".join([head, *shown, *(["..."] if len(names) > most else [])])
 
 
 def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:

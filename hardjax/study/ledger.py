@@ -7,7 +7,7 @@ what a killed worker left in its own file. A cell is done when it has a row; not
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from hardjax._validate import Refusal
 from hardjax.study.cells import Cell
 from hardjax.study.leases import EXPIRY, Leases
 from hardjax.study.outcomes import FAILED
-from hardjax.study.sweep_rows import Row, key_of_row, row_in
+from hardjax.study.sweep_rows import Row, check_row, key_of_row
 from hardjax.training import files, lines, lock
-from hardjax.training.lines import LineFile, refused
+from hardjax.training.lines import LineFile, Mark, refused
 
 _PATIENCE = 120.0  # seconds for a lock that is held for milliseconds, unless its holder was stopped
 
@@ -77,14 +77,12 @@ class Ledger:
         except FileNotFoundError:
             self.rows, self._read_to, self._inode = {}, 0, -1
             return
-        # What follows the last newline is torn, or being written: it is looked at again, or overwritten.
-        whole, newline, _ = data.rpartition(b"\n")
-        if not newline:
-            return
-        for line in whole.split(b"\n"):
-            row = row_in(line, self._path)
+        # A last line that is torn, or being written, is looked at again, or overwritten.
+        found, size = lines.parse(data, self._path)
+        for row in found:
+            check_row(row, self._path)
             self.rows.setdefault(key_of_row(row), {name: value for name, value in row.items() if name != "history"})
-        self._read_to += len(whole) + 1
+        self._read_to += size
 
     def claim(self, cells: Sequence[Cell], shape: str | None = None, most: int = 1) -> list[Cell] | None:
         """Cells to work on next: without a row, and held by no living worker.
@@ -164,7 +162,7 @@ class Ledger:
         """Add a row to `sweep.jsonl`, under the lock and after `refresh`; a torn last line is taken away."""
         if key_of_row(row) in self.rows:
             return False
-        lines.append_line(self._path, row)
+        LineFile(self._path, Mark(self._read_to)).append(row)
         self.refresh()
         return True
 
@@ -219,13 +217,13 @@ def opened(
     owner: str,
     expiry: float = EXPIRY,
     overwrite: bool = False,
-    retry_failed: bool = False,
+    retry_failed: Container[str] | None = None,
 ) -> Iterator[Ledger]:
     """The ledger of a sweep, shared with other processes; made where there is none.
 
     Args:
         overwrite: begin anew, whatever of ours is there.
-        retry_failed: forget the rows of cells that failed.
+        retry_failed: keys of the cells whose rows are forgotten where they say that they failed; None: of none.
 
     Raises:
         ValueError: it holds something else, another process is in the way, or the file system knows no locks.
@@ -233,28 +231,40 @@ def opened(
     folder = check(output, overwrite)
     with refused(folder, "to be a folder to write in"):
         folder.mkdir(parents=True, exist_ok=True)
-    alone = overwrite or retry_failed
+    alone = overwrite or retry_failed is not None
     with _shared(folder, alone) as descriptor:
-        if overwrite:
-            files.clear(folder)
-        with refused(folder, "to be a folder to write in"):
-            (folder / files.SWEEP_WORK).mkdir(exist_ok=True)
-            for place in (folder, folder / files.SWEEP_WORK):
-                files.mark(place)
-        if not lock.works(folder / files.SWEEP_WORK / "locks"):
-            raise Refusal(f"Expected output={str(folder)!r} on a file system with locks, which a sweep needs.")
         ledger = Ledger(folder, owner, expiry)
         if alone or lock.hold(descriptor, patience=0):
-            ledger.clean(lambda row: retry_failed and row["status"] == FAILED)
-        else:
-            ledger.merge()
-        # Also where the attempt to have it alone failed: that may cost the share.
-        lock.hold(descriptor, shared=True, patience=_PATIENCE)
+            if overwrite:
+                files.clear(folder)
+            _make(folder)
+            again = () if retry_failed is None else retry_failed
+            ledger.clean(lambda row: row["status"] == FAILED and key_of_row(row) in again)
+        # To have tried for it alone may cost the share, and to turn one kind of lock into the other lets others in
+        # between: what a sweep that ended meanwhile took away is made again.
+        _share(descriptor, folder)
+        _make(folder)
+        ledger.merge()
         yield ledger
         if lock.hold(descriptor, patience=0):
             ledger.clean()
             if not any((ledger.folder / files.SWEEP_WORK / "cells").glob("*")):
                 files.discard(ledger.folder / files.SWEEP_WORK)
+
+
+def _make(folder: Path) -> None:
+    """What a sweep needs before its first row, as far as it is not there."""
+    with refused(folder, "to be a folder to write in"):
+        (folder / files.SWEEP_WORK).mkdir(exist_ok=True)
+        for place in (folder, folder / files.SWEEP_WORK):
+            files.mark(place)
+    if not lock.works(folder / files.SWEEP_WORK / "locks"):
+        raise Refusal(f"Expected output={str(folder)!r} on a file system with locks, which a sweep needs.")
+
+
+def _share(descriptor: int, folder: Path) -> None:
+    if not lock.hold(descriptor, shared=True, patience=_PATIENCE):
+        raise Refusal(f"Another process is writing in {str(folder)!r}; wait for its end, or name another folder.")
 
 
 @contextmanager
@@ -263,9 +273,12 @@ def _shared(folder: Path, alone: bool) -> Iterator[int]:
     with refused(folder, "to be a folder to write in"):
         descriptor = os.open(folder / files.MARKER, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not lock.hold(descriptor, shared=not alone, patience=2.0 if alone else _PATIENCE):
-            what = "works on the sweep" if alone else "is writing"
-            raise Refusal(f"Another process {what} in {str(folder)!r}; wait for its end, or name another folder.")
+        if not alone:
+            _share(descriptor, folder)
+        elif not lock.hold(descriptor, patience=2.0):
+            raise Refusal(
+                f"Another process works on the sweep in {str(folder)!r}; wait for its end, or name another folder."
+            )
         yield descriptor
     finally:
         os.close(descriptor)

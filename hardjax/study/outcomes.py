@@ -110,19 +110,15 @@ def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, work
     """The row of a run that ended.
 
     Args:
+        dataset: what it was trained on, its validation share aside.
         seconds: wall time of the cell in the process that ended it, preparing and compiling included.
         worker: who trained it.
     """
     summary = result.summary
-    diverged = summary["diverged"] or summary["end"] != "budget spent"
-    reason = None
-    if diverged:
-        bad = summary["first_bad_step"]
-        reason = summary["end"] if summary["end"] != "budget spent" else "the last test loss is not finite"
-        reason += "" if bad is None else f"; first at step {bad + 1:,}"
+    reason = _why_diverged(summary)
     history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
-    return _frame(cell, DIVERGED if diverged else DONE, reason, seconds, worker) | {
-        "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples),
+    return _frame(cell, DONE if reason is None else DIVERGED, reason, seconds, worker) | {
+        "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples, reason is not None),
         "history": history,
         "train_seconds": summary["train_seconds"],
         "compile_seconds": summary["compile_seconds"],
@@ -135,10 +131,33 @@ def failed_row(cell: Cell, error: BaseException | str, seconds: float, worker: s
     if isinstance(error, str):
         reason, trace = error, None
     else:
-        known = isinstance(error, Refusal)
-        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-        trace = None if known else "".join(traceback.format_exception(error))
+        reason = reason_of(error)
+        trace = None if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
     return _frame(cell, FAILED, " ".join(reason.split()), seconds, worker) | {"metrics": {}, "traceback": trace}
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a cell could not be trained, in one line."""
+    if isinstance(error, Refusal):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _why_diverged(summary: Mapping[str, Any]) -> str | None:
+    """None where a run did not diverge."""
+    bad = summary["first_bad_step"]
+    if _ended_early(summary):
+        what = "a spectrum was not finite" if bad is None else "a loss or gradient was not finite"
+    elif summary["diverged"]:
+        what = "the last test loss is not finite"
+    else:
+        return None
+    return what if bad is None else f"{what}; first at step {bad + 1:,}"
+
+
+def _ended_early(summary: Mapping[str, Any]) -> bool:
+    """At something that was not finite (`TrainConfig.on_nan`)."""
+    return summary["end"] != "budget spent"
 
 
 def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: str) -> dict[str, Any]:
@@ -158,21 +177,24 @@ def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: 
     }
 
 
-def _metrics(result: RunResult, labels: Labels, samples: int) -> dict[str, Any]:
+def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) -> dict[str, Any]:
     history, summary, config = result.history, result.summary, result.config
     epochs, points = history["epoch"], len(history["epoch"])
-    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class))
+    # The epochs before the end of a run that ended early are not its last ones.
+    last = 1 if _ended_early(summary) else LAST_EPOCHS
+    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class), last)
     size = config.batch_sizes[0]
     return {
         "median_test_top1": median,
         "median_test_error": 100 - median,
-        "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"]),
+        "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"], last),
         **{name: value for name, value in summary.items() if name.startswith("final_")},
         "final_test_error": 100 - summary["final_test_top1"],
         "final_train_error": 100 - summary["final_full_train_top1"],
         "convergence_epoch": own_level_epoch(epochs, history["full_train_loss"]),
-        "converged": has_converged(history, labels.chance, labels.predictions),
+        "converged": not diverged and has_converged(history, labels.chance, labels.predictions),
         "chance_top1": labels.chance,
+        "first_class_top1": labels.first_class,
         **{name: float(history[name][-1]) if points else math.nan for name in ("C_K", "L_K")},
         "backprops": summary["backprops"],
         "num_batches": summary["num_batches"],

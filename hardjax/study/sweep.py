@@ -15,7 +15,7 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.study import ledger as ledgers
 from hardjax.study import processes
-from hardjax.study.cells import Cell, distinct, ordered, weight
+from hardjax.study.cells import Cell, distinct, ordered, told_apart, weight
 from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
 from hardjax.study.ledger import Ledger
@@ -95,16 +95,16 @@ def sweep(
         performance: of every run.
         workers: processes, each on a core of its own with one thread (on CPU); "auto": one for each core, and in this
             process where there is an accelerator; None: in this process, with all its threads.
-        max_hours: begin no cell after that time, and have workers save what they are at; what is left is for the next
-            call.
+        max_hours: begin no cell after that time, and save those under way; what is left is for the next call.
         overwrite: begin anew, whatever of ours the folder holds.
-        retry_failed: train cells again whose rows say that they failed.
+        retry_failed: train cells again whose rows say that they failed; rows of cells not asked for stay.
         expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells.
         on_progress: called again and again.
 
     Raises:
-        ValueError: a cell twice, data or a network that are not there, a folder that holds something else or rows of
-            another version, workers that cannot be had or that ended before the cells were done.
+        ValueError: a cell twice (also by two names that `model` or `dataset` replace), data or a network that are not
+            there, a folder that holds something else or rows of another version, workers that cannot be had or that
+            ended before the cells were done.
     """
     configs = distinct(tuple(configs))
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
@@ -113,25 +113,22 @@ def sweep(
     count = count_workers(workers, dataset, model)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
-    given = [trainer.cell(config) for config in configs]
+    given = told_apart([trainer.cell(config) for config in configs])
     _check_starts(trainer, configs)
     until = None if max_hours is None else time.monotonic() + 3600 * max_hours
-    with (
-        interruptible() as asked,
-        ledgers.opened(folder, new_owner(), expiry, overwrite, retry_failed) as held,
-    ):
+    again = {cell.key for cell in given} if retry_failed else None
+    with interruptible(until) as asked, ledgers.opened(folder, new_owner(), expiry, overwrite, again) as held:
         cells = ordered(given)
-        signal = None
         tell = _Teller(held, cells, count or 1, on_progress)
         if count is None:
-            signal = work(held, cells, trainer, lambda: asked or _over(until), lambda row: tell())
+            work(held, cells, trainer, lambda: asked, lambda row: tell())
         else:
             with Crew(held, cells, count, trainer.performance, expiry) as crew:
-                crew.conduct(lambda: asked or _over(until), tell)
+                crew.conduct(lambda: asked, tell)
         tell()
     rows = {key_of_row(row): row for row in read_rows(folder)} if held.rows else {}
     found = tuple(rows[cell.key] for cell in given if cell.key in rows)
-    return Sweep(found, len(given) - len(found), signal or (asked.signal and asked.signal.name))
+    return Sweep(found, len(given) - len(found), asked.signal and asked.signal.name)
 
 
 def count_workers(workers: int | str | None, dataset: Dataset | None = None, model: Any = None) -> int | None:
@@ -169,10 +166,6 @@ def _check_starts(trainer: Trainer, configs: Sequence[TrainConfig]) -> None:
                 f"{functions.name} holds its weights, from which all seeds would start: give"
                 " hj.models.Seeded(lambda key: ...), or one seed."
             )
-
-
-def _over(until: float | None) -> bool:
-    return until is not None and time.monotonic() >= until
 
 
 class _Teller:

@@ -21,7 +21,7 @@ from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.study.cells import Cell
 from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import failed_row, row_of
-from hardjax.training import files
+from hardjax.training import files, lock, resume
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.run import RunResult, train
 from hardjax.training.setting import Setting, prepare
@@ -91,12 +91,12 @@ def work(
     trainer: Trainer,
     asked: Callable[[], object],
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> str | None:
-    """Train cells until every one has a row, or until asked to end; returns the name of the signal that a run met.
+) -> None:
+    """Train cells until every one has a row, or until asked to end.
 
     Args:
         cells: in the order in which to train them.
-        asked: looked at between two cells; a run under way hears of signals by itself.
+        asked: looked at between two cells; a run under way looks at what `interruptible` yielded around all this.
         on_row: called after every row that was added.
 
     Raises:
@@ -107,19 +107,18 @@ def work(
         while not asked():
             taken = ledger.claim(cells, shape)
             if taken is None:
-                return None
+                return
             if not taken:  # others hold them: until their rows are there, or their leases end
                 time.sleep(min(_POLL, ledger.leases.interval))
                 continue
             for cell in taken:
-                row = _row(ledger, cell, trainer)
-                if isinstance(row, str):
-                    return row
+                row = _row(ledger, cell, trainer, asked)
+                if row is None:
+                    return
                 if ledger.add(row):
                     on_row(row)
                 ledger.discard(cell.key)
                 shape = cell.shape
-    return None
 
 
 def new_owner() -> str:
@@ -127,16 +126,18 @@ def new_owner() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | str:
-    """The row of a cell, or the name of the signal that interrupted its run."""
+def _row(ledger: Ledger, cell: Cell, trainer: Trainer, asked: Callable[[], object]) -> dict[str, Any] | None:
+    """The row of a cell; None where it was asked to end before."""
     began = time.monotonic()
     dataset = trainer.dataset(cell.config)
     if dataset.checksum != cell.data:
         raise Refusal(f"The data of {cell.config.dataset!r} changed while the sweep was under way.")
     try:
         setting = trainer.setting(cell.config)
-    except Exception as error:  # whatever it is, it is what became of this cell; the others go on
+    except (Exception, SystemExit) as error:  # whatever it is, it is what became of this cell; the others go on
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
+    if asked():  # preparing may take minutes
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RunWarning)  # that it diverged, or goes on, is in its row
@@ -145,29 +146,52 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer) -> dict[str, Any] | str:
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     except Refusal:  # of the folder, not of the cell: the disk is full
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a network of one's own may end the process it is in
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if result.summary["end"] == "interrupted":
-        return result.summary["signal"]
-    return row_of(cell, result, dataset, time.monotonic() - began, ledger.owner)
+        return None
+    return row_of(cell, result, setting.dataset, time.monotonic() - began, ledger.owner)
 
 
 def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
-    folder, there = ledger.place(cell.key)
-    if there:
+    for last in (False, False, True):
+        folder, there = ledger.place(cell.key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return train(setting, folder, resume=True, progress=False, keep=False)
+            return train(setting, folder, resume=there, progress=False, keep=False)
         except OutOfMemory:
             raise
-        except Refusal:  # checkpoints that are damaged, or of another version: the cell begins anew
+        except Refusal:
+            # Another process was there first, or was for a moment; or what is there cannot be gone on with.
+            if last or not (lock.is_being_written(folder) or (there and _discarded(folder, setting))):
+                raise
+    raise AssertionError
+
+
+def _discarded(folder: Path, setting: Setting) -> bool:
+    """Take a run away that cannot be gone on with: its checkpoints are damaged, of another version, or of another run.
+
+    Raises:
+        ValueError: the folder cannot be written (a full disk), so that nothing is known of the run in it.
+    """
+    with files.claim_folder(folder, keep=True):
+        try:
+            files.check_resumable(folder)
+            resume.find(folder, setting)
+        except OutOfMemory:
+            raise
+        except Refusal:
             files.discard(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return train(setting, Path(folder), progress=False, keep=False)
+            return True
+    return False
 
 
 @contextmanager
 def _beating(ledger: Ledger) -> Iterator[None]:
-    """Renew the lease meanwhile, from a thread; give it back at the end."""
+    """Renew the lease meanwhile, from a thread; give it back at the end, and where the folder is in the way.
+
+    A process that ends by any other exception keeps it: it says at which cell.
+    """
     over = threading.Event()
 
     def beat() -> None:
@@ -184,7 +208,15 @@ def _beating(ledger: Ledger) -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
-        over.set()
-        thread.join()
-        ledger.release()
+    except BaseException as error:
+        _stop(over, thread)
+        if isinstance(error, Refusal):
+            ledger.release()
+        raise
+    _stop(over, thread)
+    ledger.release()
+
+
+def _stop(over: threading.Event, thread: threading.Thread) -> None:
+    over.set()
+    thread.join()

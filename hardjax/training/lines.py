@@ -114,8 +114,17 @@ def read_lines(path: Path, size: int | None = None) -> list[Any]:
         return []
     except OSError as error:
         raise Refusal(f"Expected {str(path)!r} to be readable: {error.strerror or error}.") from None
+    return parse(data, path)[0]
+
+
+def parse(data: bytes, path: Path) -> tuple[list[Any], int]:
+    """(entries, bytes that they take) of what `path` holds; a torn last line is left out.
+
+    Raises:
+        ValueError: a line before the last is damaged.
+    """
     *lines, torn = data.split(b"\n")
-    entries = []
+    entries, size = [], 0
     for number, line in enumerate(lines, 1):
         try:
             entries.append(json.loads(line))
@@ -123,7 +132,8 @@ def read_lines(path: Path, size: int | None = None) -> list[Any]:
             if number == len(lines) and not torn:  # a file system may leave zeros where a crash cut a write short
                 break
             raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: line {number} is no JSON.") from None
-    return entries
+        size += len(line) + 1
+    return entries, size
 
 
 def cut(path: Path, mark: Mark) -> bool:

@@ -96,6 +96,20 @@ def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, cap
         ("--base-learning-rates 1 --learning-rate 1", "not both"),
         ("--models mlp --model resnet8", "Give --model or --models"),
         ("--batch-plans 32-64 --batch-sizes 8", "Give --batch-plans or --batch-sizes"),
+        ("--batch-sizes 8 --batch-size 128", "Give --batch-size or --batch-sizes"),
+        ("--models mlp --model mlp", "Give --model or --models"),
+        ("--batch-sizes 8 --batch-plan 32-64", "Give --batch-plan or --batch-sizes"),
+        ("--batch-plans 16-32 --batch-plan 32-64", "Give --batch-plan or --batch-plans"),
+        ("--batch-plans 16-32 --batch-size 8", "Give --batch-size or --batch-plans"),
+        ("--base-learning-rates 1 --base_learning_rate=1", "Give --base-learning-rate or --base-learning-rates"),
+        ("--learning-rates 1 --base-learning-rate 1", "Give --base-learning-rate or --learning-rates"),
+        ("--schedule step --warmup 0.1 --warmups 0 0.05", "Give --warmup or --warmups"),
+        ("--selection hard-batches --selections all-batches", "Give --selection or --selections"),
+        ("--selection hard-batches --delta 0.3 --selections hard-batches", "or --selections, not both"),
+        ("--no-fixed --selections hard-batches", "Give --fixed or --selections"),
+        ("--augmentation standard --augmentations none", "Give --augmentation or --augmentations"),
+        ("--model-option widths=[4] --model-options widths=[8]", "Give widths in --model-option or in --model-options"),
+        ("--model-option norm=batch --model-options norm=null", "Give norm in --model-option or in --model-options"),
         ("--base-learning-rates 2^x", "to be a number"),
         ("--base-learning-rates 2^-8^2", "to be a number"),
         ("--base-learning-rates 2^9999", "to be a number"),
@@ -113,6 +127,16 @@ def test_what_is_refused_is_one_line(asked, capsys, words, said):
     assert command("sweep", *words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "configs" not in asked
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["batch-sizes", "base-learning-rates", "learning-rates", "models", "model-options", "warmups", "selections"],
+)
+def test_an_axis_without_a_value_is_refused(asked, capsys, option):
+    assert command("sweep", f"--{option}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--{option}" in line and "configs" not in asked
 
 
 def test_how_it_ends(asked, capsys, monkeypatch):
@@ -185,6 +209,64 @@ def test_a_dry_run_trains_nothing_and_counts_what_would_be_compiled(tmp_path, ca
     ]
     assert all(float(line[4]) > 0 and int(line[5]) > 0 for line in cells)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """What is tried by a dry run, in place of trying it."""
+    from hardjax.study import crew
+    from hardjax.study.estimate import Estimate
+
+    found = []
+
+    def estimates(cells, performance):
+        found[:] = cells
+        return [
+            "Expected less." if cell.config.batch_size == 64 else Estimate(2, 1.0, 10**6, 90, 0.001, 0.1)
+            for cell in cells
+        ]
+
+    monkeypatch.setattr(crew, "estimates", estimates)
+    return found
+
+
+def test_a_dry_run_counts_what_would_be_trained_again_and_what_would_fail(planned, tmp_path, capsys):
+    from hardjax.data.augment import Augmentation
+    from hardjax.study.work import Trainer
+
+    (tmp_path / "hardjax.json").write_text("")
+    plain = Augmentation(pad=0, flip=False)
+    base = hj.TrainConfig(model_options={"widths": [4]}, epochs=1, optimizer="sgd", augmentation=plain)
+    first, second = (Trainer().cell(config) for config in hj.grid(base, seed=range(2)))
+    rows = [row(first), row(second, status="failed")]
+    (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    words = "--model-option widths=[4] --epochs 1 --optimizer sgd --seeds 2 --workers 1 --dry-run"
+    words = (*words.split(), "--output")
+    for more, left in (((), 0), (("--retry-failed",), 1), (("--overwrite",), 2)):
+        assert command("sweep", *words, tmp_path, *more) == 0
+        assert f"{left} cells left" in capsys.readouterr().out
+    assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
+    assert command("sweep", *words, tmp_path / "new", "--batch-sizes", 64, 128) == 0
+    out, err = capsys.readouterr()
+    assert [cell.config.batch_size for cell in planned] == [64, 128] and "1 shapes to compile" in out
+    assert "would fail: 2 cells of mlp widths=[4] on digits, batch 64: Expected less." in err
+
+
+@pytest.mark.ci
+def test_what_a_network_prints_is_no_part_of_a_plan(tmp_path, capfd):
+    network = tmp_path / "loud.py"
+    network.write_text(
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    width: int = 4\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x, train):\n"
+        "        print('loud')\n"
+        "        return nn.Dense(10)(nn.Dense(self.width)(x.reshape(len(x), -1)))\n"
+    )
+    words = ("--model", f"{network}:Net", "--epochs", 1, "--workers", 1, "--dry-run", "--output", tmp_path / "sweep")
+    assert command("sweep", *words) == 0
+    assert "1 cells left, 1 shapes to compile" in capfd.readouterr().out
 
 
 @pytest.mark.ci

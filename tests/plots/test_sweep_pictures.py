@@ -108,6 +108,31 @@ def test_reliable_rates_are_filled_and_tried_ones_open():
     assert [list(line.get_ydata()) for line in tried] == [[-10, -8, -6]] * 2
 
 
+def test_a_title_counts_the_seeds_that_ended():
+    rows = _rows(seeds=3)
+    assert "mean of 3 seeds" in plots.performance(grids(rows)).get_suptitle()
+    rows[0] |= {"status": "failed", "metrics": {}}
+    assert "mean of 2 to 3 seeds" in plots.performance(grids(rows)).get_suptitle()
+
+
+def test_a_rate_without_accuracies_is_not_the_common_one():
+    rows = _rows()
+    for one in rows[:2]:
+        one["metrics"]["median_test_top1"] = None
+    (axes,) = plots.curves(grids(rows)).axes
+    assert "base rate 2^-8" in axes.get_title()
+
+
+def test_what_diverged_converges_to_what_it_predicts():
+    (one,) = _rows(seeds=1, sizes=(8,), rates=RATES[:1])
+    one["metrics"]["first_class_top1"] = 12.0
+    for losses, expected in (([1.0, None], [45.0, 12.0]), (None, [45.0, 12.0])):
+        history = {"epoch": [1.0, 2.0], "test_top1": [45.0, 0.0]} | ({"test_loss": losses} if losses else {})
+        drawn = plots.curves(grids([one | {"history": history}]))
+        assert drawn.axes[0].lines[0].get_ydata().tolist() == expected
+        assert "count with what they predict" in drawn.get_suptitle()
+
+
 def test_convergence_is_shown_at_one_rate_for_all_batch_sizes():
     left_out = {"batch_size": 64, "base_learning_rate": 2**-10}
     rows = [one for one in _rows() if not left_out.items() <= one["config"].items()]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import signal
 import time
 
@@ -20,7 +21,7 @@ from hardjax.study import work
 from hardjax.study.cells import ordered
 from hardjax.study.ledger import opened
 from hardjax.study.sweep_rows import read_rows
-from hardjax.training import lines
+from hardjax.training import lines, lock
 from hardjax.training.loop import Loop
 
 BASE = hj.TrainConfig(
@@ -48,6 +49,7 @@ def test_rows_are_what_runs_give(tiny, tmp_path):
         assert metrics["median_test_top1"] == np.median(run.history["test_top1"])  # of three epochs, all
         assert metrics["final_train_error"] == 100 - run.summary["final_full_train_top1"]
         assert metrics["backprops"] == run.summary["backprops"] == 18
+        assert metrics["surplus_percent"] == pytest.approx(100 * (60 / 56 - 1))  # 14 of 70 are held out
     assert list(found.rows) == read_rows(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hardjax.json", "sweep.jsonl"]
 
@@ -75,16 +77,15 @@ def test_the_same_call_goes_on_and_other_cells_are_added(tiny, tmp_path, monkeyp
 @pytest.mark.ci
 def test_shapes_are_compiled_once_whatever_rates_and_seeds(tiny, tmp_path, monkeypatch):
     counted = []
-    find = programs.Programs._find
+    compiled = programs.Programs._compile
 
-    def watched(self, *given, **more):
+    def watched(self, *given):
         before = sum(self.traces.values())
-        found = find(self, *given, **more)
+        compiled(self, *given)
         counted.append(sum(self.traces.values()) - before)
-        return found
 
     base = dataclasses.replace(BASE, model_options={"widths": [5]})
-    monkeypatch.setattr(programs.Programs, "_find", watched)
+    monkeypatch.setattr(programs.Programs, "_compile", watched)
     _sweep(hj.grid(base, batch_size=[10, 20]), tmp_path / "one", tiny)
     alone = sum(counted)
     counted.clear()
@@ -154,6 +155,35 @@ def test_a_signal_ends_a_sweep_and_the_run_under_way_goes_on_where_it_was(tiny, 
         assert one["history"] == other["history"] and one["metrics"] == other["metrics"]
 
 
+def test_a_signal_that_comes_while_a_cell_is_prepared_is_heard(tiny, tmp_path, monkeypatch):
+    prepare, train = work.prepare, []
+
+    def struck(*given):
+        signal.raise_signal(signal.SIGTERM)
+        return prepare(*given)
+
+    monkeypatch.setattr(work, "prepare", struck)
+    monkeypatch.setattr(work, "train", lambda *given, **more: train.append(given))
+    found = _sweep(hj.grid(BASE, seed=range(2)), tmp_path, tiny)
+    assert (found.signal, found.left, train) == ("SIGTERM", 2, [])
+
+
+def test_the_run_under_way_ends_when_the_time_is_up(tiny, tmp_path, monkeypatch):
+    now, evaluate = [0.0], Loop._test
+
+    def later(self):
+        evaluate(self)
+        now[0] += 1800.0  # half an hour an epoch
+
+    monkeypatch.setattr(Loop, "_test", later)
+    monkeypatch.setattr("hardjax.training.signals.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hardjax.study.sweep.time.monotonic", lambda: now[0])
+    found = _sweep([BASE], tmp_path, tiny, max_hours=1)
+    assert (found.left, found.signal) == (1, None)
+    found = _sweep([BASE], tmp_path, tiny, max_hours=1)
+    assert found.left == 0 and found.rows[0]["resumed_at"] == [12]  # of 18 steps, two epochs
+
+
 @pytest.mark.ci
 def test_no_cell_is_begun_after_the_time_is_up(tiny, tmp_path):
     configs = hj.grid(BASE, seed=range(3))
@@ -180,6 +210,59 @@ def test_a_cell_that_cannot_go_on_begins_anew(tiny, tmp_path):
     found = _sweep([BASE], tmp_path, tiny)
     assert [row["status"] for row in found.rows] == ["done"] and found.rows[0]["metrics"]["backprops"] == 18
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.fixture
+def cut_short(tiny, tmp_path, monkeypatch):
+    """A cell whose run was interrupted, and the folder that it is in, of an open ledger."""
+    trainer = work.Trainer(tiny)
+    cell = trainer.cell(BASE)
+    evaluate = Loop._test
+
+    def struck(self):
+        evaluate(self)
+        signal.raise_signal(signal.SIGTERM)
+
+    with opened(tmp_path, "worker") as held:
+        folder, _ = held.place(cell.key)
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "_test", struck)
+            hj.run(BASE, dataset=tiny, output=folder, progress=False)
+        held.claim([cell])
+        yield held, cell, trainer, folder
+
+
+@pytest.mark.ci
+def test_a_run_that_another_process_took_up_first_is_left_to_it(cut_short, monkeypatch):
+    held, cell, trainer, folder = cut_short
+    place, taken = held.place, []
+
+    def overtaken(key):
+        found = place(key)
+        if not taken:
+            taken.append(os.open(found[0] / "hardjax.json", os.O_RDWR))
+            assert lock.hold(taken[0])
+        return found
+
+    monkeypatch.setattr(held, "place", overtaken)
+    row = work._row(held, cell, trainer, lambda: False)
+    assert row["status"] == "done" and row["resumed_at"] == []  # beside it, from the beginning
+    assert (folder / "checkpoint").exists() and lock.is_being_written(folder)
+    os.close(taken[0])
+
+
+@pytest.mark.ci
+def test_a_full_disk_costs_no_checkpoint(cut_short, monkeypatch):
+    held, cell, trainer, _ = cut_short
+
+    def full(*given, **more):
+        raise Refusal("No space left on device")
+
+    monkeypatch.setattr(work, "train", full)
+    with pytest.raises(Refusal, match="No space left"):
+        work._row(held, cell, trainer, lambda: False)
+    monkeypatch.undo()
+    assert work._row(held, cell, trainer, lambda: False)["resumed_at"] == [6]
 
 
 class Net(nn.Module):
@@ -216,6 +299,15 @@ def test_what_a_sweep_refuses(tiny, tmp_path):
         _sweep(configs * 2, tmp_path / "sweep", tiny)
     with pytest.raises(Refusal, match="Expected configs of TrainConfig"):
         _sweep([None], tmp_path / "sweep", tiny)
+    with pytest.raises(Refusal, match="the names in them are not read"):
+        _sweep(
+            hj.grid(dataclasses.replace(BASE, model_options={}), model=["mlp", "resnet8"]),
+            tmp_path / "sweep",
+            tiny,
+            model=Net(),
+        )
+    with pytest.raises(Refusal, match="the names in them are not read"):
+        _sweep(hj.grid(BASE, dataset=["digits", "mnist"]), tmp_path / "sweep", tiny)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -253,6 +345,32 @@ def test_a_row_that_somebody_else_wrote_meanwhile_is_not_written_again(tiny, tmp
         assert work.work(held, [cell], trainer, lambda: False, told.append) is None
     assert told == [] and [row["worker"] for row in read_rows(tmp_path)] == ["other"]
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_network_that_ends_the_process_is_a_failure(tiny, tmp_path, monkeypatch):
+    def leaves(*given, **more):
+        raise SystemExit(0)
+
+    configs = hj.grid(BASE, seed=range(2))
+    monkeypatch.setattr(work, "train", leaves)
+    assert [row["reason"] for row in _sweep(configs, tmp_path / "train", tiny).rows] == ["SystemExit: 0"] * 2
+    monkeypatch.setattr(work, "prepare", leaves)
+    assert len(_sweep(configs, tmp_path / "prepare", tiny).failed) == 2
+
+
+@pytest.mark.parametrize("error, kept", [(KeyboardInterrupt(), True), (Refusal("the disk is full"), False)])
+def test_a_lease_says_which_cell_ended_a_process(tiny, tmp_path, monkeypatch, error, kept):
+    trainer = work.Trainer(tiny)
+    cell = trainer.cell(BASE)
+
+    def fails(*given, **more):
+        raise error
+
+    monkeypatch.setattr(work, "train", fails)
+    with opened(tmp_path, "worker") as held:
+        with pytest.raises(type(error)):
+            work.work(held, [cell], trainer, lambda: False)
+        assert held.leases.held_by("worker") == ((cell.key,) if kept else ())
 
 
 def test_a_lease_is_renewed_while_a_cell_is_trained(tiny, tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ def test_a_grid_is_every_combination():
     ]
     options = grid(BASE, model_options=[{}, {"norm": "batch"}])
     assert [c.model_options for c in options] == [{"widths": [4]}, {"widths": [4], "norm": "batch"}]
+    options = grid(BASE, model_options=[{"norm": "batch"}, {"widths": None}])
+    assert [c.model_options for c in options] == [{"widths": [4], "norm": "batch"}, {}]
     assert grid(BASE) == (BASE,)
 
 

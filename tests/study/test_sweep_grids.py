@@ -73,6 +73,17 @@ def test_the_best_rate_is_chosen_by_validation_where_every_run_has_one():
     assert grids([row(Cell(BASE, "data"), status="failed")])[0].curves[0].best(TEST) is None
 
 
+def test_a_rate_at_which_a_run_diverged_is_neither_best_nor_reliable():
+    rows = _rows()
+    assert rows[3]["config"]["base_learning_rate"] == 2**-6
+    rows[3]["status"] = "diverged"  # of 90 % all the same
+    (found,) = grids(rows)
+    assert found.curves[0].best(TEST).rate == 2**-8 and reliable_rates(found, found.curves[0]) == [2**-8]
+    for one in rows:
+        one["status"] = "diverged"
+    assert grids(rows)[0].curves[0].best(TEST) is None
+
+
 def test_equal_means_take_the_lower_rate():
     (found,) = grids(_rows({8: [(70, 70), (70, 70), (60, 60)], 64: TOPS[64]}))
     assert found.curves[0].best(TEST).rate == 2**-8
@@ -90,6 +101,33 @@ def test_grids_are_told_apart_by_what_differs():
     assert len(grids(_rows() + other)) == 2
 
 
+def test_a_row_of_before_there_was_a_setting_belongs_to_its_grid():
+    rows = _rows()
+    del rows[0]["config"]["on_nan"]
+    (found,) = grids(rows)
+    assert len(found.curves[0].points[0].rows) == 2
+
+
+def test_a_seed_whose_rate_is_said_in_two_ways_is_one():
+    named = [{"learning_rate": 0.5}, {"base_learning_rate": 2**-5}]
+    configs = [dataclasses.replace(BASE, batch_size=16, **one) for one in named]
+    for first, failed in (("failed", 0), ("done", 0)):
+        rows = [row(Cell(configs[0], "data"), status=first), row(Cell(configs[1], "data"))]
+        (point,) = grids(rows)[0].curves[0].points
+        assert (len(point.rows), point.failed) == (1, failed)
+
+
+def test_no_two_grids_have_one_label():
+    found = grids([row(Cell(BASE, "data", network)) for network in ("a" * 64, "b" * 64)])
+    assert [one.label for one in found] == ["mlp on digits, program aaaaaaaa", "mlp on digits, program bbbbbbbb"]
+    found = grids([row(Cell(BASE, data)) for data in ("first", "second")])
+    assert [one.label for one in found] == ["mlp on digits, data first", "mlp on digits, data second"]
+    several = {"optimizer": ("sgd", "adam"), "precision": ("default", "high"), "epochs": (2, 3)}
+    configs = grid(BASE, **several, on_nan=("record", "stop"))
+    labels = {one.label for one in grids([row(Cell(config, "data")) for config in configs])}
+    assert len(labels) == 16 and not any("..." in label for label in labels)
+
+
 def test_base_rates():
     def rate(**settings):
         return base_rate(dataclasses.replace(BASE, **settings).to_dict())
@@ -100,7 +138,8 @@ def test_base_rates():
     plan = hj.batch_plan.BatchPlan("16-64")
     assert rate(learning_rate=0.5, batch_plan=plan) == 2**-5
     rows = [row(Cell(dataclasses.replace(BASE, batch_plan=plan, learning_rate=0.5), "data"))]
-    rows += [row(Cell(dataclasses.replace(BASE, batch_plan=plan, base_learning_rate=2**-5), "data"), 80)]
+    second = dataclasses.replace(BASE, batch_plan=plan, base_learning_rate=2**-5, seed=1)
+    rows += [row(Cell(second, "data"), 80)]
     (found,) = grids(rows)
     (curve,) = found.curves
     assert (curve.size, curve.batches) == (16, "16-64") and len(curve.points) == 1  # one rate, said in two ways

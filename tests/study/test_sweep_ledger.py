@@ -1,5 +1,6 @@
 """The ledger of a sweep: every cell at most once, whoever writes, whatever is torn."""
 
+import contextlib
 import json
 import os
 import threading
@@ -87,6 +88,17 @@ def test_a_torn_line_is_repaired(ledger):
     ]
 
 
+@pytest.mark.parametrize("torn", [b"\0\0\0", b"\0\0\0\n", b"\n"])
+def test_zeros_that_a_crash_left_are_a_torn_line_to_all_readers(tmp_path, torn):
+    first, second = cells(2)
+    (tmp_path / "hardjax.json").touch()
+    (tmp_path / "sweep.jsonl").write_bytes(json.dumps(row(first)).encode() + b"\n" + torn)
+    assert len(read_rows(tmp_path)) == 1
+    with opened(tmp_path, "first") as held:
+        assert set(held.rows) == {first.key} and held.add(row(second))
+    assert len((tmp_path / "sweep.jsonl").read_bytes().splitlines()) == len(read_rows(tmp_path)) == 2
+
+
 def test_what_a_killed_worker_wrote_to_its_own_file_is_brought_over(tmp_path):
     first, second, third = cells(3)
     with opened(tmp_path, "first") as held:
@@ -128,7 +140,19 @@ def test_rows_of_another_version_are_refused(tmp_path):
         raise AssertionError
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "no JSON"])
+def _damaged(config=None, **changed):
+    found = row(cells(1)[0])
+    return json.dumps(found | {"config": found["config"] | (config or {})} | changed)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{}", "[]", "no JSON", json.dumps({"row_version": 1, "config": {}, "data": "x"})),
+        *(_damaged(metrics=None), _damaged(metrics={}), _damaged(history={}), _damaged(status="new"), _damaged(data=1)),
+        *(_damaged({"batch_size": "x"}), _damaged({"learning_rate": "x"}), _damaged({"batch_plan": {"text": "x"}})),
+    ],
+)
 def test_a_damaged_line_is_refused(tmp_path, line):
     (tmp_path / "sweep.jsonl").write_text(f"{line}\n{json.dumps(row(cells(1)[0]))}\n")
     with pytest.raises(Refusal, match=r"Damaged sweep\.jsonl"):
@@ -139,19 +163,20 @@ def test_a_damaged_line_is_refused(tmp_path, line):
 
 
 def test_failed_cells_are_forgotten_on_request_and_only_alone(tmp_path):
-    good, bad = cells(2)
+    good, bad, other = cells(3)
     with opened(tmp_path, "first") as held:
         held.add(row(good))
         held.add(row(bad, status="failed"))
+        held.add(row(other, status="failed"))  # of another grid
         refused = pytest.raises(Refusal, match="Another process works on the sweep")
-        with refused, opened(tmp_path, "second", retry_failed=True):
+        with refused, opened(tmp_path, "second", retry_failed=[bad.key]):
             raise AssertionError
     with opened(tmp_path, "third") as held:
-        assert set(held.rows) == {good.key, bad.key}
-    with opened(tmp_path, "fourth", retry_failed=True) as held:
-        assert set(held.rows) == {good.key} and held.claim([good, bad]) == [bad]
+        assert set(held.rows) == {good.key, bad.key, other.key}
+    with opened(tmp_path, "fourth", retry_failed=[good.key, bad.key]) as held:
+        assert set(held.rows) == {good.key, other.key} and held.claim([good, bad]) == [bad]
         held.add(row(bad))
-    assert [one["status"] for one in read_rows(tmp_path)] == ["done", "done"]
+    assert [one["status"] for one in read_rows(tmp_path)] == ["done", "failed", "done"]
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_a_sweep_is_not_taken_for_a_run(tmp_path):
@@ -193,6 +218,44 @@ def test_a_folder_whose_maker_was_killed_is_taken_up(tmp_path, steps):
     with opened(tmp_path, "first") as held:
         assert held.add(row(cells(1)[0]))
     assert len(read_rows(tmp_path)) == 1
+
+
+def test_one_that_joins_while_the_other_ends_keeps_its_share(tmp_path, monkeypatch):
+    """To try for the folder alone costs the share: whoever ends in that moment takes the work folder away."""
+    first, second = cells(2)
+    ending = contextlib.ExitStack()
+    held = ending.enter_context(opened(tmp_path, "first"))
+    assert held.claim([first, second]) == [first] and held.add(row(first))
+    hold, merge = lock.hold, Ledger.merge
+
+    def lost(descriptor, *, shared=False, patience=0.5):
+        if not shared and patience == 0:  # the second one, which tries for it alone
+            monkeypatch.setattr(lock, "hold", hold)
+            assert not hold(descriptor, patience=0)
+            ending.close()
+            assert not (tmp_path / "sweep").exists()
+            return False
+        return hold(descriptor, shared=shared, patience=patience)
+
+    def merged(self):
+        look = os.open(tmp_path / "hardjax.json", os.O_RDWR)
+        kept.append(not hold(look, patience=0))
+        os.close(look)
+        merge(self)
+
+    kept = []
+    monkeypatch.setattr(lock, "hold", lost)
+    monkeypatch.setattr(Ledger, "merge", merged)
+    with opened(tmp_path, "second") as other:
+        assert kept[-1] and other.claim([first, second]) == [second] and other.add(row(second))
+    assert len(read_rows(tmp_path)) == 2
+
+
+def test_a_share_that_is_not_got_back_is_said(tmp_path, monkeypatch):
+    hold = lock.hold
+    monkeypatch.setattr(lock, "hold", lambda *given, shared=False, **more: not shared and hold(*given, **more))
+    with pytest.raises(Refusal, match="Another process is writing in"), opened(tmp_path, "first"):
+        raise AssertionError
 
 
 def test_a_lock_that_is_never_given_back_is_said(ledger, monkeypatch):

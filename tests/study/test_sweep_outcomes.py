@@ -118,15 +118,30 @@ def test_the_row_of_a_run_is_strict_json(tiny):
     "losses, summary, reason",
     [
         ([2.0, NAN], {"bad_steps": 4, "first_bad_step": 1499}, "the last test loss is not finite; first at step 1,500"),
-        ([2.0, 1.0], {"end": "spectrum not finite"}, "spectrum not finite"),
+        ([2.0, 1.0], {"end": "diverged"}, "a spectrum was not finite"),
+        (
+            [2.0, 1.0],
+            {"end": "diverged", "bad_steps": 1, "first_bad_step": 4},
+            "a loss or gradient was not finite; first at step 5",
+        ),
     ],
 )
 def test_divergence_is_a_result_with_the_accuracy_of_what_is_predicted(tiny, losses, summary, reason):
     row = row_of(Cell(BASE, "data"), _result(losses, **summary), tiny, 3.0, "me")
     assert (row["status"], row["reason"]) == ("diverged", reason)
     assert row["metrics"]["median_test_top1"] == 80  # some samples alone were lost
-    if reason.startswith("the last"):
-        assert row["metrics"]["converged"] is False
+    assert row["metrics"]["converged"] is False
+
+
+def test_a_run_that_ended_early_counts_with_what_it_had_at_its_end(tiny):
+    result = _result([2.0, 1.0, 0.5], end="diverged")
+    result.history["test_top1"][:] = (90.0, 80.0, 30.0)
+    result.history["validation_top1"][:] = (90.0, 80.0, 20.0)
+    metrics = row_of(Cell(BASE, "data"), result, tiny, 3.0, "me")["metrics"]
+    assert (metrics["median_test_top1"], metrics["median_validation_top1"]) == (30.0, 20.0)
+    result.summary["end"] = "budget spent"
+    metrics = row_of(Cell(BASE, "data"), result, tiny, 3.0, "me")["metrics"]
+    assert (metrics["median_test_top1"], metrics["median_validation_top1"]) == (80.0, 80.0)
 
 
 def test_the_row_of_a_failure_says_why():
