@@ -124,7 +124,9 @@ def show(options: argparse.Namespace) -> None:
         line = {"batches": arm, "runs": len(mine), "test error (%)": f"{own.mean:.2f} ± {own.half_width:.2f}"}
         published = PUBLISHED.get(arm)
         line |= {"published": f"{published[0]:.2f} ± {published[1]:.2f}" if published else "-"}
-        line |= {"steps": mine[0]["backprops"], "seconds": float(np.median([one["train_seconds"] for one in mine]))}
+        # Rows without seconds are of a machine that other work kept busy: their times say nothing.
+        seconds = [one["train_seconds"] for one in mine if one["train_seconds"] is not None]
+        line |= {"steps": mine[0]["backprops"], "seconds": float(np.median(seconds)) if seconds else "-"}
         line |= {f"against {best} (points)": "-", "p of two samples": "-"}
         if arm in pairs:
             pair, star = pairs[arm], "**" if held[arm] else "*" * pairs[arm].differs
