@@ -27,7 +27,8 @@ def alike(here: Any, there: Any, size: int, batch: int) -> bool:
     if [(op.ins, op.outs) for op in one.ops()] != [(op.ins, op.outs) for op in other.ops()]:
         return False
     constants = [[written.value(value) for value in program.constants.values()] for program in (one, other)]
-    equations = [[written.equation(op.eqn) for op in program.ops()] for program in (one, other)]
+    # Without derivatives of their own: convolutions of this package pull back in forms that depend on the batch size.
+    equations = [[written.equation(op.eqn, False) for op in program.ops()] for program in (one, other)]
     return all(
         _alike(a, b, size, batch) for of_one, of_other in (constants, equations)
         for a, b in zip(of_one, of_other, strict=True)

@@ -14,11 +14,12 @@ was redefined, 1 and True). It is the program of the batch at hand: few samples 
 same (`alike`), else more of them are compared. Orders of the samples that inputs decide are refused in the trace, and
 statistics that decide something else (which branch is taken, say) are part of what is remembered.
 
-Three things it cannot see:
+Four things it cannot see:
 
 - Inside a trace, training included, such statistics have no values. A network whose branches they choose, and change
   the order of its samples in, is right for the branches that were compared alone.
 - Decisions by images or parameters (a branch taken where an image is large) are those of the made-up ones.
+- A derivative of somebody's own (`custom_vjp`) that is another one for large batches, where what it is of stays.
 - A number that is the same, or a multiple of the size, at both sizes and means something else at each.
 """
 
