@@ -22,8 +22,7 @@ from hardjax.fisher.traced import Traced
 # Five samples: enough to tell them apart, and unlike two or three they leave batch statistics of one pixel a variance
 # that is not all rounding. Another size where five is refused (sub-batches of a fixed size).
 _SIZES = (5, 7, 3)
-# Numbers in the rows and in the copies of the largest intermediate value, each of which is held a few times: 1 GiB in
-# float32.
+# Numbers in the rows and in the copies of the largest value between: 1 GiB in float32, held a few times.
 MOST = 1 << 28
 TOLERANCE = {"float32": 1e-3, "half": 0.05}  # share of the whole gradient; bfloat16 models differ by 0.02 from theirs
 # A change of logits beyond rounding. What couples samples by less moves no row by as much as the tolerance.
