@@ -51,6 +51,7 @@ from hardjax.choose.trimming import Trimming
 from hardjax.engine.programs import lowerable
 from hardjax.engine.state import StepInputs
 from hardjax.fisher.observe import FisherMeasure
+from hardjax.fisher.rules import rule
 from hardjax.models.zoo import ZOO
 
 FILE = Path(__file__).with_suffix(".json")
@@ -406,9 +407,8 @@ def compile_for_h100(program: Program) -> Any:
     """The executable; it cannot be called."""
     args = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_place()), program.args)
     jitted = jax.jit(program.fn, donate_argnums=(0,) if program.donate else ())
-    # What asks for the back end while tracing (rules of per-sample rows have forms for a CPU) is told the one that the
-    # program is for.
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+    # Rules of per-sample rows have forms for a CPU, and ask while they are traced.
+    with mock.patch.object(rule, "on_cpu", lambda: False):
         lowered = jitted.lower(*args)
     return lowered.compile()
 

@@ -10,17 +10,29 @@ nothing that was found out about the trace, has to be believed, people's own net
 A wrong number can pass in silence only where a second, independent mistake hides the first. Made-up samples are few,
 and parameters are moved by noise: a head that starts at zero hides all that lies behind it. What was compared is
 remembered by the program that was traced, not by the module: equal modules may compute different things (a helper that
-was redefined, 1 and True).
+was redefined, 1 and True). It is the program of the batch at hand: few samples stand for many where both compute the
+same (`alike`), else more of them are compared. Orders of the samples that inputs decide are refused in the trace, and
+statistics that decide something else (which branch is taken, say) are part of what is remembered.
+
+Four things it cannot see:
+
+- Inside a trace, training included, such statistics have no values. A network whose branches they choose, and change
+  the order of its samples in, is right for the branches that were compared alone.
+- Decisions by images or parameters (a branch taken where an image is large) are those of the made-up ones.
+- A derivative of somebody's own (`custom_vjp`) that is another one for large batches, where what it is of stays.
+- A number that is the same, or a multiple of the size, at both sizes and means something else at each.
 """
 
 import collections
 import hashlib
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from hardjax._validate import Refusal
-from hardjax.fisher import by_uses, comparison, definition, written
+from hardjax.fisher import by_uses, comparison, decisions, definition, written
 from hardjax.fisher.comparison import Comparison, Subject
 from hardjax.fisher.names import named_leaves, some
 from hardjax.fisher.program import Uncovered, trace
@@ -30,6 +42,30 @@ from hardjax.models.apply import as_apply, is_ours
 _CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()
 # A digest each: a notebook that redefines its network all day forgets the oldest ones.
 _REMEMBERED = 512
+
+
+class Identity(NamedTuple):
+    """What a comparison is remembered by.
+
+    Attributes:
+        program: a digest.
+        kind: of the arithmetic, "float32" or "half".
+        size: samples that are compared.
+        deciding: names of statistics that decide what the program does.
+    """
+
+    program: str
+    kind: str
+    size: int
+    deciding: tuple[str, ...]
+
+    def with_values(self, variables: Any) -> str:
+        """With a digest of the values of what decides."""
+        if not self.deciding:
+            return self.program
+        leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+        values = repr([written.value(np.asarray(leaves[name])) for name in self.deciding])
+        return f"{self.program} {hashlib.sha256(values.encode()).hexdigest()}"
 
 
 def needed(subject: Subject) -> bool:
@@ -53,8 +89,10 @@ def ensure(subject: Subject, *, traced: bool) -> None:
         name = identity(subject)
     except Uncovered as error:
         raise Refusal(f"{_advice(subject, traced)}: {error}") from None
-    if name in _CHECKED:
-        _CHECKED.move_to_end(name)
+    # Inside a trace statistics have no values.
+    known = name.program if traced else name.with_values(subject.variables)
+    if known in _CHECKED:
+        _CHECKED.move_to_end(known)
         return
     if traced:
         raise Refusal(
@@ -79,9 +117,9 @@ def run(subject: Subject, tolerance: float | None) -> dict[str, float]:
     return _compared(subject, name, tolerance)
 
 
-def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str, float]:
+def _compared(subject: Subject, identity: Identity, tolerance: float | None) -> dict[str, float]:
     """Errors by parameter, below the tolerance; the program is remembered as right."""
-    found = comparison.compare(subject, name.split()[0])
+    found = comparison.compare(subject, identity.kind, identity.size, identity.deciding)
     tolerance = found.tolerance if tolerance is None else tolerance
     wrong = sorted((name for name, e in found.errors.items() if not e <= tolerance), key=lambda n: -found.errors[n])
     if wrong:
@@ -89,15 +127,15 @@ def _compared(subject: Subject, name: str, tolerance: float | None) -> dict[str,
             f"{_advice(subject)}: rows are not those of the gradient of {subject.model.name}, by"
             f" {found.errors[wrong[0]]:.1e} of it (tolerance {tolerance:g}) at {some(wrong)}."
         )
-    _CHECKED[name] = None
+    _CHECKED.update(dict.fromkeys((identity.program, identity.with_values(subject.variables))))
     while len(_CHECKED) > _REMEMBERED:
         _CHECKED.popitem(last=False)
     return found.errors
 
 
-def identity(subject: Subject) -> str:
-    """A name of the program of the losses, its derivatives included, and of where its parameters meet the batch, for a
-    batch of the check's size, whatever the values: rows and gradient follow from these.
+def identity(subject: Subject) -> Identity:
+    """Of the program of the losses, its derivatives included, and of where its parameters meet the batch, for a batch
+    of the check's size, whatever the values: rows and gradient follow from these.
 
     Raises:
         ValueError: the method does not take the network.
@@ -122,7 +160,8 @@ def identity(subject: Subject) -> str:
     names = ",".join(sorted(named_leaves(variables)))
     # The names, since the program knows its arguments by place; the back end, since networks take other paths on CPU.
     settings = f"{subject.rows} {subject.method} {jax.default_backend()} {names}"
-    return f"{half} {hashlib.sha256(f'{settings} {text}'.encode()).hexdigest()}"
+    digest = hashlib.sha256(f"{settings} {half} {text}".encode()).hexdigest()
+    return Identity(digest, half, size, decisions.deciding(program, variables))
 
 
 def _advice(subject: Subject, traced: bool = False) -> str:
@@ -134,7 +173,8 @@ def _advice(subject: Subject, traced: bool = False) -> str:
         subject = subject._replace(method=other)
         found = Comparison({}, 0.0)
         if needed(subject):
-            found = comparison.compare(subject, identity(subject).split()[0])
+            name = identity(subject)
+            found = comparison.compare(subject, name.kind, name.size, name.deciding)
         works = all(error <= found.tolerance for error in found.errors.values())
     except Refusal:
         works = False

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,17 @@ from jax import Array
 
 from hardjax.choose.losses import Loss
 from hardjax.fisher import by_uses, definition
+from hardjax.fisher.alike import alike
 from hardjax.fisher.names import named_leaves
 from hardjax.fisher.pieces import Pieces
+from hardjax.fisher.program import Uncovered
 from hardjax.fisher.traced import Traced
 
 # Five samples: enough to tell them apart, and unlike two or three they leave batch statistics of one pixel a variance
 # that is not all rounding. Another size where five is refused (sub-batches of a fixed size).
 _SIZES = (5, 7, 3)
+# Numbers in the rows and in the copies of the largest value between: 1 GiB in float32, held a few times.
+MOST = 1 << 28
 TOLERANCE = {"float32": 1e-3, "half": 0.05}  # share of the whole gradient; bfloat16 models differ by 0.02 from theirs
 # A change of logits beyond rounding. What couples samples by less moves no row by as much as the tolerance.
 _MOVED = 1e-6
@@ -50,16 +54,18 @@ class Comparison(NamedTuple):
     tolerance: float
 
 
-def compare(subject: Subject, kind: str) -> Comparison:
+def compare(subject: Subject, kind: str, size: int, deciding: Collection[str] = ()) -> Comparison:
     """The rows beside their definition, at parameters moved by noise; at entirely random ones if those give nothing
     finite (a run that diverged).
 
     Args:
         kind: of the arithmetic, "float32" or "half".
+        size: samples, as `size_of` gives it.
+        deciding: names of variables that stay as they are.
     """
     with settings():
         for near in (True, False):
-            inputs = _made_up(subject, size_of(subject), near)
+            inputs = _made_up(subject, size, near, deciding)
             errors, nudged = _measured(subject, inputs)
             if all(math.isfinite(change) for change in nudged.values()):
                 break
@@ -77,20 +83,33 @@ def settings() -> Iterator[None]:
 
 
 def size_of(subject: Subject) -> int:
-    """The first batch size of `_SIZES`, then of the divisors of the batch at hand, that the network takes."""
-    batch, key = subject.images.shape[0], jax.eval_shape(lambda: jax.random.key(0))
-    divisors = [size for size in range(2, batch + 1) if batch % size == 0]
-    reason: Exception | None = None
-    for size in (*_SIZES, *divisors):
+    """The first batch size of `_SIZES`, then of the divisors of the batch at hand, that the network takes, and at which
+    it computes as it does for the batch at hand. At the latest this is that batch itself.
+
+    Raises:
+        ValueError: no other would do, and for that a comparison takes too much memory.
+    """
+    batch, key, train = subject.images.shape[0], jax.eval_shape(lambda: jax.random.key(0)), subject.rows != "frozen"
+
+    def traced(size: int) -> Any:
         variables, images, _ = shapes_of(subject, size)
+        return subject.model.jaxpr(variables, images, key, train)
+
+    at_hand = traced(batch)
+    for size in (*_SIZES, *(size for size in range(2, batch) if batch % size == 0)):
         try:
-            subject.model.jaxpr(variables, images, key, subject.rows != "frozen")
-        except (ValueError, TypeError) as error:
-            reason = reason or error
+            if alike(traced(size), at_hand, size, batch):
+                return size
+        except (ValueError, TypeError):  # a size that the network does not take
             continue
-        return size
-    assert reason is not None  # there is a size at least
-    raise reason
+    largest = max((var.aval.size for eqn in at_hand.jaxpr.eqns for var in eqn.outvars), default=0)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(subject.variables["params"]))
+    if (needed := batch * (parameters + largest)) > MOST:
+        raise Uncovered(
+            f"{subject.model.name} computes otherwise for fewer samples than {batch}, and comparing its rows there"
+            f" takes {needed:.1e} numbers, more than {MOST:.1e}."
+        )
+    return batch
 
 
 def shapes_of(subject: Subject, size: int) -> tuple[Any, Any, Any]:
@@ -179,14 +198,16 @@ def _cycle(count: int) -> np.ndarray:
     return order
 
 
-def _made_up(subject: Subject, size: int, near: bool) -> tuple:
-    """(variables moved by noise, images, labels, key) in NumPy; `near` the given values, or without them."""
+def _made_up(subject: Subject, size: int, near: bool, deciding: Collection[str]) -> tuple:
+    """(variables moved by noise, images, labels, key) in NumPy; `near` the given values, or without them; what is
+    `deciding` stays as it is."""
     shapes, images, labels = shapes_of(subject, size)
     rng = np.random.default_rng(7)
 
     def moved(path: tuple, leaf: Any, shape: Any) -> Any:
         leaf = np.asarray(leaf)
-        if not is_float(leaf) or str(getattr(path[0], "key", "")) not in ("params", "batch_stats"):
+        kept = not is_float(leaf) or jax.tree_util.keystr(path) in deciding
+        if kept or str(getattr(path[0], "key", "")) not in ("params", "batch_stats"):
             return leaf.astype(shape.dtype)
         # float32: NumPy's own arithmetic for bfloat16 is slow, and a bfloat16 spread would be coarse.
         leaf = leaf.astype(np.float32)

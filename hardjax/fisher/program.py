@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.extend import core
 
 from hardjax._validate import Refusal
 from hardjax.fisher import layouts
 from hardjax.fisher.layouts import Aval, Layout, Sizes
 from hardjax.fisher.names import named_leaves
+from hardjax.fisher.orders import decided_by_values
 
 # (variables, images, train, key) -> (logits, new statistics)
 Apply = Callable[..., tuple[Array, Any]]
@@ -203,6 +205,8 @@ class _Walk:
         self.values: list[Value] = []
         self.constants: dict[int, Any] = {}
         self.names: dict[int, str] = {}  # of a weight-side value: one parameter that it depends on
+        self.fixed: set[int] = set()  # what follows from the batch size alone
+        self.joined: dict[int, list[int]] = {}  # what is put together along its last axis (indices): of these
 
     def program(self, here: Any, there: Any, variables: Any, images: Any, key: Any) -> Program:
         params, rest, _, keys = arguments(variables, images, key)
@@ -238,6 +242,8 @@ class _Walk:
         self.values.append(Value(aval, kind, layout))
         if constant is not None:
             self.constants[len(self.values) - 1] = constant
+            if not isinstance(constant, Tracer):
+                self.fixed.add(len(self.values) - 1)
         return len(self.values) - 1
 
     def walk(self, here: Any, there: Any, args: Sequence[int], wanted: Sequence[bool]) -> tuple[list[Node], list[int]]:
@@ -286,6 +292,8 @@ class _Walk:
         given = [self._given(key) for key in ins]
         of_ins = [self.values[key].aval for key in ins]
         found = [layouts.follow(eqn, given, of_ins, aval, self.sizes) for aval in avals]
+        if decided_by_values(eqn, given, of_ins, partial(self._is_fixed, ins)):
+            found = [layout and layouts.LOST for layout in found]
         if name == "stop_gradient" and found == [layouts.LOST]:
             # Samples taken out of their order, of which nothing is differentiated: like statistics, common to all.
             found = [None]
@@ -311,6 +319,10 @@ class _Walk:
             # Nothing is differentiated through these.
             fixed = of_out == "weight" and (not aval.inexact or name == "stop_gradient")
             outs.append(self.value(aval, "shared" if fixed else of_out, layout))
+        if self.fixed.issuperset(ins):
+            self.fixed.update(outs)
+        if name == "concatenate" and eqn.params["dimension"] == len(avals[0].shape) - 1:
+            self.joined[outs[0]] = ins
         weights = [i for i, key in enumerate(ins) if self.values[key].kind == "weight"]
         if weights:
             self.names.update(dict.fromkeys(outs, self.names[ins[weights[0]]]))
@@ -333,6 +345,13 @@ class _Walk:
         value = self.values[key]
         # A constant has no samples whose order could be lost.
         return value.layout or None if value.kind == "const" else value.layout
+
+    def _is_fixed(self, ins: Sequence[int], position: int, entry: int | None) -> bool:
+        key = ins[position]
+        if entry is not None and key in self.joined:
+            owners = [part for part in self.joined[key] for _ in range(self.values[part].aval.shape[-1])]
+            key = owners[entry]
+        return key in self.fixed
 
     def _spread(self, aval: Aval) -> Layout | None:
         if not _changes(aval):
@@ -394,10 +413,11 @@ def alive_equations(jaxpr: Any, wanted: Sequence[bool]) -> list[Any]:
 
 def _couples(eqn: Any, other: Any) -> bool:
     """Whether something inside an equation is reduced over the batch."""
-    return any(_reduces(a, b) for a, b in zip(_inside(eqn), _inside(other), strict=True))
+    return any(_reduces(a, b) for a, b in zip(inside(eqn), inside(other), strict=True))
 
 
-def _inside(eqn: Any) -> list[Any]:
+def inside(eqn: Any) -> list[Any]:
+    """The traces that an equation carries (branches, bodies of loops)."""
     values = [value if isinstance(value, list | tuple) else [value] for value in eqn.params.values()]
     return [opened(item)[0] for some in values for item in some if hasattr(item, "eqns") or hasattr(item, "jaxpr")]
 

@@ -132,7 +132,7 @@ def test_rows_of_some_samples_at_a_time(monkeypatch, layer, shape, cut_out, toge
         counts.append(len(a))
         return rows_of(former, a, d)
 
-    monkeypatch.setitem(forming.TOGETHER, "cpu", together * cut_out)
+    monkeypatch.setattr(forming, "TOGETHER", together * cut_out)
     monkeypatch.setattr(forming.Former, "rows", spy)
     _check(layer, shape, chunk=2)
     assert min(counts) == together
@@ -158,7 +158,7 @@ def test_rows_in_strips(monkeypatch, layer, shape):
         counts.append(rows.shape[1])
         return outer(rows)
 
-    monkeypatch.setitem(forming.STRIP_ENTRIES, "cpu", 1)
+    monkeypatch.setattr(forming, "STRIP_ENTRIES", 1)
     monkeypatch.setattr(forming, "STRIP_WIDTH", 2)
     monkeypatch.setattr(forming, "outer", spy)
     _check(layer, shape, chunk=2)

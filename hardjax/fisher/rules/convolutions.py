@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax.fisher.layouts import Layout, front
+from hardjax.fisher.rules import rule
 from hardjax.fisher.rules.forming import HIGHEST, Former, cost_of, form_rows, former_of, pairs_gram, rows_gram
 from hardjax.fisher.rules.rule import Cost
 
@@ -158,7 +158,7 @@ class Convolution:
         """Whether shifted copies of both sides are cheaper than patches, a copy of the input for each kernel entry;
         products grow by what the kernel overhangs."""
         wide = self.kernel_size[-1] if self.kernel_size else 1
-        if jax.default_backend() != "cpu" or self.groups != 1 or wide == 1:
+        if not rule.on_cpu() or self.groups != 1 or wide == 1:
             return False
         inputs, outputs, lead = self.x_shape[-1], self.y_shape[-1], math.prod(self.kernel_size[:-1])
         lines = math.prod(self.y_shape[1:-2])
@@ -210,7 +210,7 @@ class Convolution:
     @property
     def _thin(self) -> bool:
         """Whether each input channel is alone in its group."""
-        return self.groups == self.x_shape[-1] > 1 and jax.default_backend() == "cpu"
+        return self.groups == self.x_shape[-1] > 1 and rule.on_cpu()
 
     def _by_offsets(self, offsets: list[tuple[int, ...]]) -> Former:
         """Rows (b, offsets, groups, channels) where a group has one input.

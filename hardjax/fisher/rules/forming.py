@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax.fisher.definition import outer
+from hardjax.fisher.rules import rule
 from hardjax.fisher.rules.rule import Cost, Form
 
 # TF32 or bfloat16 products would decide which eigenvalues count as zero.
 HIGHEST = lax.Precision.HIGHEST
 # 6.3 million entries are 24 MiB in float32.
 # What is cut out and used in one go: the fastest of several sizes on a CPU, or enough to fill an accelerator.
-TOGETHER = {"cpu": 3 << 21}
+TOGETHER, TOGETHER_ON_ACCELERATOR = 3 << 21, 1 << 25
 # Of rows: what a CPU multiplies before it leaves the caches, in strips no narrower than needed for fast products.
-STRIP_ENTRIES, STRIP_WIDTH = {"cpu": 1 << 20}, 16
+STRIP_ENTRIES, STRIP_WIDTH = 1 << 20, 16
 
 
 class Former(NamedTuple):
@@ -60,9 +61,9 @@ def form_rows(former: Former, a: Array, d: Array) -> Array:
 
 def rows_gram(former: Former, a: Array, d: Array) -> Array:
     """(B, B) products of rows. On CPU those of many entries are formed and multiplied strip by strip, in the cache."""
-    batch, most = len(a), STRIP_ENTRIES.get(jax.default_backend())
+    batch, most = len(a), STRIP_ENTRIES
     size = jax.eval_shape(former.rows, a, d).size
-    if most is None or size <= most or _together(former, batch) < batch:
+    if not rule.on_cpu() or size <= most or _together(former, batch) < batch:
         return outer(form_rows(former, a, d))
     a, d = lax.optimization_barrier((a, d))
     left, right = former.left(a), former.right(d)
@@ -79,7 +80,8 @@ def rows_gram(former: Former, a: Array, d: Array) -> Array:
 
 
 def _together(former: Former, batch: int) -> int:
-    most = max(1, TOGETHER.get(jax.default_backend(), 1 << 25) // former.entries)
+    entries = TOGETHER if rule.on_cpu() else TOGETHER_ON_ACCELERATOR
+    most = max(1, entries // former.entries)
     # A divisor of the batch: a remainder would be a second shape, and a second program.
     return next(count for count in range(min(most, batch), 0, -1) if batch % count == 0)
 
@@ -111,7 +113,7 @@ def former_of(patches: Callable[[Array], Array], flat: Callable[[Array], Array],
             return d
         d = d[:, :, 0].transpose(0, 2, 1)
         # On CPU products of explicit transposes are faster.
-        return lax.optimization_barrier(d) if jax.default_backend() == "cpu" else d
+        return lax.optimization_barrier(d) if rule.on_cpu() else d
 
     def join(a: Array, d: Array) -> Array:
         if groups == 1:

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import jax
 from jax import Array
 
 from hardjax.fisher.definition import outer
 
 Form = Literal["rows", "pairs"]
+
+
+def on_cpu() -> bool:
+    """Whether rules take their forms for a CPU. Asked here alone, so that programs for another platform than the one
+    they are traced on can be made (`scripts/gpu_programs.py`)."""
+    return jax.default_backend() == "cpu"
 
 
 @dataclass(frozen=True)
