@@ -56,8 +56,11 @@ def test_whatever_a_sweep_holds_is_drawn(tmp_path, case):
 
 
 def test_a_sweep_without_rows_is_drawn(tmp_path):
+    path = tmp_path / "picture.png"
     for name in NAMES:
-        getattr(plots, name)([]).savefig(tmp_path / "picture.png", dpi=40)
+        path.unlink(missing_ok=True)
+        getattr(plots, name)([]).savefig(path, dpi=40)
+        assert path.stat().st_size > 0
 
 
 def _lines(axes, marker="o"):
