@@ -7,8 +7,8 @@ Six batch sizes by six learning rates of the perceptron with batch norm on 10,00
 others for validation; the first command trains them and writes the file of beacons, the second ranks them.
 
 Fixed beforehand: at each epoch the rank correlation with the final test error of C_K, L_K, c and the distance to the
-best beacon, with 95 % intervals by bootstrap over configurations. They tell something where the interval excludes 0, and
-more than is known without them only where it lies above that of the validation error at the same epoch.
+best beacon, with 95 % intervals by bootstrap over configurations. They tell something where the interval excludes 0,
+and more than is known without them only where it lies above that of the validation error at the same epoch.
 """
 
 import argparse

@@ -19,7 +19,8 @@ from hardjax.choose.losses import Loss
 from hardjax.fisher import definition, rules
 from hardjax.fisher.chains import Chain, chain_of
 from hardjax.fisher.definition import outer
-from hardjax.fisher.program import Apply, Op, Program, Run, trace
+from hardjax.fisher.program import Apply, Op, Program, Run
+from hardjax.fisher.walk import trace
 
 Rows = dict[str, Array]
 

@@ -35,8 +35,9 @@ from hardjax._validate import Refusal
 from hardjax.fisher import by_uses, comparison, decisions, definition, written
 from hardjax.fisher.comparison import Comparison, Subject
 from hardjax.fisher.names import named_leaves, some
-from hardjax.fisher.program import Uncovered, trace
+from hardjax.fisher.program import Uncovered
 from hardjax.fisher.traced import Traced
+from hardjax.fisher.walk import trace
 from hardjax.models.apply import as_apply, is_ours
 
 _CHECKED: collections.OrderedDict[str, None] = collections.OrderedDict()

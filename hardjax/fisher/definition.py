@@ -13,7 +13,8 @@ from jax import Array, lax
 from hardjax.choose.losses import Loss
 from hardjax.fisher import layouts
 from hardjax.fisher.names import named_leaves
-from hardjax.fisher.program import Apply, Op, Program, Run, trace
+from hardjax.fisher.program import Apply, Op, Program, Run
+from hardjax.fisher.walk import trace
 
 
 def losses(loss: Loss, logits: Array, labels: Array) -> Array:

@@ -9,7 +9,8 @@ from jax.extend import core
 
 from hardjax.fisher.layouts import Aval, Sizes
 from hardjax.fisher.pieces import Pieces
-from hardjax.fisher.program import ENTERED, Apply, Op, Program, Value, alive_equations, arguments, make_jaxpr, opened
+from hardjax.fisher.program import Apply, Op, Program, Value, alive_equations, arguments, opened
+from hardjax.fisher.walk import ENTERED, make_jaxpr
 
 
 class Traced:

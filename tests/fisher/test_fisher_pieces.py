@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hardjax.fisher import program, written
+from hardjax.fisher import walk, written
 from hardjax.fisher.traced import Traced
 
 
@@ -65,7 +65,7 @@ def test_constants_are_handed_to_pieces():
 
 def _writing(factors, shifts=(0, 0, 0, 0)):
     apply, variables, images = _made(factors, shifts)
-    return repr(written.jaxpr(program.make_jaxpr(apply, variables, images, None, True)))
+    return repr(written.jaxpr(walk.make_jaxpr(apply, variables, images, None, True)))
 
 
 def test_a_writing_tells_derivatives_and_constants_apart_and_nothing_else():

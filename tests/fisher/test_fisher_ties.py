@@ -12,7 +12,8 @@ import pytest
 from hardjax import fisher
 from hardjax._validate import Refusal
 from hardjax.fisher import alike, check, comparison
-from hardjax.fisher.program import Uncovered, trace
+from hardjax.fisher.program import Uncovered
+from hardjax.fisher.walk import trace
 
 IMAGES, LABELS = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), np.arange(8) % 3
 OUT_OF_ORDER = "a batch whose samples are out of order or in pairs"
