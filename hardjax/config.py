@@ -35,7 +35,9 @@ class TrainConfig:
     Attributes:
         dataset: name for `hj.data.load`.
         data_dir: folder of prepared TFDS data; None takes TFDS's own default.
-        validation: share of the training split held out for choosing; the test split is for reporting.
+        train_samples: of the training split, each class in proportion, the same ones whatever the seed; None: all.
+        validation: share of the training split (of these samples) held out for choosing; the test split is for
+            reporting.
         model: name for `hj.models.create`, or "package.module:Name" or "./file.py:Name" of a network of one's own:
             a run, its resumption and its measurement then run that code.
         model_options: its options; of one's own, arguments of the class or function that the name stands for.
@@ -77,6 +79,7 @@ class TrainConfig:
 
     dataset: str = "digits"
     data_dir: str | None = None
+    train_samples: int | None = None
     validation: float = 0.0
     model: str = "mlp"
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict: equal ones still hash alike
@@ -118,6 +121,8 @@ class TrainConfig:
         if self.data_dir is not None:
             _validate.local_folder(data_dir=self.data_dir)
         _validate.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        if self.train_samples is not None:
+            _validate.at_least(2, train_samples=self.train_samples)
         self._settle_batch_plan()
         _validate.at_least(0, seed=self.seed)
         if self.seed >= 2**32:

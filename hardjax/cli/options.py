@@ -31,7 +31,8 @@ _READ_BY = {
 class DataOptions:
     dataset: str = "digits"  # digits | mnist | fashion_mnist | cifar10 | cifar100 | svhn_cropped | stl10 ...
     data_dir: Folder = None  # folder of prepared TFDS data (default: TFDS's own)
-    validation: float = 0.0  # share of the training split held out for choosing
+    train_samples: Annotated[int | None, optional("COUNT", "of the training split, by class; default: all")] = None
+    validation: float = 0.0  # share of the training split (of these samples) held out for choosing
 
 
 @dataclass(frozen=True)

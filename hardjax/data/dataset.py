@@ -145,6 +145,38 @@ class Dataset:
             labels[np.asarray(split.rows)] = split.labels
         return [Split(self.train.images, labels), self.test]
 
+    def with_train_samples(self, count: int | None, seed: int = 0) -> "Dataset":
+        """Train on so many of the training samples alone, each class in proportion to within one; the others are gone.
+
+        Args:
+            count: of at least 2; None changes nothing.
+            seed: which samples; the same seed takes the same ones, in their order.
+
+        Raises:
+            ValueError: more than there are, fewer than 2, a seed below 0, one class alone would be left, or a
+                validation share was split off before.
+        """
+        if count is None:
+            return self
+        _validate.at_least(2, train_samples=count)
+        _validate.at_least(0, seed=seed)
+        if self.validation is not None:
+            raise Refusal(f"Expected {self.name} without a validation split: train_samples are taken before it is.")
+        labels = np.asarray(self.train.labels)
+        if count > len(labels):
+            raise Refusal(f"Expected train_samples={count} to be at most the {len(labels)} samples of {self.name}.")
+        kept = np.sort(self._chosen(labels, count, seed))
+        check_differ(f"train (train_samples={count})", labels[kept])
+        images = self.train.take(kept)
+        mean, std = pixel_statistics(images)
+        return dataclasses.replace(self, train=Split(images, jnp.asarray(labels[kept])), mean=mean, std=std)
+
+    def _chosen(self, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Indices (count,) of samples, where they have classes each in proportion to within one."""
+        # NumPy's generator: which samples are taken depends on no device and on no setting of jax.
+        order = np.random.default_rng(seed).permutation(len(labels))
+        return evenly(labels, count, order) if self.num_classes and labels.ndim == 1 else order[:count]
+
     def with_validation(self, share: float, seed: int = 0) -> "Dataset":
         """Split a stratified share off the training data; the statistics are those of what remains.
 
@@ -170,10 +202,7 @@ class Dataset:
         count = round(share * len(labels))
         if count in (0, len(labels)):
             raise Refusal(f"validation={share} of {len(labels)} samples leaves a split empty.")
-        # NumPy's generator: which samples are held out depends on no device and on no setting of jax.
-        order = np.random.default_rng(seed).permutation(len(labels))
-        stratified = self.num_classes and labels.ndim == 1
-        held = np.sort(evenly(labels, count, order) if stratified else order[:count])
+        held = np.sort(self._chosen(labels, count, seed))
         kept = np.setdiff1d(np.arange(len(labels)), held)
         check_differ(f"train (validation={share})", labels[kept])
         rows = np.arange(len(labels)) if self.train.rows is None else np.asarray(self.train.rows)

@@ -251,7 +251,7 @@ def lowerable(
     Raises:
         ValueError: data, model and configuration do not fit.
     """
-    dataset = dataset.with_validation(config.validation)
+    dataset = dataset.with_train_samples(config.train_samples).with_validation(config.validation)
     if model is None:
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     else:

@@ -49,7 +49,7 @@ class Setting:
     Attributes:
         config: as given, with the names of the data and the model that are really used.
         performance: as given.
-        whole, dataset: the data before and after its validation share was split off.
+        whole, dataset: the data as given, and of that the samples that are trained on, less the validation share.
         recipe: what shapes the traces.
         plan: what is trained, tested and measured when.
         programs: compiled ones, shared by equal recipes.
@@ -163,7 +163,7 @@ def prepare(
                 " known before it trains."
             )
     dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
-    whole, dataset = dataset, dataset.with_validation(config.validation)
+    whole, dataset = dataset, dataset.with_train_samples(config.train_samples).with_validation(config.validation)
     if model is not None:
         functions = functions_of(model)
         config = dataclasses.replace(config, model=functions.name)

@@ -52,6 +52,10 @@ def held_out(share, **more):
     return lambda: Dataset.from_arrays(IMAGES, LABELS, IMAGES, LABELS).with_validation(share, **more)
 
 
+def some_of(count, **more):
+    return lambda: Dataset.from_arrays(IMAGES, LABELS, IMAGES, LABELS).with_train_samples(count, **more)
+
+
 CONFIGURATION = {
     "epochs too large to write out": (config(epochs=HUGE), "epochs=<int that cannot be shown> to be a whole number"),
     "epochs beyond 64 bits": (config(epochs=-(2**63)), "epochs=-9223372036854775808 to be a whole number of 64 bits"),
@@ -145,6 +149,9 @@ DATA = {
     "classes too many": (arrays(num_classes=2**31), "num_classes=2147483648 to be at most 2^20"),
     "classes as text": (arrays(class_names="abc"), "class_names='abc' to be a list of texts"),
     "a flip that is text": (arrays(flip="no"), "flip='no' to be True or False"),
+    "more training samples than there are": (some_of(7), "train_samples=7 to be at most the 6 samples"),
+    "one training sample": (some_of(1), "train_samples=1"),
+    "training samples by a seed below 0": (some_of(4, seed=-1), "seed=-1"),
     "validation of nothing": (held_out(0.01), "validation=0.01 of 6 samples leaves a split empty"),
     "validation of all": (held_out(0.99), "leaves a split empty"),
     "validation an array": (held_out(np.zeros(1000)), "in [0, 1)"),
@@ -357,6 +364,8 @@ COMMANDS = {
     "seeds beyond 2^32": ("compare --seed 4294967295 --seeds 3", "seed=4294967297 below 2^32"),
     "no seeds": ("compare --seeds 0", "seeds=0"),
     "a batch larger than the data": ("train --batch-size 5000", "at most the 1437 training samples"),
+    "more training samples than the digits": ("train --train-samples 1438", "at most the 1437 samples of digits"),
+    "no training samples": ("train --train-samples 0", "train_samples=0"),
     "a validation share of nothing": ("train --validation 1e-9", "leaves a split empty"),
     "a validation share of all": ("train --validation 1", "validation=1.0 in [0, 1)"),
     "a validation share that is nan": ("train --validation nan", "validation=nan in [0, 1)"),

@@ -1,5 +1,6 @@
 """Data sets: people's own arrays, validation shares, the digits, and real prepared data where it is there."""
 
+import dataclasses
 import time
 
 import chex
@@ -176,6 +177,32 @@ def test_validation_is_stratified_disjoint_and_repeatable():
     assert digits.with_validation(0.0) is digits
     other = digits.with_validation(0.2, seed=2)
     assert each(other.validation) != each(split.validation)
+
+
+def test_some_training_samples_are_by_class_in_their_order_and_repeatable():
+    digits = data.load("digits")
+    some, again, other = (digits.with_train_samples(500, seed=seed) for seed in (1, 1, 2))
+    assert some.train.rows is None and some.train.images.shape == (500, *digits.train.image_shape)
+    assert (abs(np.bincount(some.train.labels) - 500 / 1437 * np.bincount(digits.train.labels)) < 1).all()
+    places = {bytes(image): at for at, image in enumerate(np.asarray(digits.train.images))}
+    found = [places[bytes(image)] for image in np.asarray(some.train.images)]
+    assert found == sorted(set(found))
+    np.testing.assert_array_equal(some.train.labels, digits.train.labels[np.array(found)])
+    np.testing.assert_array_equal(some.train.images, again.train.images)
+    assert (np.asarray(some.train.images) != np.asarray(other.train.images)).any()
+    np.testing.assert_allclose(some.mean, np.asarray(some.train.images).mean((0, 1, 2)) / 255, rtol=1e-5)
+    assert some.test is digits.test and digits.with_train_samples(None) is digits
+    assert some.with_validation(0.2).validation.num_samples == 100
+    # A run takes them itself, the validation share out of them.
+    config = hj.TrainConfig(epochs=1, batch_size=40, model_options={"widths": [8]}, train_samples=500, validation=0.2)
+    asked = hj.run(config, dataset=digits, progress=False)
+    given = hj.run(
+        dataclasses.replace(config, train_samples=None, validation=0.0),
+        dataset=digits.with_train_samples(500).with_validation(0.2),
+        progress=False,
+    )
+    assert asked.summary["backprops"] == 10
+    chex.assert_trees_all_equal(asked.state.variables, given.state.variables)
 
 
 def materialised(dataset):
