@@ -139,8 +139,12 @@ FIGURES = (
     ),
     figure(10, "C_K and L_K by iteration, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "iterations", _CURVES),
     figure(11, "C_K and L_K by cumulative rate, CIFAR-10", (f"p3-grid-{RESNET}", f"p3-grid-{DENSENET}"), "cumulative"),
-    figure(12, "training and test error by iteration, ResNet on CIFAR-10", both([RESNET]), "errors", _ERRORS),
-    figure(13, "training and test error by cumulative rate, ResNet on CIFAR-10", both([RESNET]), "errors", _ERRORS),
+    figure(
+        12, "training and test error by iteration, ResNet on CIFAR-10", both([RESNET]), "errors by iteration", _ERRORS
+    ),
+    figure(
+        13, "training and test error by cumulative rate, ResNet on CIFAR-10", both([RESNET]), "errors by rate", _ERRORS
+    ),
     figure(14, "C_K and L_K of the perceptron by cumulative rate", ("p3-grid-mlp-mnist",), "cumulative"),
 )
 

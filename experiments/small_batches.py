@@ -299,9 +299,7 @@ FIGURE_16 = Experiment(
     source="P4, figure 16",
     reads=(*_CIFAR_10, "p4-figure-9", "p4-figure-11"),
     metrics=(METRIC, "converged"),
-    printed=(
-        "the range of rates shrinks as the batch grows; no criterion is printed, ours is in docs/sweep.md",
-    ),
+    printed=("the range of rates shrinks as the batch grows; no criterion is printed, ours is in docs/sweep.md",),
     layout="reliable",
 )
 

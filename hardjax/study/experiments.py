@@ -22,6 +22,7 @@ from hardjax.study.cells import grid
 from hardjax.study.experiments_metrics import METRICS
 
 SCALES = PAPER, REDUCED, SMOKE = ("paper", "reduced", "smoke")
+_KINDS = ("table", "figure", "grid", "dynamic", "relation", "claim", "extra")
 _NAMES_EXPERIMENTS = re.compile(r"^EXPERIMENTS\b", re.MULTILINE)
 
 
@@ -158,8 +159,10 @@ class Experiment:
     also_in: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
-            raise Refusal(f"Expected an experiment's name={shown(self.name)} in small letters, digits and hyphens.")
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", self.name):
+            raise Refusal(
+                f"Expected an experiment's name={shown(self.name)} of small letters, digits and a hyphen at least."
+            )
         kinds = [bool(self.scales), bool(self.reads), self.computed is not None]
         if sum(kinds) != 1:
             raise Refusal(f"Expected {self.name} to give one of scales, reads and computed.")
@@ -189,7 +192,14 @@ def load(folder: Path) -> dict[str, Experiment]:
             _validate.one_of(
                 [other.name for other in found.values() if not other.reads], **{f"rows of {one.name}": name}
             )
-    return found
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> tuple:
+    """Of a name in lists: by paper, kind and number."""
+    paper, kind, *rest = name.split("-")
+    numbers = [int(text) for text in re.findall(r"[0-9]+", "-".join(rest))]
+    return paper, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, name
 
 
 def _read(path: Path) -> Sequence[Experiment]:

@@ -86,43 +86,85 @@ def _check_data(experiment: Experiment, rows: Iterable[Row]) -> None:
             )
 
 
-def found(experiment: Experiment, experiments: Mapping[str, Experiment], results: Path, scale: str) -> Found:
-    """An experiment's rows at a scale, those of the experiments that it reads among them."""
-    if experiment.computed is not None:
-        arms = {row["arm"]: {0: row} for row in read(experiment, results)}
-        return Found(experiment, PAPER, arms, 1 if scale == PAPER else 0)
-    if not experiment.reads:
-        return _own(experiment, results, scale)
-    sources = [found(experiments[name], experiments, results, scale) for name in experiment.reads]
-    several = len(sources) > 1
-    arms = {
-        f"{source.experiment.name}: {arm}" if several else arm: rows
-        for source in sources
-        for arm, rows in source.arms.items()
-    }
-    if experiment.arms:
-        arms = {arm: arms[arm] for arm in experiment.arms if arm in arms}
-    return Found(experiment, scale, arms, sum(source.wanted for source in sources))
+class Results:
+    """The rows of a folder, read once.
+
+    Args:
+        experiments: name -> experiment, of all of a folder.
+        folder: of their rows.
+    """
+
+    def __init__(self, experiments: Mapping[str, Experiment], folder: Path) -> None:
+        self.experiments, self.folder = experiments, folder
+        self._asked: dict[tuple[str, str], dict[str, str]] = {}
+        self._found: dict[tuple[str, str], Found] = {}
+
+    def refresh(self) -> None:
+        """Read rows again where they are asked for again."""
+        self._found.clear()
+
+    def found(self, experiment: Experiment, scale: str) -> Found:
+        """An experiment's rows at a scale, those of the experiments that it reads among them."""
+        name = experiment.name, scale
+        if name not in self._found:
+            make = self._own if experiment.scales else self._computed if experiment.computed else self._joined
+            self._found[name] = make(experiment, scale)
+        return self._found[name]
+
+    def shown(self, experiment: Experiment) -> list[Found]:
+        """At each scale that has rows of its own, the one that is most complete first; smoke runs aside.
+
+        Scales may share rows (fewer runs of the same configurations). Without any row, at the smallest scale there is.
+        """
+        tried = [self.found(experiment, scale) for scale in SCALES if scale != SMOKE]
+        shown: list[Found] = []
+        met: set[int] = set()
+        for one in sorted(tried, key=lambda one: -len(one.rows) / max(one.wanted, 1)):
+            if new := {_run_of(row) for row in one.rows} - met:
+                shown.append(one)
+                met |= new
+        return shown or [next((one for one in reversed(tried) if one.wanted), tried[0])]
+
+    def _computed(self, experiment: Experiment, scale: str) -> Found:
+        arms = {row["arm"]: {0: row} for row in read(experiment, self.folder)} if scale == PAPER else {}
+        return Found(experiment, scale, arms, int(scale == PAPER))
+
+    def _joined(self, experiment: Experiment, scale: str) -> Found:
+        sources = [self.found(self.experiments[name], scale) for name in experiment.reads]
+        several = len(sources) > 1
+        arms = {
+            f"{source.experiment.name}: {arm}" if several else arm: rows
+            for source in sources
+            for arm, rows in source.arms.items()
+        }
+        if experiment.arms:
+            arms = {arm: arms[arm] for arm in experiment.arms if arm in arms}
+        return Found(experiment, scale, arms, sum(source.wanted for source in sources))
+
+    def _own(self, experiment: Experiment, scale: str) -> Found:
+        size = experiment.scales.get(scale)
+        rows = read(experiment, self.folder)
+        if size is None:
+            return Found(experiment, scale, {}, 0, len(rows))
+        arms: dict[str, dict[int, Row]] = {arm: {} for arm in size.arms}
+        if not rows:  # a grid of hundreds of configurations need not be written out
+            return Found(experiment, scale, arms, size.count)
+        asked = self._asked.setdefault((experiment.name, scale), {})
+        if not asked:
+            asked |= {identity(size.config(arm).to_dict()): arm for arm in size.arms}
+        others = 0
+        for row in rows:
+            arm = asked.get(_identity_of(row))
+            place = row["config"]["seed"] - size.base.seed
+            if arm is None:
+                others += 1
+            elif 0 <= place < size.fewer.get(arm, size.runs):
+                arms[arm].setdefault(row["config"]["seed"], row)
+        return Found(experiment, scale, arms, size.count, others)
 
 
-def _own(experiment: Experiment, results: Path, scale: str) -> Found:
-    size = experiment.scales.get(scale)
-    rows = read(experiment, results)
-    if size is None:
-        return Found(experiment, scale, {}, 0, len(rows))
-    arms: dict[str, dict[int, Row]] = {arm: {} for arm in size.arms}
-    if not rows:  # a grid of hundreds of configurations need not be written out
-        return Found(experiment, scale, arms, size.count)
-    asked = {identity(size.config(arm).to_dict()): arm for arm in size.arms}
-    others = 0
-    for row in rows:
-        arm = asked.get(_identity_of(row))
-        place = row["config"]["seed"] - size.base.seed
-        if arm is None or not 0 <= place < size.fewer.get(arm, size.runs):
-            others += arm is None
-            continue
-        arms[arm].setdefault(row["config"]["seed"], row)
-    return Found(experiment, scale, arms, size.count, others)
+def _run_of(row: Row) -> int:
+    return hash((json.dumps(row.get("config"), sort_keys=True), row["arm"], row.get("seed")))
 
 
 def _identity_of(row: Row) -> str:
@@ -132,14 +174,6 @@ def _identity_of(row: Row) -> str:
 @functools.lru_cache(maxsize=100_000)
 def _written(text: str) -> str:
     return identity(with_defaults(json.loads(text)))
-
-
-def newest_scale(experiment: Experiment, experiments: Mapping[str, Experiment], results: Path) -> Found:
-    """At the largest scale that has rows, the smoke run aside; at the reduced one, or the first there is, without."""
-    sizes = [scale for scale in SCALES if scale != SMOKE]
-    tried = [found(experiment, experiments, results, scale) for scale in sizes]
-    with_rows = [one for one in tried if one.rows]
-    return with_rows[0] if with_rows else next((one for one in reversed(tried) if one.wanted), tried[0])
 
 
 def write(experiment: Experiment, results: Path, row: Row) -> None:
@@ -159,10 +193,10 @@ def compute(experiment: Experiment, results: Path) -> int:
     path.unlink(missing_ok=True)
     computed = experiment.computed()
     for one in computed:
-        head = {"experiment": experiment.name, "scale": PAPER, "arm": one["arm"], "metrics": dict(one) | {"arm": None}}
-        head["metrics"].pop("arm")
+        head = {"experiment": experiment.name, "scale": PAPER, "arm": one["arm"], "status": DONE}
+        metrics = {name: value for name, value in one.items() if name != "arm"}
         versions = files.environment()["versions"]
-        write(experiment, results, head | {"status": DONE, "commit": files.commit(), "versions": versions})
+        write(experiment, results, head | {"metrics": metrics, "commit": files.commit(), "versions": versions})
     return len(computed)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hardjax.config import Performance
 from hardjax.study import experiments_rows
 from hardjax.study.cells import Cell
 from hardjax.study.experiments import Experiment, Planned, identity, with_data
-from hardjax.study.experiments_rows import Found
+from hardjax.study.experiments_rows import Found, Results
 from hardjax.study.sweep import Progress, Sweep, seconds_for, sweep
 from hardjax.study.sweep_rows import read_rows
 from hardjax.training import files
@@ -68,10 +68,9 @@ def _median_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def run(
     experiment: Experiment,
-    experiments: Mapping[str, Experiment],
     scale: str,
     *,
-    results: Path,
+    results: Results,
     folder: Path,
     data_dir: str | None = None,
     performance: Performance | None = None,
@@ -83,7 +82,7 @@ def run(
 
     Args:
         experiment: with scales of its own; the experiments that one reads are run themselves.
-        results: folder of the rows.
+        results: where the rows go.
         folder: of the sweep, which the same call goes on with.
         data_dir: folder of prepared data.
         performance, workers, max_hours, on_progress: as in `sweep`.
@@ -96,8 +95,8 @@ def run(
     size = experiment.scales[scale]
     until = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
     written, failed, signal = 0, [], None
-    rows = _Writer(experiment, experiments, scale, results, folder)
-    written += rows.bring()  # of a call that was killed
+    rows = _Writer(experiment, scale, results, folder)
+    written += rows.bring()  # of a call that was killed, or of an experiment that shares cells with this one
     for place in range(size.runs):
         left = [one for one in missing(rows.found()) if one.config.seed == size.base.seed + place]
         hours = (until - time.monotonic()) / 3600
@@ -135,14 +134,13 @@ def _failures(swept: Sweep, left: list[Planned]) -> list[str]:
 class _Writer:
     """Brings rows of a sweep over into an experiment's own."""
 
-    def __init__(
-        self, experiment: Experiment, experiments: Mapping[str, Experiment], scale: str, results: Path, folder: Path
-    ) -> None:
-        self._experiment, self._experiments, self._scale = experiment, experiments, scale
-        self._results, self._folder, self._seen = results, folder, -1
+    def __init__(self, experiment: Experiment, scale: str, results: Results, folder: Path) -> None:
+        self._experiment, self._scale, self._results, self._folder = experiment, scale, results, folder
+        self._seen = -1
 
     def found(self) -> Found:
-        return experiments_rows.found(self._experiment, self._experiments, self._results, self._scale)
+        self._results.refresh()
+        return self._results.found(self._experiment, self._scale)
 
     def bring(self, count: int | None = None) -> int:
         """How many were added.
@@ -161,6 +159,6 @@ class _Writer:
             arm = asked.get((identity(row["config"]), row["config"]["seed"]))
             if arm is not None and experiments_rows.is_result(row):
                 kept = experiments_rows.kept(row, self._experiment.name, self._scale, arm)
-                experiments_rows.write(self._experiment, self._results, kept)
+                experiments_rows.write(self._experiment, self._results.folder, kept)
                 added += 1
         return added
