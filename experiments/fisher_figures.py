@@ -28,7 +28,6 @@ PLANS = tuple(
 POINTS = {"cifar10": 0.2, "cifar100": 0.5, "svhn": 0.1, "mnist": 0.1}
 METRICS = ("test error", "train error", "log10 C_K", "log10 L_K", "steps", "seconds")
 RESNET, DENSENET = "resnet-cifar10", "densenet-cifar10"
-SMOKE = ("s32-lr0.1", "s64-lr0.1", "s128-lr0.1")
 
 
 def both(pairs: Iterable[str]) -> tuple[str, ...]:
@@ -139,12 +138,8 @@ FIGURES = (
     ),
     figure(10, "C_K and L_K by iteration, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "iterations", _CURVES),
     figure(11, "C_K and L_K by cumulative rate, CIFAR-10", (f"p3-grid-{RESNET}", f"p3-grid-{DENSENET}"), "cumulative"),
-    figure(
-        12, "training and test error by iteration, ResNet on CIFAR-10", both([RESNET]), "errors by iteration", _ERRORS
-    ),
-    figure(
-        13, "training and test error by cumulative rate, ResNet on CIFAR-10", both([RESNET]), "errors by rate", _ERRORS
-    ),
+    figure(12, "errors by iteration, ResNet on CIFAR-10", both([RESNET]), "errors by iteration", _ERRORS),
+    figure(13, "errors by cumulative rate, ResNet on CIFAR-10", both([RESNET]), "errors by rate", _ERRORS),
     figure(14, "C_K and L_K of the perceptron by cumulative rate", ("p3-grid-mlp-mnist",), "cumulative"),
 )
 

@@ -170,7 +170,7 @@ def grid_scales(name: str) -> dict[str, Scale]:
             FEWER,
             departs=departs,
         )
-    return found | {"smoke": Scale(SMOKE, cells([32, 64, 128], [0.05, 0.1]), 1)}
+    return found | {"smoke": Scale(SMOKE, cells([32, 64], [0.05, 0.1, 0.2]), 1)}
 
 
 def dynamic_scales(name: str) -> dict[str, Scale]:
@@ -183,7 +183,7 @@ def dynamic_scales(name: str) -> dict[str, Scale]:
     elif not name.endswith("mnist"):
         departs = "8 layers, 10,000 images, 40 epochs"
         found["reduced"] = Scale(reduced(name), known, FEWER, departs=departs)
-    return found | {"smoke": Scale(SMOKE, plans(["s32-to-128", "s32-to-128-MS"]), 1)}
+    return found | {"smoke": Scale(SMOKE, plans(["s32-to-64", "s32-to-64-MS"]), 1)}
 
 
 def multi_step(name: str) -> tuple[Statement, ...]:

@@ -110,9 +110,8 @@ def _planes(linear: tuple[bool, ...] = (False,), travels: bool = False) -> Calla
             went = [(str(one.batches), one) for one in beacons.configurations(plans, 0.0, "measurement")]
             pictures += [plane(known, went if travels else (), title=title, linear=axes) for axes in linear]
         if not pictures:
-            raise Refusal(
-                f"{found.experiment.name} needs rows of {beacons.NEAREST} batch sizes and rates of one network at least."
-            )
+            least = f"{beacons.NEAREST} measured batch sizes and rates of one network"
+            raise Refusal(f"Expected rows of at least {least} to draw {found.experiment.name}.")
         return pictures[0] if len(pictures) == 1 else _tiled(pictures)
 
     return draw_planes

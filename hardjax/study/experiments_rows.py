@@ -49,9 +49,10 @@ def kept(row: Mapping[str, Any], experiment: str, scale: str, arm: str) -> Row:
     """What is kept of a sweep's row: no pictures of memory, no traceback, and columns of its history that are read."""
     own = {"experiment": experiment, "scale": scale, "arm": arm, "seed": row["config"]["seed"]}
     plain = own | {name: row[name] for name in _KEPT if name in row}
-    plain["config"] = dict(plain["config"]) | {"data_dir": None}  # a path of the machine that trained it
     plain["history"] = {name: row["history"][name] for name in _HISTORY if name in row["history"]}
-    return json.loads(lines.encode(plain), parse_float=lambda text: float(f"{float(text):.{_DIGITS}g}"))
+    short = json.loads(lines.encode(plain), parse_float=lambda text: float(f"{float(text):.{_DIGITS}g}"))
+    # To the last digit, or it would be another configuration; where its data lay says nothing elsewhere.
+    return short | {"config": json.loads(lines.encode(dict(row["config"]) | {"data_dir": None}))}
 
 
 def read(experiment: Experiment, results: Path) -> list[Row]:
