@@ -93,6 +93,7 @@ EXPERIMENTS = (
             )
         ),
         metrics=("parameters (million)", "operations (giga)"),
+        printed=("digits are cut there, not rounded: 1.528 million is printed 1.52",),
     ),
     *(
         Experiment(

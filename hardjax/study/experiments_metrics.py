@@ -149,7 +149,7 @@ METRICS = {
     "log10 growth of L_K, first half over second": Metric(_growth, None, ".2f"),
     "log10 growth of C_K in the second half": Metric(_second_half, None, ".2f"),
     # Found without training, by `Experiment.computed`.
-    "parameters (million)": Metric(_kept("parameters (million)"), None, ".2f"),
-    "operations (giga)": Metric(_kept("operations (giga)"), None, ".2f"),
+    "parameters (million)": Metric(_kept("parameters (million)"), None, ".4g"),
+    "operations (giga)": Metric(_kept("operations (giga)"), None, ".4g"),
     "value": Metric(_kept("value"), None, ".4g"),
 }
