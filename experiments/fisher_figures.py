@@ -123,7 +123,7 @@ FIGURES = (
     figure(2, "C_K and L_K over training, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "epochs", _CURVES),
     figure(3, "errors in the C_K-L_K plane, every network and data set", _EVERY, "plane"),
     figure(4, "C_K and L_K over iterations, CIFAR-10", (f"p3-grid-{RESNET}", f"p3-grid-{DENSENET}"), "iterations"),
-    figure(5, "where dynamic sampling goes in the plane", both(PAIRS), "travels", beacons_and_plans(PAIRS)),
+    figure(5, "where dynamic sampling goes in the plane", both(PAIRS), "travels"),
     figure(
         6, "training and test error by epoch, plans and beacons, ResNet on CIFAR-10", both([RESNET]), "errors", _ERRORS
     ),

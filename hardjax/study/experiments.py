@@ -160,9 +160,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", self.name):
-            raise Refusal(
-                f"Expected an experiment's name={shown(self.name)} of small letters, digits and a hyphen at least."
-            )
+            raise Refusal(f"Expected an experiment's name={shown(self.name)} to be as in p1-table-3.")
         kinds = [bool(self.scales), bool(self.reads), self.computed is not None]
         if sum(kinds) != 1:
             raise Refusal(f"Expected {self.name} to give one of scales, reads and computed.")

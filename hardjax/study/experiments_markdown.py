@@ -31,19 +31,23 @@ def results(reports: Sequence[Report], papers: Mapping[str, str]) -> str:
         "Written by `hardjax table show all --markdown` from the rows in `results/` alone; verdicts by the rule of",
         "[README](README.md). ±: half a 95 % interval of Student's t over seeds; sd: deviation between runs; of what",
         "is published, the spread printed there. Equal time: at the last test point within the training time of the",
-        "fastest arm. What has no row is listed at the end of each paper's part.",
+        "fastest arm. What was not run is listed at the end of each paper's part.",
         "",
     ]
     for prefix, heading in papers.items():
         those = [one for one in reports if one.found.experiment.name.startswith(prefix)]
-        with_rows = [one for one in those if one.found.rows]
         out += [f"## {heading}", ""]
-        for one in with_rows:
-            out += _section(one)
-        left = [one.found for one in those if not one.found.rows]
-        if left:
-            out += ["Without a row so far, and so without a measured price:", "", *map(_left, left), ""]
+        for one in those:
+            out += _section(one) if _says_something(one) else []
+        if left := [one.found for one in those if not _says_something(one)]:
+            out += ["Not run so far, or not enough of it to say anything:", "", *map(_left, left), ""]
     return "\n".join(out)
+
+
+def _says_something(one: Report) -> bool:
+    """It has rows, and where they are those of others a verdict or something printed to set them beside."""
+    beside = one.found.experiment.published or any(line.found.pairs for line in one.judged)
+    return bool(one.found.rows and (beside or not one.found.experiment.reads))
 
 
 def _left(found: Found) -> str:
@@ -58,7 +62,7 @@ def _section(one: Report) -> list[str]:
     experiment = one.found.experiment
     title = experiment.title[0].upper() + experiment.title[1:]
     out = [f"### {experiment.name}: {title}", "", f"{experiment.source}.", ""]
-    if not experiment.reads or not one.judged:
+    if experiment.published or not experiment.reads:
         out += [markdown(one.arms)]
     if any(line.found.pairs for line in one.judged):
         kept = [text for line, text in zip(one.judged, one.verdicts, strict=True) if line.found.pairs]

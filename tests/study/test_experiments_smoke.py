@@ -53,7 +53,7 @@ def test_every_experiment_is_shown_and_drawn(trained, tmp_path):
             continue
         said = report(rows)
         assert said.arms and all(line["runs"] for line in said.arms), one.name
-        assert f"### {one.name}" in results([said], {one.name[:3]: "paper"})
+        assert one.name in results([said], {one.name[:3]: "paper"})
         LAYOUTS[one.layout](rows).savefig(tmp_path / "drawn.png", dpi=20)
         shown += 1
     assert shown > 90
