@@ -188,11 +188,11 @@ def dynamic_scales(name: str) -> dict[str, Scale]:
 
 def multi_step(name: str) -> tuple[Statement, ...]:
     """-MS against the plan that it repeats."""
-    points = POINTS[name.split("_")[1]]
+    points, known = POINTS[name.split("_")[1]], dynamic_scales(name)["paper"].arms
     return tuple(
         Statement(f"{plan}-MS tests better than {plan}", (f"{plan}-MS",), (plan,), "test error", points, FEWER)
-        for plan in (*PRINTED["dynamic"][f"{name}_test"], "s512-to-32")
-        if not plan.endswith("-MS")
+        for plan in known
+        if f"{plan}-MS" in known
     )
 
 
@@ -233,7 +233,7 @@ DYNAMIC = tuple(
             for plan, value in PRINTED["dynamic"][f"{name}_{split}"].items()
         ),
         metrics=METRICS,
-        statements=tuple(dict.fromkeys(multi_step(name))),
+        statements=multi_step(name),
         layout="arms",
         paper_runs=RUNS,
         errata=errata(PRINTED, *(("FE1",) if name == "mlp_mnist" else ()), "FE10"),

@@ -102,7 +102,7 @@ TABLES_3_TO_5 = tuple(
         source=f"P1, table {table}",
         scales=scales(
             dataset,
-            FEW if table == 5 else MANY,
+            dataclasses.replace(FEW if table == 5 else MANY, dataset="cifar10"),
             RUNS,
             _FEW if table == 5 else _MANY.format(title),
         )
@@ -110,7 +110,7 @@ TABLES_3_TO_5 = tuple(
         else scales(dataset, dataclasses.replace(MANY, dataset="cifar100"), RUNS, _MANY.format(title)),
         published=printed(table),
         metrics=METRICS,
-        statements=claims((*NETWORKS, *SMALL, "Perceptron"), DELTAS),
+        statements=(*claims(NETWORKS, DELTAS), *claims(SMALL, (0.5, 0.2)), *claims(["Perceptron"], (0.5,))),
         layout="curves",
         errata=errata(PRINTED, *(("HE1",) if table == 4 else ()), "HE2", "HE3", "HE12"),
     )
@@ -129,7 +129,7 @@ def extra(name: str, title: str, base: hj.TrainConfig, networks: dict[str, str],
             "smoke": Scale(SMOKE, arms({"Perceptron": "mlp"}, (0.5,)), 1),
         },
         metrics=METRICS,
-        statements=claims((*networks, "Perceptron"), (0.5, 0.2)),
+        statements=(*claims(networks, (0.5, 0.2)), *claims(["Perceptron"], (0.5,))),
         layout="curves",
     )
 
@@ -148,19 +148,20 @@ _DEEPER = extra(
     {"ResNet-20": "resnet20"},
     _MANY.format("CIFAR-10"),
 )
+_PAIR = tuple(f"ResNet-20 {arm}" for arm in ("ordinary", "0.5", "random 0.5"))
+_ALL = _DEEPER.scales["reduced"]
 DEEPER = dataclasses.replace(
     _DEEPER,
     scales=_DEEPER.scales
     | {
         "reduced": dataclasses.replace(
-            _DEEPER.scales["reduced"],
-            base=dataclasses.replace(MANY, dataset="cifar10"),
-            arms={
-                f"ResNet-20 {arm}": arms({"ResNet-20": "resnet20"}, (0.5,))[f"ResNet-20 {arm}"]
-                for arm in ("ordinary", "0.5", "random 0.5")
-            },
+            _ALL, base=dataclasses.replace(MANY, dataset="cifar10"), arms={arm: _ALL.arms[arm] for arm in _PAIR}
         )
     },
+    statements=(
+        *(one for one in claims(["ResNet-20"], (0.5,)) if {*one.arms, *one.against} <= {*_PAIR}),
+        *claims(["Perceptron"], (0.5,)),
+    ),
 )
 
 BEST = {

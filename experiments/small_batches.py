@@ -110,7 +110,8 @@ def best(says: str, least: int, most: int, prefix: str = "", runs: int = FEWER) 
 
 
 def reduced(base: hj.TrainConfig) -> hj.TrainConfig:
-    return dataclasses.replace(base, validation=0.8, epochs=20)
+    # A quarter of the epochs: figures that differ in their length alone go on doing so.
+    return dataclasses.replace(base, validation=0.8, epochs=round(base.epochs * 20 / 82))
 
 
 SMOKE_SCALE = Scale(SMOKE, arms((32, 128), (-8, -6)), 1)
@@ -125,7 +126,7 @@ FIGURES = tuple(
                 reduced(dataclasses.replace(BASE, **settings)),
                 arms(SMALL_SIZES, SMALL_RATES),
                 FEWER,
-                departs="10,000 images, 20 epochs, batch 4 to 256, base rates 2^-10 to 2^-4",
+                departs="10,000 images, 20 epochs where the paper has 82, batch 4 to 256, base rates 2^-10 to 2^-4",
             ),
             "smoke": SMOKE_SCALE,
         },
