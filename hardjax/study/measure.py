@@ -19,15 +19,15 @@ from hardjax.data.augment import preprocess
 from hardjax.engine.plan import learning_rate
 from hardjax.engine.state import TrainState
 from hardjax.fisher.measures import TOLERANCE
-from hardjax.fisher.observe import FisherMeasure, derive, trajectory_of
-from hardjax.study.beacons import TOLERANCES, Trail
+from hardjax.fisher.observe import FisherMeasure, derive
+from hardjax.study.beacons import Trail
+from hardjax.study.trails import errors_at, trail_between
 from hardjax.training import checkpoint, files, lines, lock, record, spectra
 from hardjax.training.probe import check_observer
 from hardjax.training.resume import check_network, placed, shapes_of
 from hardjax.training.setting import Setting, prepare
 
 _FINAL = ("final_test_top1", "final_full_train_top1")  # of a summary
-_TESTED = {"test": "test_top1", "train": "full_train_top1", "validation": "validation_top1"}  # of the history
 
 
 @dataclass(frozen=True)
@@ -129,22 +129,10 @@ def read_trail(folder: str | os.PathLike, shares: Sequence[float] | None = None)
     raw, history = spectra.load(folder), lines.read_lines(folder / record.HISTORY)
     points = np.arange(1.0, config.epochs + 1) if shares is None else np.asarray(shares, np.float64) * config.epochs
     try:
-        errors = {name: _errors_at(points, history, field) for name, field in _TESTED.items()}
+        errors = errors_at(points, history)
     except (AttributeError, KeyError, TypeError) as error:
         raise Refusal(f"Damaged {record.HISTORY} in {str(folder)!r}: {_validate.first_line(error)}.") from None
-    trail = Trail(
-        run=str(folder),
-        batches=config.batch_size if config.batch_plan is None else config.batch_plan.text,
-        learning_rate=config.peak_learning_rate,
-        seed=config.seed,
-        # A run that was to stop there ended so; of one that went on the last loss tells.
-        diverged=summary["diverged"] or summary["end"] == "diverged",
-        test_error=_error(summary["final_test_top1"]),
-        train_error=_error(summary["final_full_train_top1"]),
-        epoch=points,
-        measures={tolerance: _measures_at(points, raw, tolerance) for tolerance in TOLERANCES},
-        errors=errors,
-    )
+    trail = trail_between(config, summary, raw, errors, points, run=str(folder))
     return trail, config.to_dict()
 
 
@@ -172,38 +160,6 @@ def _configured(folder: str | os.PathLike) -> tuple[TrainConfig, Path]:
     """The configuration of a run and its folder, given that or its checkpoint folder."""
     plain, folder = files.read_config(folder), _validate.local_folder(run=folder)
     return TrainConfig.from_dict(plain), folder.parent if folder.name == "checkpoint" else folder
-
-
-def _measures_at(points: np.ndarray, raw: dict[str, np.ndarray], tolerance: float) -> dict[str, np.ndarray]:
-    """Fields of `beacons.Trail.measures`: of the last measurement of a step before each of these epochs."""
-    path, epoch = trajectory_of(raw, tolerance), raw["epoch"]
-    ends = np.searchsorted(epoch, points)  # a step at the very end of an epoch is the next one's first
-    starts = np.concatenate([[0], ends[:-1]])
-    parts = [path.condition_number[start:end] for start, end in zip(starts, ends, strict=True)]
-    parts = [part[np.isfinite(part)] for part in parts]
-    columns = {
-        "C_K": path.running_condition,
-        "L_K": path.cumulative_energy,
-        "C_K by epoch": path.running_condition_by_epoch,
-        "L_K by epoch": path.cumulative_energy_by_epoch,
-    }
-    # Before the first measurement the place is -1, and the entry added behind the last.
-    found = {name: np.append(values, np.nan)[ends - 1] for name, values in columns.items()}
-    return {"c": np.array([part.mean() if len(part) else np.nan for part in parts])} | found
-
-
-def _errors_at(points: np.ndarray, history: Sequence[dict[str, Any]], field: str) -> np.ndarray:
-    """Percent at each of these epochs; NaN where the run was not tested then."""
-    found = np.full(len(points), np.nan)
-    for entry in reversed(history):
-        # A test waits for the end of its round, which may lie a little behind the end of an epoch.
-        at = (points <= entry["epoch"]) & (entry["epoch"] < points + 0.5)
-        found[at] = _error(entry.get(field))
-    return found
-
-
-def _error(top1: float | None) -> float:
-    return float("nan") if top1 is None else 100 - top1
 
 
 def _noise(fields: dict[str, np.ndarray]) -> dict[str, Any]:

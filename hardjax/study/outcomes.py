@@ -11,6 +11,7 @@ from hardjax._validate import Refusal, first_line
 from hardjax.data import Dataset
 from hardjax.study.cells import ROW_VERSION, Cell
 from hardjax.study.convergence import own_level_epoch
+from hardjax.study.trails import trail_of
 from hardjax.training import files
 from hardjax.training.resume import threads
 from hardjax.training.run import RunResult
@@ -20,8 +21,8 @@ LAST_EPOCHS = 5  # P4: "the median of the final 5 epochs"
 _NEAR = 1e-6  # epochs
 _ERRORS = 3.0  # standard errors above chance from which a network has learned
 _KEPT = (
-    *("epoch", "train_loss", "full_train_loss", "full_train_top1", "validation_loss", "validation_top1"),
-    *("test_loss", "test_top1", "C_K", "L_K"),
+    *("epoch", "seconds", "train_loss", "full_train_loss", "full_train_top1", "validation_loss"),
+    *("validation_top1", "test_loss", "test_top1", "C_K", "L_K"),
 )
 
 
@@ -117,13 +118,17 @@ def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, work
     summary = result.summary
     reason = _why_diverged(summary)
     history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
-    return _frame(cell, DONE if reason is None else DIVERGED, reason, seconds, worker) | {
-        "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples, reason is not None),
-        "history": history,
-        "train_seconds": summary["train_seconds"],
-        "compile_seconds": summary["compile_seconds"],
-        "resumed_at": summary["resumed_at"],
-    }
+    return (
+        _frame(cell, DONE if reason is None else DIVERGED, reason, seconds, worker)
+        | {
+            "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples, reason is not None),
+            "history": history,
+            "train_seconds": summary["train_seconds"],
+            "compile_seconds": summary["compile_seconds"],
+            "resumed_at": summary["resumed_at"],
+        }
+        | ({"trail": trail_of(result)} if result.measurements else {})
+    )
 
 
 def failed_row(cell: Cell, error: BaseException | str, seconds: float, worker: str) -> dict[str, Any]:

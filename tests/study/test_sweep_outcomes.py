@@ -86,7 +86,7 @@ def test_what_is_not_finite_counts_with_the_class_that_it_predicts():
 def _result(losses, **summary):
     result = made_up(losses, top1=80.0)
     points = len(losses)
-    more = ("train_loss", "full_train_top1", "validation_loss", "validation_top1")
+    more = ("seconds", "train_loss", "full_train_top1", "validation_loss", "validation_top1")
     result.history |= {name: np.full(points, NAN) for name in more} | {"train_loss": np.asarray(losses, float)}
     result.history["test_top1"] = np.full(points, 80.0)
     result.summary |= {
@@ -98,7 +98,7 @@ def _result(losses, **summary):
         "compile_seconds": 0.5,
         "resumed_at": [],
     } | summary
-    return types.SimpleNamespace(config=BASE, history=result.history, summary=result.summary)
+    return types.SimpleNamespace(config=BASE, history=result.history, summary=result.summary, measurements={})
 
 
 def test_the_row_of_a_run_is_strict_json(tiny):

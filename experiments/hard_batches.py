@@ -1,0 +1,293 @@
+"""P1, hard mini-batch training: tables 3 to 6, figures 1 and 3 to 5, and the claims made of them.
+
+    hardjax table run p1-table-3 --scale reduced --data-dir DIR --workers 2
+
+Reduced: ResNet-8, 10,000 images, batch 128 (79 batches), 40 epochs, all controls and ordinary training with a decayed
+rate. `p1-table-5` stands for the paper's few batches: 5,000 images at batch 512, ten of them. Not printed in the paper,
+and ours: 100 epochs, five runs.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import hardjax as hj
+from hardjax.study.experiments import Experiment, Published, Scale, Statement, errata, published
+
+PRINTED = published(__file__, "hard_batches")
+DELTAS = (0.8, 0.5, 0.2)
+NETWORKS = {
+    "ResNet-18": "resnet18",
+    "ResNet-50": "resnet50",
+    "EfficientNet-B4": "efficientnet_b4",
+    "EfficientNetV2-S": "efficientnetv2_s",
+    "MobileNetV3-S": "mobilenetv3_small_100",
+}
+SMALL = {"ResNet-8": "resnet8"}
+TABLES = {3: ("CIFAR-10", "cifar10"), 4: ("CIFAR-100", "cifar100"), 5: ("STL-10", "stl10")}
+RUNS = 5
+POINTS, EPOCHS = 0.5, 1.0  # smallest differences of interest: test accuracy, epochs of 40
+METRICS = ("train top-1", "test top-1", "epochs to converge", "ms a step")
+
+PAPER = hj.TrainConfig(
+    model="resnet18",
+    epochs=100,
+    batch_size=512,
+    learning_rate=0.005,
+    augmentation=hj.Augmentation(resize=128),
+)
+MANY = hj.TrainConfig(model="resnet8", validation=0.8, epochs=40, batch_size=128, learning_rate=0.02)
+FEW = dataclasses.replace(MANY, validation=0.9, epochs=100, batch_size=512, learning_rate=0.1)
+SMOKE = hj.TrainConfig(model="mlp", model_options={"widths": [8]}, epochs=2, batch_size=64, learning_rate=0.02)
+
+
+def arms(networks: dict[str, str], deltas: Iterable[float]) -> dict[str, dict[str, Any]]:
+    """Ordinary training, hard replay, and the controls of both."""
+    found: dict[str, dict[str, Any]] = {}
+    for title, model in networks.items():
+        own = {} if model == "mlp" else {"model": model}
+        found[f"{title} ordinary"] = own
+        found |= {f"{title} {d:g}": own | {"selection": hj.selection.HardBatches(d)} for d in deltas}
+        found |= {f"{title} random {d:g}": own | {"selection": hj.selection.RandomBatches(d)} for d in deltas}
+        found[f"{title} fixed"] = own | {"selection": hj.selection.AllBatches(fixed=True)}
+        found[f"{title} decayed"] = own | {"schedule": hj.Schedule("step")}
+    return found
+
+
+def claims(networks: Iterable[str], deltas: Iterable[float], prefix: str = "") -> tuple[Statement, ...]:
+    """What the paper claims of replay, against ordinary training and against each control."""
+    found = []
+    for title in networks:
+        name = f"{prefix}{title}"
+        for delta in deltas:
+            others = ("ordinary", f"random {delta:g}", "fixed")
+            arm = (f"{name} {delta:g}",)
+            found += [
+                Statement(
+                    f"{title} {delta:g} is sooner", arm, (f"{name} {o}",), "epochs to a common level", EPOCHS, RUNS
+                )
+                for o in others
+            ]
+            found += [
+                Statement(f"{title} {delta:g} tests better", arm, (f"{name} {o}",), "test top-1", POINTS, RUNS)
+                for o in (*others, "decayed")
+            ]
+    return tuple(found)
+
+
+def printed(table: int) -> tuple[Published, ...]:
+    found = []
+    for row in PRINTED["tables_3_to_5"]:
+        if row["table"] == table:
+            arm = f"{row['network']} {'ordinary' if row['delta'] == 1 else format(row['delta'], 'g')}"
+            found += [Published(arm, f"{of} top-1", *row[f"{of}_top1"]) for of in ("train", "test")]
+            found.append(Published(arm, "epochs to converge", row["epoch"]))
+    return tuple(found)
+
+
+def scales(dataset: str, base: hj.TrainConfig, runs: int, departs: str) -> dict[str, Scale]:
+    return {
+        "paper": Scale(dataclasses.replace(PAPER, dataset=dataset), arms(NETWORKS, DELTAS), RUNS),
+        "reduced": Scale(base, arms(SMALL, (0.5, 0.2)), runs, departs=departs),
+        "smoke": Scale(SMOKE, arms({"Perceptron": "mlp"}, (0.5,)), 1),
+    }
+
+
+_MANY = "ResNet-8, 10,000 images of {}, batch 128, 40 epochs, rate 0.02"
+_FEW = "ResNet-8, 5,000 images of CIFAR-10, batch 512 (10 batches), 100 epochs, rate 0.1"
+TABLES_3_TO_5 = tuple(
+    Experiment(
+        name=f"p1-table-{table}",
+        title=f"accuracy and epoch of convergence by delta, {title}",
+        source=f"P1, table {table}",
+        scales=scales(
+            dataset,
+            dataclasses.replace(FEW if table == 5 else MANY, dataset="cifar10"),
+            RUNS,
+            _FEW if table == 5 else _MANY.format(title),
+        )
+        if table != 4
+        else scales(dataset, dataclasses.replace(MANY, dataset="cifar100"), RUNS, _MANY.format(title)),
+        published=printed(table),
+        metrics=METRICS,
+        statements=(*claims(NETWORKS, DELTAS), *claims(SMALL, (0.5, 0.2)), *claims(["Perceptron"], (0.5,))),
+        layout="curves",
+        errata=errata(PRINTED, *(("HE1",) if table == 4 else ()), "HE2", "HE3", "HE12"),
+    )
+    for table, (title, dataset) in TABLES.items()
+)
+
+
+def extra(name: str, title: str, base: hj.TrainConfig, networks: dict[str, str], departs: str) -> Experiment:
+    """A comparison of ours that the paper has not."""
+    return Experiment(
+        name=f"p1-extra-{name}",
+        title=title,
+        source="ours, in the manner of P1's tables 3 to 5",
+        scales={
+            "reduced": Scale(base, arms(networks, (0.5, 0.2)), RUNS, departs=departs),
+            "smoke": Scale(SMOKE, arms({"Perceptron": "mlp"}, (0.5,)), 1),
+        },
+        metrics=METRICS,
+        statements=(*claims(networks, (0.5, 0.2)), *claims(["Perceptron"], (0.5,))),
+        layout="curves",
+    )
+
+
+FASHION = extra(
+    "fashion",
+    "accuracy and epoch of convergence by delta, Fashion-MNIST",
+    dataclasses.replace(MANY, dataset="fashion_mnist", validation=5 / 6),
+    SMALL,
+    _MANY.format("Fashion-MNIST"),
+)
+_DEEPER = extra(
+    "resnet20",
+    "one pair of arms on a deeper network, CIFAR-10",
+    MANY,
+    {"ResNet-20": "resnet20"},
+    _MANY.format("CIFAR-10"),
+)
+_PAIR = tuple(f"ResNet-20 {arm}" for arm in ("ordinary", "0.5", "random 0.5"))
+_ALL = _DEEPER.scales["reduced"]
+DEEPER = dataclasses.replace(
+    _DEEPER,
+    scales=_DEEPER.scales
+    | {
+        "reduced": dataclasses.replace(
+            _ALL, base=dataclasses.replace(MANY, dataset="cifar10"), arms={arm: _ALL.arms[arm] for arm in _PAIR}
+        )
+    },
+    statements=(
+        *(one for one in claims(["ResNet-20"], (0.5,)) if {*one.arms, *one.against} <= {*_PAIR}),
+        *claims(["Perceptron"], (0.5,)),
+    ),
+)
+
+BEST = {
+    (table, title): Statement(
+        f"the best delta tests better, {title} on {TABLES[table][0]}",
+        tuple(f"p1-table-{table}: {title} {delta:g}" for delta in DELTAS),
+        (f"p1-table-{table}: {title} ordinary",),
+        "test top-1",
+        POINTS,
+        RUNS,
+    )
+    for table in TABLES
+    for title in (*NETWORKS, *SMALL, "Perceptron")
+}
+TABLE_6 = Experiment(
+    name="p1-table-6",
+    title="gain in test accuracy of the best delta",
+    source="P1, table 6",
+    reads=tuple(one.name for one in TABLES_3_TO_5),
+    metrics=("test top-1",),
+    statements=tuple(BEST.values()),
+    printed=tuple(
+        f"{row['network']} on {row['dataset']}: {row['percent']} % of the new accuracy, by the tables"
+        f" {row['points']:+g} points at delta {row['delta']:g}"
+        for row in PRINTED["table_6"]
+    ),
+    errata=errata(PRINTED, "HE1", "HE5", "HE6"),
+)
+
+
+def figure(number: int, table: int, network: str, title: str, *names: str) -> Experiment:
+    titles = (network, *SMALL, "Perceptron")
+    return Experiment(
+        name=f"p1-figure-{number}",
+        title=f"{title}, {network} on {TABLES[table][0]}",
+        source=f"P1, figure {number}",
+        reads=(f"p1-table-{table}",),
+        arms=tuple(f"{one} {arm}" for one in titles for arm in ("ordinary", *(f"{d:g}" for d in DELTAS))),
+        metrics=METRICS,
+        statements=claims(titles, DELTAS),
+        layout="curves",
+        errata=errata(PRINTED, *names),
+    )
+
+
+FIGURES = (
+    figure(1, 3, "ResNet-18", "convergence", "HE7"),
+    figure(3, 3, "ResNet-18", "generalisation by delta", "HE11"),
+    figure(4, 5, "EfficientNet-B4", "generalisation by delta", "HE11"),
+    figure(5, 4, "ResNet-18", "generalisation by delta", "HE1", "HE11"),
+)
+
+
+def claim(number: int, table: int, statements: Iterable[Statement], *names: str) -> Experiment:
+    (found,) = (one for one in PRINTED["claims"] if one["id"] == f"H{number}")
+    tables = (table,) if table else tuple(TABLES)
+    return Experiment(
+        name=f"p1-claim-{number}",
+        title=found["says"],
+        source=f"P1, section {found['where']}",
+        reads=tuple(f"p1-table-{one}" for one in tables),
+        metrics=METRICS,
+        statements=tuple(statements),
+        layout="curves",
+        errata=errata(PRINTED, *names),
+    )
+
+
+def sooner(networks: Iterable[str], delta: float, against: str = "ordinary") -> list[Statement]:
+    return [
+        s
+        for s in claims((*networks, *SMALL, "Perceptron"), (delta,))
+        if s.metric != "test top-1" and s.against[0].endswith(against)
+    ]
+
+
+def better(networks: Iterable[str], delta: float) -> list[Statement]:
+    return [s for s in claims((*networks, *SMALL, "Perceptron"), (delta,)) if s.metric == "test top-1"]
+
+
+def order(
+    says: str, arms: Iterable[str], against: Iterable[str], metric: str, smallest: float, higher: bool | None = None
+) -> Statement:
+    return Statement(says, tuple(arms), tuple(against), metric, smallest, RUNS, higher)
+
+
+def _lowest(network: str, delta: str, higher: bool) -> Statement:
+    others = [f"{one} {delta}" for one in NETWORKS if one != network]
+    word = "highest" if higher else "lowest"
+    return order(
+        f"{network} is the {word} at delta {delta}", [f"{network} {delta}"], others, "test top-1", POINTS, higher
+    )
+
+
+def _fastest(table: int, delta: float) -> list[Statement]:
+    """Is one delta sooner than the others?"""
+    found = []
+    for title in (*NETWORKS, *SMALL, "Perceptron"):
+        name = f"p1-table-{table}: {title}"
+        others = [f"{name} {other:g}" for other in DELTAS if other != delta]
+        says = f"{title} on {TABLES[table][0]} is soonest at delta {delta:g}"
+        found.append(order(says, [f"{name} {delta:g}"], others, "epochs to converge", EPOCHS))
+    return found
+
+
+CLAIMS = (
+    claim(1, 5, sooner(["EfficientNet-B4"], 0.5), "HE3"),
+    claim(2, 4, better(["ResNet-18"], 0.2), "HE1"),
+    claim(3, 3, sooner(["ResNet-18"], 0.2), "HE7"),
+    claim(4, 3, sooner(["ResNet-18"], 0.2), "HE2"),
+    claim(
+        5,
+        3,
+        [
+            dataclasses.replace(s, says=s.says.replace("better", "worse"), higher=False)
+            for s in better(["ResNet-18"], 0.2)
+        ],
+    ),
+    claim(6, 0, BEST.values(), "HE1", "HE6"),
+    claim(7, 0, BEST.values(), "HE1", "HE6"),
+    claim(11, 3, [_lowest("EfficientNet-B4", arm, False) for arm in ("ordinary", "0.8", "0.5", "0.2")], "HE8"),
+    claim(12, 3, [_lowest("ResNet-18", arm, True) for arm in ("ordinary", "0.8")]),
+    claim(13, 3, better(["EfficientNet-B4"], 0.2)),
+    claim(14, 4, [s for delta in (0.5, 0.2) for s in better(NETWORKS, delta)], "HE1", "HE9"),
+    claim(15, 4, sooner(NETWORKS, 0.2)),
+    claim(16, 0, [s for table, delta in ((3, 0.2), (4, 0.2), (5, 0.5)) for s in _fastest(table, delta)], "HE10"),
+)
+
+EXPERIMENTS = (*TABLES_3_TO_5, FASHION, DEEPER, TABLE_6, *FIGURES, *CLAIMS)

@@ -1,0 +1,134 @@
+"""P4, small batches: the claims S1 to S23 of its text, read off the rows of its figures.
+
+    hardjax table show p4-claim-4
+
+`p4-claim-22` is computed, without training.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import hardjax as hj
+from hardjax.study.experiments import Experiment, Statement, errata, published
+
+PRINTED = published(__file__, "small_batches")
+SIZES = tuple(2**power for power in range(1, 12))
+RATES = range(-12, 1)
+METRIC, POINTS, RUNS = "median test top-1", 1.0, 3
+CIFAR = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11)
+_ERRATA = {1: ("SE2",), 2: ("SE4",), 18: ("SE3",), 19: ("SE2", "SE3")}
+
+
+def arms(least: int, most: int, prefix: str = "") -> tuple[str, ...]:
+    return tuple(f"{prefix}m={m} 2^{r}" for m in SIZES if least <= m <= most for r in RATES)
+
+
+def best(least: int, most: int, prefix: str = "", title: str = "") -> Statement:
+    """The best of the sizes within a range against the best of those outside."""
+    inside = arms(least, most, prefix)
+    outside = tuple(one for one in arms(1, 4096, prefix) if one not in inside)
+    says = f"{title}{': ' if title else ''}the best batch size lies from {least} to {most}"
+    return Statement(says, inside, outside, METRIC, POINTS, RUNS)
+
+
+def norm(least: int, most: int) -> Statement:
+    parts = {f"m={m} norm over {part}": part for m in SIZES for part in SIZES if part <= m}
+    inside = tuple(label for label, part in parts.items() if least <= part <= most)
+    outside = tuple(label for label, part in parts.items() if not least <= part <= most)
+    return Statement(f"batch norm over {least} to {most} is best", inside, outside, METRIC, POINTS, RUNS)
+
+
+def claim(number: int, reads: tuple[str, ...], *statements: Statement, layout: str = "performance") -> Experiment:
+    (found,) = (one for one in PRINTED["claims"] if one["id"] == f"S{number}")
+    place = found["where"]
+    return Experiment(
+        name=f"p4-claim-{number}",
+        title=found["says"],
+        source=f"P4, {place if place[0].isalpha() else f'section {place}'}",
+        reads=reads,
+        metrics=(METRIC, "converged"),
+        statements=statements,
+        layout=layout,
+        errata=errata(PRINTED, *_ERRATA.get(number, ())),
+    )
+
+
+def of(*figures: int) -> tuple[str, ...]:
+    return tuple(f"p4-figure-{number}" for number in figures)
+
+
+def every(least: int, most: int, *figures: int) -> list[Statement]:
+    """The same range for several figures."""
+    return [best(least, most, f"p4-figure-{number}: ", f"figure {number}") for number in figures]
+
+
+def variance() -> list[dict[str, Any]]:
+    """Variance of the weight update of one step at a constant base rate, over that at m = 1.
+
+    Per-sample gradients of softmax regression at weights of zero on scanned digits; batches drawn with replacement.
+    """
+    split = hj.data.load("digits").train
+    images = np.asarray(split.images, np.float64).reshape(len(split.labels), -1) / 255
+    errors = np.full((len(images), 10), 0.1) - np.eye(10)[np.asarray(split.labels)]
+    gradients = (errors[:, :, None] * images[:, None]).reshape(len(images), -1)
+    rng = np.random.default_rng(0)
+    found = {}
+    for size in (1, 4, 16, 64):
+        # rate * mean = base rate * sum
+        sums = np.stack([gradients[rng.integers(len(gradients), size=size)].sum(0) for _ in range(4000)])
+        found[size] = float(sums.var(0).sum())
+    return [{"arm": f"m={size}", "value": total / found[1]} for size, total in found.items()]
+
+
+CLAIMS = (
+    claim(1, of(*CIFAR), *every(2, 32, *CIFAR), layout="best"),
+    claim(
+        2,
+        ("p4-extra-resnet32-without-norm",),
+        Statement(
+            "sizes from 2 to 8 train, those from 16 on do not", arms(2, 8), arms(16, 2048), "converged", 0.5, RUNS
+        ),
+    ),
+    claim(3, of(1), best(2, 8)),
+    claim(4, of(2, 3), *every(2, 4, 2, 3)),
+    claim(
+        5,
+        of(7),
+        Statement(
+            "4 is better than 64 at 2^-8 (it should not be)", ("m=4 2^-8",), ("m=64 2^-8",), METRIC, POINTS, RUNS
+        ),
+        layout="progress",
+    ),
+    claim(6, of(5), best(8, 64)),
+    claim(7, of(6), best(4, 32)),
+    claim(8, of(7, 8, 9), *every(4, 8, 7, 8, 9)),
+    claim(9, of(7, 8), *every(2, 16, 7, 8), layout="reliable"),
+    claim(10, of(9), best(2, 8), layout="reliable"),
+    claim(11, of(10), best(4, 8)),
+    claim(
+        12,
+        of(10),
+        Statement("8 is better than 128 by more than a point", arms(8, 8), arms(128, 128), METRIC, POINTS, RUNS),
+    ),
+    claim(13, of(11), best(4, 16)),
+    claim(14, of(12), best(16, 64)),
+    claim(15, of(12), best(16, 32)),
+    claim(16, ("p4-figure-13",), norm(4, 8), layout="arms"),
+    claim(17, ("p4-figure-14",), norm(16, 64), layout="arms"),
+    claim(18, of(1, 2, 3, 5, 6, 7, 8, 10), *every(2, 16, 1, 2, 3, 5, 6, 7, 8, 10), layout="best"),
+    claim(19, of(*CIFAR), *every(2, 32, *CIFAR), layout="best"),
+    claim(20, of(12), best(32, 64)),
+    claim(21, of(17, 18), *every(2, 32, 17, 18), layout="best"),
+    claim(23, of(12), Statement("8 does worse than 16", arms(8, 8), arms(16, 16), METRIC, POINTS, RUNS, False)),
+)
+VARIANCE = Experiment(
+    name="p4-claim-22",
+    title="at a constant base rate the variance of the weight update grows linearly with the batch size",
+    source="P4, sections 2.2, 4",
+    computed=variance,
+    metrics=("value",),
+    printed=("1, 4, 16, 64 would be exactly linear",),
+)
+
+EXPERIMENTS = (*CLAIMS, VARIANCE)

@@ -1,0 +1,222 @@
+"""Pictures of published experiments in the layout of their figures, from rows alone."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from hardjax._validate import Refusal
+from hardjax.plots import progress
+from hardjax.plots import sweep as grids_of_rates
+from hardjax.plots.canvas import figure, say
+from hardjax.plots.plane import SHARES, plane
+from hardjax.study import beacon_file, beacons, statistics
+from hardjax.study.experiments_metrics import Row, value
+from hardjax.study.experiments_rows import Found
+from hardjax.study.grids import grids
+
+_COLUMNS = 3  # of a picture of several planes
+_TALL = 60  # arms of a picture
+
+
+def draw(found: Found) -> Figure:
+    """An experiment as its layout says.
+
+    Raises:
+        ValueError: too few rows for it.
+    """
+    return LAYOUTS[found.experiment.layout](found)
+
+
+def _rates(name: str) -> Callable[[Found], Figure]:
+    """P4's figures, see `plots.sweep`."""
+    return lambda found: getattr(grids_of_rates, name)(grids(found.rows))
+
+
+def _arms(found: Found) -> Figure:
+    """Ours with 95 % intervals beside what is printed with its spread, a line an arm and a panel a metric."""
+    experiment = found.experiment
+    printed = {(one.arm, one.metric): one for one in experiment.published if one.value is not None}
+    shown = [arm for arm, rows in found.arms.items() if rows][:_TALL]
+    drawn = figure(3 + 3.4 * len(experiment.metrics), 1.8 + 0.24 * len(shown))
+    panels: Any = drawn.subplots(1, len(experiment.metrics), squeeze=False, sharey=True)
+    for axes, metric in zip(panels[0], experiment.metrics, strict=True):
+        for place, arm in enumerate(shown):
+            values = np.array([value(metric, row) for row in found.arms[arm].values()])
+            own = statistics.interval(values)
+            axes.plot(values, [-place] * len(values), ".", color="0.6", markersize=4)
+            axes.plot(own.mean, -place, "o", color="C0", markersize=6)
+            axes.hlines(-place, own.low, own.high, color="C0", linewidth=1.6)
+            if one := printed.get((arm, metric)):
+                spread = one.spread or 0.0
+                axes.errorbar(one.value, -place - 0.25, xerr=spread, fmt="D", color="C3", markersize=4, linewidth=1)
+        axes.set(xlabel=metric)
+    panels[0][0].set_yticks([-place for place in range(len(shown))], shown, fontsize=7.5)
+    panels[0][0].plot([], [], "o-", color="C0", label="ours, 95 % interval")
+    panels[0][0].plot([], [], "D", color="C3", label="published, with its spread")
+    panels[0][0].legend(fontsize=7.5)
+    drawn.suptitle(_title(found), fontsize=10)
+    return drawn
+
+
+def _grid(found: Found) -> Figure:
+    """Test and training error over rate / batch size, a colour a batch size; what is printed is hollow (P3)."""
+    drawn = figure(12, 5)
+    panels: Any = drawn.subplots(1, 2)
+    for axes, metric in zip(panels, ("test error", "train error"), strict=True):
+        ours = _by_size({arm: [value(metric, row) for row in rows.values()] for arm, rows in found.arms.items()})
+        printed = _by_size({p.arm: [p.value] for p in found.experiment.published if p.metric == metric})
+        sizes = sorted(ours.keys() | printed.keys())
+        for place, size in enumerate(sizes):
+            color = colormaps["viridis"](0.92 * place / max(len(sizes) - 1, 1))
+            for points, style in ((printed.get(size, []), "o:"), (ours.get(size, []), "o-")):
+                at, middle = ([point[i] for point in points] for i in (0, 1))
+                fill = color if style == "o-" else "white"
+                label = f"m = {size}" if style == "o-" and points else None
+                axes.plot(
+                    at, middle, style, color=color, markerfacecolor=fill, markersize=4.5, linewidth=1, label=label
+                )
+        axes.set(xscale="log", yscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
+        axes.legend(fontsize=7.5)
+    drawn.suptitle(f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
+    return drawn
+
+
+def _by_size(arms: Mapping[str, Sequence[float | None]]) -> dict[int, list[tuple[float, float]]]:
+    """Batch size -> (rate / size, mean), of arms named s32-lr0.1."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for arm, values in arms.items():
+        size, _, rate = arm.partition("-lr")
+        known = [one for one in values if one is not None and one > 0]
+        if rate and size[1:].isdigit() and known:
+            found.setdefault(int(size[1:]), []).append((float(rate) / int(size[1:]), float(np.mean(known))))
+    return {size: sorted(points) for size, points in found.items()}
+
+
+def _planes(linear: tuple[bool, ...] = (False,), travels: bool = False) -> Callable[[Found], Figure]:
+    """The C_K-L_K plane of each network and data set, the test error in it; with where plans went."""
+
+    def draw_planes(found: Found) -> Figure:
+        pictures = []
+        for title, trails in _trails(found).items():
+            fixed = [trail for trail in trails if isinstance(trail.batches, int)]
+            plans = [_at_shares(trail) for trail in trails if isinstance(trail.batches, str)]
+            known = beacons.configurations(fixed, 0.0, "measurement")
+            if sum(one.is_placed("test") for one in known) < beacons.NEAREST:
+                continue
+            went = [(str(one.batches), one) for one in beacons.configurations(plans, 0.0, "measurement")]
+            pictures += [plane(known, went if travels else (), title=title, linear=axes) for axes in linear]
+        if not pictures:
+            least = f"{beacons.NEAREST} measured batch sizes and rates of one network"
+            raise Refusal(f"Expected rows of at least {least} to draw {found.experiment.name}.")
+        return pictures[0] if len(pictures) == 1 else _tiled(pictures)
+
+    return draw_planes
+
+
+def _trails(found: Found) -> dict[str, list[beacons.Trail]]:
+    """Network and data -> trails of its runs."""
+    trails: dict[str, list[beacons.Trail]] = {}
+    for row in found.rows:
+        if row.get("trail") is not None:
+            options = "".join(f" {name}={option}" for name, option in row["config"]["model_options"].items())
+            title = f"{row['config']['model']}{options} on {row['config']['dataset']}"
+            trails.setdefault(title, []).append(beacon_file.from_plain(row["trail"]))
+    return trails
+
+
+def _at_shares(trail: beacons.Trail) -> beacons.Trail:
+    """At P3's shares of training, or the first points behind them."""
+    at = np.searchsorted(trail.epoch, np.array(SHARES) * trail.epoch[-1] - 1e-9)
+    measures = {key: {name: column[at] for name, column in one.items()} for key, one in trail.measures.items()}
+    errors = {name: column[at] for name, column in trail.errors.items()}
+    return beacons.Trail(**vars(trail) | {"epoch": trail.epoch[at], "measures": measures, "errors": errors})
+
+
+def _tiled(pictures: Sequence[Figure]) -> Figure:
+    """Several pictures as one."""
+    columns = min(len(pictures), _COLUMNS)
+    rows = -(-len(pictures) // columns)
+    drawn = figure(8 * columns, 5 * rows)
+    panels: Any = drawn.subplots(rows, columns, squeeze=False)
+    for axes, one in itertools.zip_longest(panels.flat, pictures):
+        axes.set_axis_off()
+        if one is not None:
+            one.set_dpi(150)
+            one.canvas.draw()
+            axes.imshow(np.asarray(one.canvas.buffer_rgba()))
+    return drawn
+
+
+def _curves(columns: Sequence[tuple[str, str, bool]], x: str) -> Callable[[Found], Figure]:
+    """Columns of a history over training, mean over seeds, a curve an arm.
+
+    Args:
+        columns: (column, label, whether its axis is logarithmic).
+        x: one of `progress.AXES`.
+    """
+
+    def draw_curves(found: Found) -> Figure:
+        drawn = figure(6 * len(columns) + 2, 5)
+        panels: Any = drawn.subplots(1, len(columns), squeeze=False)
+        arms = {arm: list(rows.values()) for arm, rows in found.arms.items() if rows}
+        for axes, (column, label, logarithmic) in zip(panels[0], columns, strict=True):
+            axes.set(xlabel=progress.AXES[x], ylabel=label, yscale="log" if logarithmic else "linear")
+            for place, (arm, rows) in enumerate(arms.items()):
+                color = colormaps["turbo"](0.05 + 0.9 * place / max(len(arms) - 1, 1))
+                _curve(axes, rows, column, x, arm, color)
+            if not axes.lines:
+                say(axes, "no run of these was measured")
+        if len(arms) <= _TALL:
+            panels[0][-1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
+        drawn.suptitle(_title(found), fontsize=10)
+        return drawn
+
+    return draw_curves
+
+
+def _curve(axes: Any, rows: Sequence[Row], column: str, x: str, label: str, color: Any) -> None:
+    found = [progress.column(row, column) for row in rows]
+    curves = [(progress.along(row, epochs, x), values) for row, (epochs, values) in zip(rows, found, strict=True)]
+    curves = [(at, values) for at, values in curves if len(at) and np.isfinite(values).any()]
+    if not curves:
+        return
+    # Seeds of an arm are tested at the same points; one that ended early has fewer.
+    longest = max(curves, key=lambda curve: len(curve[0]))[0]
+    table = np.full((len(curves), len(longest)), np.nan)
+    for place, (at, values) in enumerate(curves):
+        table[place, : len(at)] = values
+    known = np.isfinite(table).any(0)
+    axes.plot(longest[known], np.nanmean(table[:, known], axis=0), "-", color=color, label=label, linewidth=1.3)
+
+
+def _title(found: Found) -> str:
+    experiment = found.experiment
+    return f"{experiment.name}: {experiment.title} ({len(found.rows)} runs, {found.scale} scale)"
+
+
+_MEASURES = (("C_K", "$C_K$", True), ("L_K", "$L_K$", True))
+_ERRORS = (("full_train_error", "training error (%)", False), ("test_error", "test error (%)", False))
+LAYOUTS: Mapping[str, Callable[[Found], Figure]] = {
+    "arms": _arms,
+    "grid": _grid,
+    "curves": _curves(
+        (("full_train_loss", "training loss (nats)", True), ("test_top1", "test top-1 (%)", False)), "epochs"
+    ),
+    "performance": _rates("performance"),
+    "best": _rates("best"),
+    "reliable": _rates("reliable"),
+    "progress": _rates("curves"),
+    "plane": _planes(),
+    "linear": _planes((False, True)),
+    "travels": _planes(travels=True),
+    "epochs": _curves(_MEASURES, "epochs"),
+    "iterations": _curves(_MEASURES, "iterations"),
+    "cumulative": _curves(_MEASURES, "cumulative"),
+    "errors": _curves(_ERRORS, "epochs"),
+    "errors by iteration": _curves(_ERRORS, "iterations"),
+    "errors by rate": _curves(_ERRORS, "cumulative"),
+}

@@ -1,0 +1,155 @@
+"""What the rows of published experiments are compared by."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hardjax.study import convergence
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a run.
+
+    Attributes:
+        read: (row, rows of the same seed that it is compared with) -> value; NaN where there is none.
+        higher: the higher the better; None where neither is.
+        form: of its numbers, as in `format`.
+        early: row -> the same at its test points, for comparisons at equal time; None where that says nothing.
+        may_miss: how long it took to a target, infinity where it was missed.
+    """
+
+    read: Callable[[Row, Sequence[Row]], float]
+    higher: bool | None
+    form: str = ".2f"
+    early: Callable[[Row], np.ndarray] | None = None
+    may_miss: bool = False
+
+
+def value(name: str, row: Row, peers: Sequence[Row] = ()) -> float:
+    """Of a row; NaN where there is none."""
+    return METRICS[name].read(row, peers)
+
+
+def value_within(name: str, row: Row, seconds: float) -> float:
+    """A metric at the last test point within a training time; NaN before the first one, or where it is not known.
+
+    Where a row keeps no seconds of its test points, its steps are taken to be alike.
+    """
+    early, total = METRICS[name].early, row.get("train_seconds")
+    if early is None or total is None:
+        return math.nan
+    epochs, values = column(row, "epoch"), early(row)
+    passed = column(row, "seconds") if "seconds" in row["history"] else total * epochs / epochs[-1]
+    within = np.flatnonzero(passed <= seconds * (1 + 1e-9))
+    return float(values[within[-1]]) if len(within) else math.nan
+
+
+def column(row: Row, name: str) -> np.ndarray:
+    """(points,) of a row's history; NaN where it is not kept, or was null."""
+    history = row["history"]
+    values = history.get(name, [None] * len(history["epoch"]))
+    return np.array([math.nan if one is None else one for one in values], np.float64)
+
+
+def _kept(name: str) -> Callable[[Row, Sequence[Row]], float]:
+    def read(row: Row, peers: Sequence[Row]) -> float:
+        found = row["metrics"].get(name)
+        return math.nan if found is None else float(found)
+
+    return read
+
+
+def _own_epoch(row: Row, peers: Sequence[Row]) -> float:
+    """Its own level is missed by a run that has not settled, or blew up."""
+    found = convergence.own_level_epoch(column(row, "epoch"), column(row, "full_train_loss"))
+    return math.inf if math.isnan(found) else found
+
+
+def _common_epoch(row: Row, peers: Sequence[Row]) -> float:
+    """The level that all runs of the seed reached; missed by those that blew up, which set none."""
+    level = convergence.common_threshold([column(one, "full_train_loss") for one in peers])
+    found = convergence.threshold_epoch(column(row, "epoch"), column(row, "full_train_loss"), level)
+    return math.inf if math.isnan(found) and not math.isnan(level) else found
+
+
+def _step_milliseconds(row: Row, peers: Sequence[Row]) -> float:
+    seconds, steps = row.get("train_seconds"), row["metrics"].get("backprops")
+    return 1e3 * seconds / steps if seconds is not None and steps else math.nan
+
+
+def _seconds(row: Row, peers: Sequence[Row]) -> float:
+    found = row.get("train_seconds")
+    return math.nan if found is None else found
+
+
+def _measured(name: str, tolerance: str, share: float = 1.0) -> Callable[[Row, Sequence[Row]], float]:
+    """Decimal logarithm of a measure after a share of training."""
+
+    def read(row: Row, peers: Sequence[Row]) -> float:
+        trail = row.get("trail")
+        if trail is None:
+            return math.nan
+        epochs = np.array(trail["epoch"], np.float64)
+        at = int(np.searchsorted(epochs, share * epochs[-1] - 1e-9))
+        found = trail["measures"][tolerance][name][at]
+        return math.log10(found) if found is not None and found > 0 else math.nan
+
+    return read
+
+
+def _growth(row: Row, peers: Sequence[Row]) -> float:
+    """Decimal logarithm of L_K's growth in the first half of training over that in the second."""
+    trail = row.get("trail")
+    if trail is None:
+        return math.nan
+    half = 10 ** _measured("L_K", "0", 0.5)(row, peers)
+    rest = 10 ** _measured("L_K", "0")(row, peers) - half
+    return math.log10(half / rest) if rest > 0 else math.nan
+
+
+def _second_half(row: Row, peers: Sequence[Row]) -> float:
+    """By how much C_K is multiplied in the second half of training, as a decimal logarithm."""
+    return _measured("C_K", "0")(row, peers) - _measured("C_K", "0", 0.5)(row, peers)
+
+
+def _test_error_early(row: Row) -> np.ndarray:
+    return 100 - column(row, "test_top1")
+
+
+def _excess(row: Row, peers: Sequence[Row]) -> float:
+    """Final test error less the lowest one of the run."""
+    errors = _test_error_early(row)
+    errors = errors[np.isfinite(errors)]
+    return float(errors[-1] - errors.min()) if len(errors) else math.nan
+
+
+METRICS = {
+    "test error": Metric(_kept("final_test_error"), False, ".2f", _test_error_early),
+    "test top-1": Metric(_kept("final_test_top1"), True, ".2f", lambda row: column(row, "test_top1")),
+    "train error": Metric(_kept("final_train_error"), False, ".2f"),
+    "train top-1": Metric(_kept("final_full_train_top1"), True, ".2f"),
+    "median test top-1": Metric(_kept("median_test_top1"), True, ".2f", lambda row: column(row, "test_top1")),
+    "converged": Metric(lambda row, peers: float(bool(row["metrics"].get("converged"))), True, ".2f"),
+    "epochs to converge": Metric(_own_epoch, False, ".1f", may_miss=True),
+    "epochs to a common level": Metric(_common_epoch, False, ".1f", may_miss=True),
+    "excess of the final test error": Metric(_excess, False, ".2f"),
+    "steps": Metric(_kept("backprops"), False, ",.0f"),
+    "seconds": Metric(_seconds, False, ",.3g"),
+    "ms a step": Metric(_step_milliseconds, False, ".3g"),
+    "log10 C_K": Metric(_measured("C_K", "0"), None, ".2f"),
+    "log10 C_K at 1e-6": Metric(_measured("C_K", "1e-06"), None, ".2f"),
+    "log10 L_K": Metric(_measured("L_K", "0"), None, ".2f"),
+    "log10 L_K at half": Metric(_measured("L_K", "0", 0.5), None, ".2f"),
+    "log10 growth of L_K, first half over second": Metric(_growth, None, ".2f"),
+    "log10 growth of C_K in the second half": Metric(_second_half, None, ".2f"),
+    # Found without training, by `Experiment.computed`.
+    "parameters (million)": Metric(_kept("parameters (million)"), None, ".4g"),
+    "operations (giga)": Metric(_kept("operations (giga)"), None, ".4g"),
+    "value": Metric(_kept("value"), None, ".4g"),
+}

@@ -1,0 +1,263 @@
+"""What the rows of a published experiment say: ours beside theirs, and verdicts; plain tables, made from rows alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hardjax.study import statistics, verdict
+from hardjax.study.experiments import Statement
+from hardjax.study.experiments_metrics import METRICS, Row, value, value_within
+from hardjax.study.experiments_rows import Found
+from hardjax.study.experiments_run import missing, price
+from hardjax.study.verdict import Difference, Values
+
+Line = dict[str, str]
+Read = Mapping[str, Mapping[int, float]]  # arm -> seed -> metric
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A statement and what the rows say of it.
+
+    Attributes:
+        found: the difference at equal back-propagations, which the verdict is of.
+        verdict: one of `verdict.VERDICTS`.
+        in_time: the difference at equal time, with its verdict; None where the metric has none.
+        seconds: the time that was given; NaN where none is known.
+        own_test: p value of the paper's own test.
+    """
+
+    statement: Statement
+    found: Difference
+    verdict: str
+    in_time: tuple[Difference, str] | None
+    seconds: float
+    own_test: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """An experiment as tables.
+
+    Attributes:
+        arms: ours beside what was printed, a line an arm.
+        judged: statements whose arms this scale has.
+        verdicts: the same as lines.
+        notes: what a reader has to know besides.
+    """
+
+    found: Found
+    arms: list[Line]
+    judged: tuple[Judged, ...]
+    verdicts: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+
+def report(found: Found) -> Report:
+    """Tables of what there is."""
+    judged = judge(found)
+    return Report(found, _arms(found), judged, [_verdict_line(one) for one in judged], _notes(found))
+
+
+def judge(found: Found) -> tuple[Judged, ...]:
+    """The statements that this scale has arms for, those of equal back-propagations and those of equal time each judged
+    together."""
+    known = [one for one in found.experiment.statements if _groups(found, one) is not None]
+    pairs = [_compared(found, one, None) for one in known]
+    limits = [_time_limit(found, one) for one in known]
+    early = [
+        _compared(found, one, limit) if METRICS[one.metric].early and math.isfinite(limit) else None
+        for one, limit in zip(known, limits, strict=True)
+    ]
+    verdicts = verdict.judge([pair for pair, _ in pairs], [one.smallest for one in known])
+    timed = [(pair[0], one.smallest) for pair, one in zip(early, known, strict=True) if pair is not None]
+    second = iter(verdict.judge([pair for pair, _ in timed], [smallest for _, smallest in timed]))
+    return tuple(
+        Judged(one, pair, said, None if then is None else (then[0], next(second)), limit, test)
+        for one, (pair, test), said, then, limit in zip(known, pairs, verdicts, early, limits, strict=True)
+    )
+
+
+def _groups(found: Found, one: Statement) -> tuple[list[str], list[str]] | None:
+    """Arms of both sides that the scale has; None where one side has none."""
+    arms, against = ([arm for arm in side if arm in found.arms] for side in (one.arms, one.against))
+    return (arms, against) if arms and (against or not one.against) else None
+
+
+def _compared(found: Found, one: Statement, seconds: float | None) -> tuple[Difference, float]:
+    """(difference that a statement is about, p value of two samples), within a training time or at the end."""
+    groups = _groups(found, one)
+    assert groups is not None
+    metric = METRICS[one.metric]
+    higher = one.higher if one.higher is not None else bool(metric.higher)
+    read = _values(found, one.metric, [*groups[0], *groups[1]], seconds)
+    # The best of a side is the best by the metric itself; where neither way is better, the one that is claimed.
+    best = metric.higher if metric.higher is not None else higher
+    first, second = (_side({arm: read[arm] for arm in side}, best) for side in groups)
+    if not groups[1]:
+        second = {seed: 0.0 for seed in first}
+    pair = verdict.difference(first, second, higher, metric.may_miss)
+    return pair, verdict.two_samples(first, second) if groups[1] else math.nan
+
+
+def _side(arms: Read, higher: bool) -> Values:
+    """Of several arms, those without a run are no choice."""
+    arms = {arm: values for arm, values in arms.items() if values}
+    return verdict.best_by_others(arms, higher) if arms else {}
+
+
+def _values(
+    found: Found, metric: str, arms: Sequence[str], seconds: float | None = None
+) -> dict[str, dict[int, float]]:
+    rows = {arm: found.arms[arm] for arm in arms}
+    if seconds is not None:
+        return {
+            arm: {seed: value_within(metric, row, seconds) for seed, row in those.items()}
+            for arm, those in rows.items()
+        }
+    return {
+        arm: {
+            seed: value(metric, row, [other[seed] for other in rows.values() if seed in other])
+            for seed, row in those.items()
+        }
+        for arm, those in rows.items()
+    }
+
+
+def _time_limit(found: Found, one: Statement) -> float:
+    """Median training seconds of the fastest arm; NaN where an arm has none, or they are of several machines."""
+    arms = [arm for arm in (*one.arms, *one.against) if found.arms.get(arm)]
+    rows = [row for arm in arms for row in found.arms[arm].values()]
+    if len({row.get("device") for row in rows}) != 1:
+        return math.nan
+    seconds = [_seconds(found.arms[arm].values()) for arm in arms]
+    return min(seconds) if seconds and not any(map(math.isnan, seconds)) else math.nan
+
+
+def _seconds(rows: Any) -> float:
+    known = [row["train_seconds"] for row in rows if row.get("train_seconds") is not None]
+    return float(np.median(known)) if known else math.nan
+
+
+def _arms(found: Found) -> list[Line]:
+    """A line for each arm that was printed or run."""
+    printed = {(one.arm, one.metric): one for one in found.experiment.published}
+    several = {metric for _, metric in printed}
+    names = dict.fromkeys([*found.arms, *(arm for arm, _ in printed)])
+    lines = []
+    for arm in names:
+        rows = found.arms.get(arm, {})
+        if not rows and not any((arm, metric) in printed for metric in several):
+            continue
+        line: Line = {"arm": arm}
+        for metric in found.experiment.metrics:
+            if metric in several:
+                one = printed.get((arm, metric))
+                line[f"published {metric}"] = (
+                    "-" if one is None else _printed(one.value, one.spread, METRICS[metric].form)
+                )
+            line[metric] = _ours(metric, rows)
+        lines.append(line | {"runs": str(len(rows))})
+    return lines
+
+
+def _printed(mean: float | None, spread: float | None, form: str) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:{form}}" if spread is None else f"{mean:{form}} ± {spread:{form}}"
+
+
+def _ours(metric: str, rows: Mapping[int, Row]) -> str:
+    """Mean with its 95 % interval and the deviation between runs; a median where a target may be missed."""
+    found_values = [value(metric, row) for row in rows.values()]
+    values = [one for one in found_values if not math.isnan(one)]
+    form = METRICS[metric].form
+    if not values:
+        return "-"
+    if METRICS[metric].may_miss:
+        middle, missed = verdict.median(values), sum(map(math.isinf, values))
+        return ("missed" if math.isinf(middle) else f"{middle:{form}}") + (f" ({missed} missed)" if missed else "")
+    own = statistics.interval(values)
+    text = f"{own.mean:{form}}"
+    if not own.determined:
+        return text
+    return f"{text} ± {own.half_width:{form}} (sd {np.std(values, ddof=1):{form}})"
+
+
+def _verdict_line(one: Judged) -> Line:
+    form = METRICS[one.statement.metric].form.replace(",", "")
+    pairs = f"{one.found.pairs} of {one.statement.runs}"
+    line = {
+        "claim": one.statement.says,
+        "against": _named(one.statement.against),
+        "metric": one.statement.metric,
+        "difference as claimed": difference(one.found, form),
+        "pairs": pairs,
+        "smallest of interest": f"{one.statement.smallest:g}",
+        "verdict": one.verdict,
+        "at equal time": "-",
+        "p of two samples": "-" if math.isnan(one.own_test) else f"{one.own_test:.3g}",
+    }
+    if one.in_time is not None:
+        line["at equal time"] = f"{difference(one.in_time[0], form)}: {one.in_time[1]}"
+    return line
+
+
+def _named(arms: Sequence[str]) -> str:
+    if len(arms) < 2:
+        return arms[0] if arms else "0"
+    return f"the best of {len(arms)}"
+
+
+def difference(found: Difference, form: str) -> str:
+    """ "+1.20 ± 0.30", a median with both ends, "-" without a pair."""
+    if not found.pairs:
+        return "-"
+    if found.by_sign:
+        ends = f" ({_end(found.low, form)} to {_end(found.high, form)})" if found.determined else ""
+        return f"median {_end(found.middle, form)}{ends}"
+    text = f"{found.middle:+{form}}"
+    return f"{text} ± {(found.high - found.low) / 2:{form}}" if found.determined else text
+
+
+def _end(value: float, form: str) -> str:
+    return f"{'+' if value > 0 else '-'}missed" if math.isinf(value) else f"{value:+{form}}"
+
+
+def told(seconds: float) -> str:
+    """A price for people: "unmeasured" where no row tells."""
+    if math.isnan(seconds):
+        return "unmeasured"
+    if seconds < 5400:
+        return f"about {math.ceil(seconds / 60)} minutes" if seconds else "nothing"
+    return f"about {seconds / 3600:.3g} hours"
+
+
+def _notes(found: Found) -> list[str]:
+    experiment, notes = found.experiment, []
+    if experiment.computed is None:
+        runs = "not printed" if experiment.paper_runs is None else str(experiment.paper_runs)
+        notes.append(f"runs of the paper: {runs}; ours: {len(found.rows)} of {found.wanted} at the {found.scale} scale")
+    size = experiment.scales.get(found.scale)
+    if size is not None and size.departs:
+        notes.append(f"the {found.scale} scale departs from the paper: {size.departs}")
+    if found.rows:
+        devices = sorted({str(row.get("device")) for row in found.rows if row.get("device")})
+        notes += [f"run on {'; '.join(devices)}"] if devices else []
+        diverged = sum(row["status"] == "diverged" for row in found.rows)
+        notes += [f"{diverged} runs diverged, and count with what they predict"] if diverged else []
+    if found.rows and (left := len(missing(found))):
+        notes.append(f"left: {left} runs, {told(price(found))} of one worker")
+    if found.others:
+        notes.append(f"{found.others} rows are of configurations that this scale does not ask for")
+    notes += [f"printed: {text}" for text in experiment.printed]
+    return notes + [f"erratum {text}" for text in experiment.errata]
+
+
+def counts(judged: Sequence[Judged]) -> dict[str, int]:
+    """Verdict -> how many statements that have a pair at all have it."""
+    said = [one.verdict for one in judged if one.found.pairs]
+    return {name: said.count(name) for name in verdict.VERDICTS if name in said}

@@ -1,0 +1,164 @@
+"""Runs of a published experiment that have no row yet, through the sweep; and what they would cost."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardjax._validate import Refusal
+from hardjax.config import Performance
+from hardjax.study import experiments_rows
+from hardjax.study.cells import Cell
+from hardjax.study.experiments import Experiment, Planned, identity, with_data
+from hardjax.study.experiments_rows import Found, Results
+from hardjax.study.sweep import Progress, Sweep, seconds_for, sweep
+from hardjax.study.sweep_rows import read_rows
+from hardjax.training import files
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` came to.
+
+    Attributes:
+        written: rows that were added.
+        left: runs without a row.
+        failed: lines on runs that failed; the next call trains them again.
+        signal: name of the signal that ended it, if one did.
+    """
+
+    written: int
+    left: int
+    failed: tuple[str, ...] = ()
+    signal: str | None = None
+
+
+def missing(found: Found) -> list[Planned]:
+    """Runs of an experiment's own scale without a row, seed by seed."""
+    size = found.experiment.scales.get(found.scale)
+    if size is None:
+        return []
+    return [one for one in size.planned() if one.config.seed not in found.arms[one.arm]]
+
+
+def price(found: Found) -> float:
+    """Seconds that the missing runs take one after another, by the measured ones of this experiment and scale.
+
+    Runs of other shapes go by their steps. NaN where no row was timed: nothing is made up.
+    """
+    left = missing(found)
+    if not left:
+        return 0.0
+    timed = [row for row in found.rows if row.get("seconds") is not None]
+    if not timed:
+        return math.nan
+    size = found.experiment.scales[found.scale]
+    done = {arm: [row for row in those.values() if row.get("seconds") is not None] for arm, those in found.arms.items()}
+    known = {arm: Cell(size.config(arm), "") for arm, those in done.items() if those}
+    rows = {cell.key: _median_row(done[arm]) for arm, cell in known.items()}
+    cells = [Cell(one.config, "") for one in left]
+    return seconds_for(cells, [*known.values(), *cells], rows)
+
+
+def _median_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return sorted(rows, key=lambda row: row["seconds"])[len(rows) // 2]
+
+
+def run(
+    experiment: Experiment,
+    scale: str,
+    *,
+    results: Results,
+    folder: Path,
+    data_dir: str | None = None,
+    performance: Performance | None = None,
+    workers: int | str | None = None,
+    max_hours: float | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train what is missing, seed by seed, and write a row for each run the moment it is there.
+
+    Args:
+        experiment: with scales of its own; the experiments that one reads are run themselves.
+        results: where the rows go.
+        folder: of the sweep, which the same call goes on with.
+        data_dir: folder of prepared data.
+        performance, workers, max_hours, on_progress: as in `sweep`.
+
+    Raises:
+        ValueError: what `sweep` refuses, an experiment without this scale.
+    """
+    if scale not in experiment.scales:
+        raise Refusal(f"{experiment.name} has no scale {scale!r}; it has {', '.join(experiment.scales)}.")
+    size = experiment.scales[scale]
+    until = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
+    written, failed, signal = 0, [], None
+    rows = _Writer(experiment, scale, results, folder)
+    written += rows.bring()  # of a call that was killed, or of an experiment that shares cells with this one
+    for place in range(size.runs):
+        left = [one for one in missing(rows.found()) if one.config.seed == size.base.seed + place]
+        hours = (until - time.monotonic()) / 3600
+        if not left or hours <= 0 or signal:
+            continue
+
+        def told(progress: Progress) -> None:
+            nonlocal written
+            written += rows.bring(progress.rows)
+            on_progress(progress)
+
+        swept = sweep(
+            [with_data(one.config, data_dir) for one in left],
+            output=folder,
+            performance=performance,
+            workers=workers,
+            max_hours=None if hours == math.inf else hours,
+            retry_failed=True,
+            on_progress=told,
+        )
+        written += rows.bring()
+        failed += _failures(swept, left)
+        signal = swept.signal
+    return Outcome(written, len(missing(rows.found())), tuple(failed), signal)
+
+
+def _failures(swept: Sweep, left: list[Planned]) -> list[str]:
+    arms = {identity(one.config.to_dict()): one.arm for one in left}
+    return [
+        f"{arms.get(identity(row['config']), '?')}, seed {row['config']['seed']}: {row['reason']}"
+        for row in swept.failed
+    ]
+
+
+class _Writer:
+    """Brings rows of a sweep over into an experiment's own."""
+
+    def __init__(self, experiment: Experiment, scale: str, results: Results, folder: Path) -> None:
+        self._experiment, self._scale, self._results, self._folder = experiment, scale, results, folder
+        self._seen = -1
+
+    def found(self) -> Found:
+        self._results.refresh()
+        return self._results.found(self._experiment, self._scale)
+
+    def bring(self, count: int | None = None) -> int:
+        """How many were added.
+
+        Args:
+            count: rows that the sweep has by now; nothing is looked at where it is the one of last time.
+        """
+        if count is not None and count == self._seen:
+            return 0
+        self._seen = -1 if count is None else count
+        if not (self._folder / files.SWEEP_ROWS).is_file():
+            return 0
+        asked = {(identity(one.config.to_dict()), one.config.seed): one.arm for one in missing(self.found())}
+        added = 0
+        for row in read_rows(self._folder):
+            arm = asked.get((identity(row["config"]), row["config"]["seed"]))
+            if arm is not None and experiments_rows.is_result(row):
+                kept = experiments_rows.kept(row, self._experiment.name, self._scale, arm)
+                experiments_rows.write(self._experiment, self._results.folder, kept)
+                added += 1
+        return added
