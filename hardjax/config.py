@@ -266,7 +266,8 @@ class Performance:
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
         population: how runs that may share a program are trained (`run_population`, sweeps): "vmap" (all members at
             once: fills an accelerator that one small batch leaves idle), "map" (one after the other in one program),
-            "workers" (a process each) or "auto" (what is fastest of those that are possible, timed over a few steps).
+            "workers" (one by one, a sweep by several processes) or "auto" (what is fastest of these, timed over a few
+            steps); None: "auto" on an accelerator, where it pays, and on a CPU what gives each run its own bits.
         population_chunk: most members in one program; None: 32.
 
     Raises:
@@ -282,7 +283,7 @@ class Performance:
     save_every: int | str | None = _exact(None)
     checkpoint_gigabytes: float | None = _exact(None)
     compile_ahead: str = _exact("background")
-    population: str = _rounding("auto")
+    population: str | None = _rounding(None)
     population_chunk: int | None = _rounding(None)
 
     def __post_init__(self) -> None:
@@ -293,7 +294,8 @@ class Performance:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
         _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
-        _validate.one_of(POPULATIONS, population=self.population)
+        if self.population is not None:
+            _validate.one_of(POPULATIONS, population=self.population)
         if self.checkpoint_gigabytes is not None:
             _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)
         if isinstance(self.save_every, str) and self.save_every.isdecimal():

@@ -1,5 +1,6 @@
 """Members of a population trained by one program: their states stacked, each step that of a run alone."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -108,6 +109,13 @@ class PopulationPrograms:
 def population_inputs(plans: Sequence[RunPlan], dispatch: Dispatch) -> StepInputs:
     """The numbers of a dispatch's steps, a row a member, on the host: leaves (P, steps) NumPy."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(step_inputs(plan, dispatch) for plan in plans))
+
+
+def split(count: int, most: int | None) -> tuple[int, list[range]]:
+    """(places of each program, members of each chunk): as few chunks as there may be, of sizes one apart at most."""
+    chunks = -(-count // (MOST if most is None else most))
+    edges = [count * place // chunks for place in range(chunks + 1)]
+    return -(-count // chunks), [range(*pair) for pair in itertools.pairwise(edges)]
 
 
 def stack(trees: Sequence[Any]) -> Any:

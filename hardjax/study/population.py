@@ -10,10 +10,10 @@ from hardjax._by_name import is_own
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
-from hardjax.engine.population import MOST
+from hardjax.engine.population import split
 from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.training import checkpoint, files
-from hardjax.training.population import check_members, prepare_population
+from hardjax.training.population import check_members, prepare_population, wanted
 from hardjax.training.population_run import seconds_a_step, train_population
 from hardjax.training.run import RunResult
 from hardjax.training.signals import interruptible
@@ -57,19 +57,18 @@ def run_population(
     configs = tuple(configs)
     check_members(configs)
     performance = Performance() if performance is None else performance
-    if performance.population == "workers":
+    mode = wanted(performance, "map")
+    if mode == "workers":
         raise Refusal(
             "Expected population='vmap', 'map' or 'auto' in run_population, got 'workers': `hj.sweep` and `hardjax"
             " sweep` train a member a process."
         )
     # Once: every chunk would load the data, and compile programs of its own for a network of one's own.
     dataset = load(configs[0].dataset, configs[0].data_dir) if dataset is None else dataset
-    if model is None:
-        outputs = dataset.with_validation(configs[0].validation).num_outputs
-        model = (
-            functions_named(configs[0].model, outputs, configs[0].model_options) if ":" in configs[0].model else None
-        )
-    model = None if model is None else functions_of(model)
+    if model is not None:
+        model = functions_of(model)
+    elif is_own(configs[0].model):
+        model = _named(configs[0], dataset)
     places, chunks = split(len(configs), performance.population_chunk)
     results: list[RunResult] = []
     with ExitStack() as held:
@@ -80,7 +79,6 @@ def run_population(
             own = [configs[index] for index in members]
             return prepare_population(own, dataset, model, performance, variables, mode=mode, places=places)
 
-        mode = performance.population
         if mode == "auto":
             kept = None if folders is None or not resume else mode_of(folders)
             mode = kept or fastest({mode: population(mode, chunks[0]) for mode in modes(len(configs))})
@@ -95,13 +93,6 @@ def run_population(
 def _named(config: TrainConfig, dataset: Dataset) -> Functions:
     outputs = dataset.with_validation(config.validation).num_outputs
     return functions_named(config.model, outputs, config.model_options)
-
-
-def split(count: int, most: int | None) -> tuple[int, list[range]]:
-    """(places of each program, members of each chunk): as few chunks as there may be, of sizes one apart at most."""
-    chunks = -(-count // (MOST if most is None else most))
-    edges = [count * place // chunks for place in range(chunks + 1)]
-    return -(-count // chunks), [range(*pair) for pair in itertools.pairwise(edges)]
 
 
 def modes(count: int) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _obey(orders: dict[str, Any], asked: Any) -> None:
                 print(json.dumps(tried(trainer, cell)), file=answers, flush=True)
         return
     with ledger.opened(orders["folder"], orders["owner"], orders["expiry"]) as held:
-        work.work(held, cells, trainer, lambda: asked)
+        work.work(held, cells, trainer, lambda: asked, workers=orders["workers"])
 
 
 def _pin(core: int) -> None:

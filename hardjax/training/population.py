@@ -152,3 +152,14 @@ def why_alone(config: TrainConfig) -> str | None:
             " that diverged is kept as it is from its next test point on."
         )
     return None
+
+
+def wanted(performance: Performance | None, on_cpu: str) -> str:
+    """How populations are to be trained.
+
+    Args:
+        on_cpu: how on a CPU where nothing is said.
+    """
+    if performance is not None and performance.population is not None:
+        return performance.population
+    return on_cpu if jax.default_backend() == "cpu" else "auto"

@@ -10,12 +10,14 @@ from typing import Any
 from hardjax.engine.population import stack
 from hardjax.training import checkpoint, files
 from hardjax.training import resume as resuming
+from hardjax.training.loop import Loop
 from hardjax.training.population import Population
 from hardjax.training.population_loop import Member, PopulationLoop
 from hardjax.training.progress import ProgressBar, Silent
 from hardjax.training.resume import Start
 from hardjax.training.run import RunResult, begin, check_output, explained_memory, is_told, result_of, write
 from hardjax.training.saver import PopulationSaver, check_space
+from hardjax.training.setting import Setting
 from hardjax.training.signals import Asked, interruptible
 
 
@@ -73,19 +75,28 @@ def train_population(
     return results
 
 
-def seconds_a_step(population: Population) -> float:
-    """Wall time of a step of all members, timed over the first dispatch, compilation aside."""
+def seconds_a_step(setting: Setting) -> float:
+    """Wall time of a step, of a population's of all members; timed over its first dispatch, compilation aside."""
     # The first time is the device's and the allocator's as well.
-    return min(_timed(population) for _ in range(2))
+    return min(_timed(setting) for _ in range(2))
 
 
-def _timed(population: Population) -> float:
-    loop = _Untested(population, Silent(), [Member(one, None, None) for one in population.members])
+def _timed(setting: Setting) -> float:
+    loop: Loop
+    if isinstance(setting, Population):
+        loop = _UntestedPopulation(setting, Silent(), [Member(one, None, None) for one in setting.members])
+    else:
+        loop = _UntestedRun(setting, Silent(), 0.0)
     loop.go(Asked(time.monotonic()))
     return loop.seconds / max(1, loop.position.backprops)
 
 
-class _Untested(PopulationLoop):
+class _UntestedRun(Loop):
+    def _test(self) -> None:
+        self._drain()
+
+
+class _UntestedPopulation(PopulationLoop):
     def _test(self) -> None:
         self._drain()
 
@@ -137,5 +148,5 @@ def _together(population: Population, starts: Sequence[Start | None]) -> Start |
 def _result(population: Population, one: Member, asked: Asked) -> RunResult:
     assert one.end is not None
     result = result_of(one.setting, one, one.end, asked.signal if one.end == "interrupted" else None)
-    result.summary["population"] = f"{population.mode} of {population.places}"
+    result.summary["population"] = {"mode": population.mode, "members": population.places}
     return result
