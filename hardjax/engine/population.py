@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from hardjax.engine.memory import Temporary
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, RunPlan, step_inputs
 from hardjax.engine.programs import Programs, programs_for
@@ -99,6 +100,10 @@ class PopulationPrograms:
     @property
     def wait_seconds(self) -> float:
         return self.alone.wait_seconds + self._together.wait_seconds
+
+    def temporaries(self) -> list[Temporary]:
+        """As `Programs.temporaries`."""
+        return self.alone.temporaries() + self._together.temporaries()
 
     @property
     def traces(self) -> dict[str, int]:

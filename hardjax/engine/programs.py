@@ -119,6 +119,12 @@ class Programs:
         self._weighed.add(signature)  # by the caller
         return program.temporary
 
+    def temporaries(self) -> list[Temporary]:
+        """What the programs compiled so far take beside their arguments, as far as the back end says."""
+        with self._lock:
+            done = [future for future in self._compiled.values() if future.done() and future.exception() is None]
+        return [found for future in done if (found := future.result().temporary) is not None]
+
     def begin(self, kind: str, key: Hashable, *args: Any, donate: bool = False) -> None:
         """`ahead` for a thread of its own: nothing where another thread has begun it, and no error is raised; whoever
         asks for the program gets it."""

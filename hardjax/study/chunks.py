@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from hardjax._validate import OutOfMemory, Refusal
+from hardjax.config import Performance
 from hardjax.engine.population import split
 from hardjax.study.cells import Cell
 from hardjax.study.ledger import Ledger
@@ -50,10 +51,7 @@ class Modes:
 
     def places(self, shape: str) -> int:
         """Members of the programs of a shape: the same for all its chunks, so that each is compiled once."""
-        performance, count = self._trainer.performance, self._counts[shape]
-        # No worker is to wait for another that has all cells.
-        share = -(-count // min(self._workers, count))
-        return split(share, None if performance is None else performance.population_chunk)[0]
+        return places_of(self._counts[shape], self._workers, self._trainer.performance)
 
     def most(self, shape: str) -> int:
         """Cells of a shape to claim at once; one while nothing is known of it."""
@@ -91,6 +89,13 @@ class Modes:
             settled = {name: mode} | _read(path)
             files.write_json(path, settled)
         return settled[name]
+
+
+def places_of(count: int, workers: int, performance: Performance | None) -> int:
+    """Members of each program that so many cells are trained by."""
+    # No worker is to wait for another that has all cells.
+    share = -(-count // min(workers, count))
+    return split(share, None if performance is None else performance.population_chunk)[0]
 
 
 def fastest_mode(trainer: Any, alike: Sequence[Cell], places: int) -> str:

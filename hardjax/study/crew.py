@@ -119,13 +119,18 @@ class Crew:
             self._start(core, alone)
 
 
-def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Estimate | str]:
+def estimates(cells: Sequence[Cell], performance: Performance | None, places: Sequence[int]) -> list[Estimate | str]:
     """Of each cell, tried in a worker of its own; why not, of one that cannot be trained.
+
+    Args:
+        places: of each, as in `estimate`.
 
     Raises:
         ValueError: the worker ended before all were tried.
     """
-    worker = processes.start(_orders(cells, performance) | {"estimate": True}, "", 0, _environment(), heard=True)
+    worker = processes.start(
+        _orders(cells, performance) | {"estimate": list(places)}, "", 0, _environment(), heard=True
+    )
     assert worker.process.stdout is not None
     with worker.process.stdout as pipe:
         told = [json.loads(line) for line in pipe]

@@ -109,7 +109,7 @@ def _claimed(
         return [None] * len(population.members), None
     performance = population.performance
     limit = None if performance.checkpoint_gigabytes is None else 1e9 * performance.checkpoint_gigabytes
-    check_space(limit, [one.state_shapes() for one in population.members])
+    check_space(limit, population.members[0].state_shapes(), len(population.members))
     claimed = [held.enter_context(files.claim_folder(folder, overwrite, keep=True)) for folder in folders]
     for folder in claimed:
         checkpoint.clean(folder)

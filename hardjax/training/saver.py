@@ -160,16 +160,17 @@ def seconds_of(every: int | str | None) -> float | None:
     return float(found[1]) * _UNITS[found[2]] if found else None
 
 
-def check_space(limit: float | None, state: Any) -> None:
+def check_space(limit: float | None, state: Any, members: int = 1) -> None:
     """Refuse a limit that two states do not fit in: the one before is kept while the next is written.
 
     Args:
         state: shapes and dtypes.
+        members: runs of a population, which share the limit.
 
     Raises:
         ValueError: it is too small.
     """
-    needed = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(checkpoint.shapes(state)))
+    needed = 2 * members * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(checkpoint.shapes(state)))
     if limit is not None and needed > limit:
         raise Refusal(
             f"Expected checkpoint_gigabytes={limit / 1e9:g} to hold two states of this run, {needed / 1e9:.3g} GB."
