@@ -103,9 +103,8 @@ class Crew:
     def _bury(self, worker: Worker, code: int, core: int) -> None:
         """After a worker that ended by itself: another one, and no cell that costs one after the other."""
         held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
-        # Of a chunk nobody knows which cell it was: the next worker trains one at a time, and the others go on.
-        alone = len(held) > 1
-        if not alone:
+        # Of a chunk nobody knows which cell it was: the next workers train one at a time, until it has shown itself.
+        if len(held) == 1:
             self._deaths.update(held)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         for key in held:
@@ -116,7 +115,7 @@ class Crew:
                 self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
         # One that dies before it has a cell would die again.
         if self._held.leases.knows(worker.owner) and self._left():
-            self._start(core, alone)
+            self._start(core, len(held) > 1 or any(self._deaths[key] for key in self._left()))
 
 
 def estimates(cells: Sequence[Cell], performance: Performance | None, places: Sequence[int]) -> list[Estimate | str]:

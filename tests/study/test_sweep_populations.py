@@ -8,7 +8,9 @@ import pytest
 
 import hardjax as hj
 from hardjax._validate import Refusal
+from hardjax.engine.programs import Programs, programs_for
 from hardjax.study import chunks, work
+from hardjax.study.estimate import estimate
 from hardjax.study.ledger import Ledger
 from hardjax.study.sweep import _check_population
 from hardjax.study.sweep_rows import read_rows
@@ -117,6 +119,26 @@ def test_what_was_tried_out_is_settled_for_all_and_kept_by_rows(tiny, tmp_path, 
     more = hj.grid(dataclasses.replace(BASE, epochs=1), seed=range(5))
     found = _sweep(more, tmp_path, tiny, auto)
     assert len(tried) == 2 and {row["population"]["mode"] for row in found.rows} == {"vmap"}
+
+
+@pytest.mark.ci
+def test_each_shape_is_compiled_once_as_is_told_before(tiny, tmp_path, monkeypatch):
+    base = dataclasses.replace(BASE, model_options={"widths": [5]})
+    configs = hj.grid(base, batch_size=[10, 14], base_learning_rate=[2**-8, 2**-5], seed=range(2))
+    trainer = work.Trainer(tiny, None, MAP)
+    told = [estimate(trainer, trainer.cell(config), 2, seconds=600.0) for config in configs[::4]]
+    assert [one.members for one in told] == [2, 2] and all(one.programs and one.seconds > 0 for one in told)
+    programs_for.cache_clear()
+    counted, compiled = [], Programs._compile
+
+    def watched(self, signature, args):
+        counted.append(signature.kind)
+        return compiled(self, signature, args)
+
+    monkeypatch.setattr(Programs, "_compile", watched)
+    rows = _sweep(configs, tmp_path, tiny).rows
+    assert {row["population"]["members"] for row in rows} == {2}
+    assert len(counted) == sum(one.programs for one in told)
 
 
 def test_the_median_of_a_member_that_was_kept_is_that_of_a_run_alone():
