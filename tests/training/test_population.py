@@ -70,6 +70,7 @@ def test_members_of_every_kind_equal_their_runs(tiny, settings):
     assert_member_equals_solo(_members(**settings), tiny)
 
 
+@pytest.mark.ci
 def test_all_at_once_equals_runs_to_rounding(tiny):
     assert_member_equals_solo(_members(batch_size=8), tiny, performance=VMAP)
 
@@ -95,6 +96,7 @@ def test_convolutional_networks_under_map(model, options, settings):
     assert_member_equals_solo(configs, data)
 
 
+@pytest.mark.ci
 def test_the_check_notices_a_member_that_differs(tiny, monkeypatch):
     inputs = population_loop.population_inputs
 
@@ -108,7 +110,7 @@ def test_the_check_notices_a_member_that_differs(tiny, monkeypatch):
         assert_member_equals_solo(_members(), tiny, performance=VMAP)
 
 
-@pytest.mark.parametrize("performance", [MAP, VMAP], ids=("map", "vmap"))
+@pytest.mark.parametrize("performance", [MAP, pytest.param(VMAP, marks=pytest.mark.ci)], ids=("map", "vmap"))
 def test_a_member_that_diverges_is_kept_and_changes_nothing(tiny, tmp_path, performance):
     configs = _members()
     configs[1] = dataclasses.replace(configs[1], learning_rate=1e30)
