@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from hardjax.data.augment import Augmentation
     from hardjax.engine.rates import Schedule
     from hardjax.study.cells import grid
+    from hardjax.study.population import run_population
     from hardjax.study.sweep import sweep
     from hardjax.training import files as results
     from hardjax.training.run import RunResult, run
@@ -32,6 +33,7 @@ _HOMES = {
     "models": ("hardjax.models", None),
     "results": ("hardjax.training.files", None),
     "run": ("hardjax.training.run", "run"),
+    "run_population": ("hardjax.study.population", "run_population"),
     "selection": ("hardjax.choose.selection", None),
     "sweep": ("hardjax.study.sweep", "sweep"),
     "testing": ("hardjax.testing", None),
@@ -53,6 +55,7 @@ __all__ = [
     "models",
     "results",
     "run",
+    "run_population",
     "selection",
     "sweep",
     "testing",

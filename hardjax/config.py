@@ -24,6 +24,7 @@ from hardjax.fisher.observe import FisherMeasure
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
 COMPILE_AHEAD = ("background", "first", "off")
+POPULATIONS = ("auto", "vmap", "map", "workers")
 DEFAULT_LEARNING_RATE = 0.005  # P1
 DEFAULT_BATCH_SIZE = 128
 
@@ -268,6 +269,11 @@ class Performance:
         compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
             the stages before them train), "first" (with everything else that the run will need, before it trains;
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
+        population: how runs that may share a program are trained (`run_population`, sweeps): "vmap" (all members at
+            once: fills an accelerator that one small batch leaves idle), "map" (one after the other in one program),
+            "workers" (one by one, a sweep by several processes) or "auto" (what is fastest of these, timed over a few
+            steps); None: "auto" on an accelerator, where it pays, and on a CPU what gives each run its own bits.
+        population_chunk: most members in one program; None: 32.
 
     Raises:
         ValueError: a size below 1, an unknown word.
@@ -282,15 +288,19 @@ class Performance:
     save_every: int | str | None = _exact(None)
     checkpoint_gigabytes: float | None = _exact(None)
     compile_ahead: str = _exact("background")
+    population: str | None = _rounding(None)
+    population_chunk: int | None = _rounding(None)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
         _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
-        for name in ("steps_per_dispatch", "gram_chunk"):
+        for name in ("steps_per_dispatch", "gram_chunk", "population_chunk"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
         _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
+        if self.population is not None:
+            _validate.one_of(POPULATIONS, population=self.population)
         if self.checkpoint_gigabytes is not None:
             _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)
         if isinstance(self.save_every, str) and self.save_every.isdecimal():

@@ -1,7 +1,8 @@
 """Checks for people's own pieces: what a run takes for granted of a strategy, each as a named assertion.
 
 `assert_selection_is_sound(MyStrategy(0.3))` in a test suite says which promise is broken before a run of hours does;
-`assert_resumes_everywhere(config, dataset)` cuts a short run everywhere and goes on.
+`assert_resumes_everywhere(config, dataset)` cuts a short run everywhere and goes on;
+`assert_member_equals_solo(configs, dataset)` trains a population and each of its members alone.
 """
 
 import copy
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from hardjax.data import Dataset
 from hardjax.engine.recipe import functions_of
 from hardjax.training import checkpoint, resume
 from hardjax.training.loop import Loop
+from hardjax.training.population import prepare_population
+from hardjax.training.population_loop import Member, PopulationLoop
 from hardjax.training.progress import Silent
 from hardjax.training.setting import prepare
 from hardjax.training.signals import Asked
@@ -115,6 +118,64 @@ def assert_resumes_everywhere(
     return len(places)
 
 
+def assert_member_equals_solo(
+    configs: Sequence[TrainConfig],
+    dataset: Dataset | None = None,
+    *,
+    model: Any = None,
+    performance: Performance | None = None,
+    tolerance: float = 1e-3,
+) -> None:
+    """Train a population, and each member alone: the same is left, to the bit under "map" on a CPU.
+
+    Elsewhere parameters, statistics and losses are compared: no number of an array differs by more than `tolerance`
+    times its largest. Of a member that diverged it is what was found until then.
+
+    Args:
+        configs, dataset, model: of short runs, as for `hardjax.run_population`.
+        performance: `population` is "map" (where it is left alone too) or "vmap".
+
+    Raises:
+        AssertionError: a member differs, in one line with its place and what differs.
+        ValueError: what `hardjax.run_population` refuses.
+    """
+    mode = "vmap" if performance is not None and performance.population == "vmap" else "map"
+    model = None if model is None else functions_of(model)
+    population = prepare_population(configs, dataset, model, performance, mode=mode)
+    members = [Member(one, None, None) for one in population.members]
+    loop = PopulationLoop(population, Silent(), members)
+    loop.conclude(loop.go(Asked()))
+    for index, member in enumerate(members):
+        assert member.end is not None
+        alone = _ended(Loop(dataclasses.replace(member.setting, population=None), Silent(), 0.0))
+        whole, found = (_until(one, len(member.record.history.entries)) for one in (alone, _left(member, member.end)))
+        if found["end"] != whole["end"]:  # it diverged before the end
+            whole, found = ({"history": one["history"]} for one in (whole, found))
+        if mode == "map" and jax.default_backend() == "cpu":
+            _compare(f"member {index}", whole, found, "member")
+        else:
+            _compare_near(f"member {index}", whole, found, tolerance)
+
+
+def _until(left: Mapping[str, Any], points: int) -> dict[str, Any]:
+    return {**left, "history": {name: column[:points] for name, column in left["history"].items()}}
+
+
+def _compare_near(where: str, whole: Any, found: Any, tolerance: float) -> None:
+    def kept(left: Any) -> Any:
+        losses = {name: column for name, column in left["history"].items() if name.endswith("_loss")}
+        return losses, {name: left.get("state", {}).get(name) for name in ("params", "batch_stats")}
+
+    pairs = zip(*(jax.tree_util.tree_leaves_with_path(kept(left)) for left in (whole, found)), strict=True)
+    for (path, expected), (_, got) in pairs:
+        finite = np.isfinite(expected)
+        apart = np.abs(np.where(finite, got, 0) - np.where(finite, expected, 0)).max(initial=0)
+        most = tolerance * np.abs(expected[finite]).max(initial=0)
+        same = np.array_equal(finite, np.isfinite(got)) and apart <= most
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        _say(same, "member", f"{where}: {name} differs by {apart:g}, more than {most:g}.")
+
+
 class _Everywhere:
     """Saves whenever it is asked, and keeps a copy of the folder as a kill at that moment would leave it."""
 
@@ -133,7 +194,10 @@ class _Everywhere:
 
 def _ended(loop: Loop) -> dict[str, Any]:
     """Everything that a run leaves, trained to its end."""
-    end = loop.go(Asked())
+    return _left(loop, loop.go(Asked()))
+
+
+def _left(loop: Any, end: str) -> dict[str, Any]:
     history = loop.record.history.arrays()
     clocks = [name for name in history if "seconds" in name]
     return {
@@ -147,17 +211,17 @@ def _ended(loop: Loop) -> dict[str, Any]:
     }
 
 
-def _compare(where: str, whole: Any, found: Any) -> None:
+def _compare(where: str, whole: Any, found: Any, check: str = "resume") -> None:
     expected, got = (jax.tree_util.tree_leaves_with_path(tree) for tree in (whole, found))
     names = [
         [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves] for leaves in (expected, got)
     ]
-    _say(names[0] == names[1], "resume", f"{where}: it reports {sorted(set(names[0]) ^ set(names[1]))[:3]} or not.")
+    _say(names[0] == names[1], check, f"{where}: it reports {sorted(set(names[0]) ^ set(names[1]))[:3]} or not.")
     for name, (_, left), (_, right) in zip(names[0], expected, got, strict=True):
         left, right = np.asarray(left), np.asarray(right)
         # By bytes: NaN equals itself, and 0.0 is not -0.0.
         same = left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes()
-        _say(same, "resume", f"{where}: {name} differs: {right.ravel()[:3]} instead of {left.ravel()[:3]}.")
+        _say(same, check, f"{where}: {name} differs: {right.ravel()[:3]} instead of {left.ravel()[:3]}.")
 
 
 def _check_frozen(strategy: Any) -> None:

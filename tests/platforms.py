@@ -19,8 +19,10 @@ WIDER = 20
 # Of programs that differ (rounds cut elsewhere, several in one dispatch, something beside the training or not) or of
 # bits that a CPU saved.
 EQUAL_BITS_ON_CPU_ALONE = {
+    "test_a_chunk_that_was_cut_short_goes_on",
     "test_a_comparison_goes_on_inside_the_run_that_was_cut",
     "test_a_constant_plan_is_no_plan_to_the_bit",
+    "test_a_member_is_its_run",
     "test_a_record_that_was_changed_falls_back_or_is_refused",
     "test_a_residual_network_cut_anywhere_equals_an_uncut_one",
     "test_a_restored_state_goes_on_as_if_nothing_had_happened",
@@ -31,13 +33,16 @@ EQUAL_BITS_ON_CPU_ALONE = {
     "test_a_run_that_skips_steps_is_the_same_however_it_is_cut",
     "test_a_task_with_a_loss_of_its_own_resumes_everywhere",
     "test_an_interrupted_run_goes_on_to_the_same_end",
+    "test_chunks_share_their_programs",
     "test_exact_settings_change_no_bit_of_what_a_run_reports",
     "test_it_goes_on_exactly_at_a_boundary_from_its_files",
     "test_keeping_everything_is_ordinary_training_exactly",
     "test_measuring_leaves_the_training_as_it_was",
     "test_measuring_leaves_the_training_of_a_residual_network_as_it_was",
     "test_short_rounds_in_one_dispatch_equal_one_dispatch_each",
+    "test_rows_of_chunks_are_those_of_runs_alone",
     "test_the_three_ways",
+    "test_what_was_cut_short_goes_on_to_the_same_bits",
 }
 
 

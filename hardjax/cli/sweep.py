@@ -15,8 +15,8 @@ from hardjax._validate import Refusal, local_folder, shown
 from hardjax.cli import output, prepare
 from hardjax.cli.data import say
 from hardjax.cli.options import Settings, model_options, with_axes
-from hardjax.cli.parsing import Folder, Number, parse, told
-from hardjax.config import TrainConfig
+from hardjax.cli.parsing import Folder, Number, optional, parse, told
+from hardjax.config import Performance, TrainConfig
 
 _SHOWN = 5  # failed cells named on the screen
 # Option of several values -> those that the grid would override in silence.
@@ -54,12 +54,21 @@ class Sweep(Settings):
     selections: Annotated[tuple[str, ...], told("strategies, as all-batches or hard-batches:0.5")] = ()
     batch_plans: Annotated[tuple[str, ...], told("batch sizes that change, in place of --batch-sizes")] = ()
     workers: Annotated[str, told("processes, a core and a thread each; auto: one a core, on a GPU one in all")] = "auto"
+    population: Annotated[
+        str | None,
+        optional("MODE", "cells that share a program: vmap (at once) | map | workers (one by one) | auto (by timing)"),
+    ] = None
+    population_chunk: Annotated[int | None, optional("CELLS", "most of them in one program; default: 32")] = None
     max_hours: Annotated[Number, told("end after that time, saved, with status 0; the same command goes on")] = None
     retry_failed: Annotated[bool, told("train cells again that failed")] = False
     dry_run: Annotated[bool, told("train nothing: cells, compilations, time and memory")] = False
     plot: Annotated[Folder, told("train nothing: draw the pictures of that sweep again")] = None
     output: Annotated[str, told("folder for what is written")] = "runs/sweep"
     resume: Annotated[bool, told("what a sweep does anyway")] = False
+
+    def performance(self) -> Performance:
+        own = {"population": self.population, "population_chunk": self.population_chunk}
+        return dataclasses.replace(super().performance(), **own)
 
 
 def run(arguments: list[str]) -> int:

@@ -69,6 +69,7 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     """What `--dry-run` prints: a row for each shape, tried for a moment as a worker would train it."""
     from hardjax.engine.memory import shown
     from hardjax.study.cells import ordered
+    from hardjax.study.chunks import places_of
     from hardjax.study.crew import estimates
     from hardjax.study.estimate import tried
     from hardjax.study.sweep import count_workers
@@ -81,8 +82,12 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     left = Counter(cell.shape for cell in cells if cell.key not in done)
     first = {cell.shape: cell for cell in reversed(cells)}
     wanted = [first[shape] for shape in left]
-    here = count is None
-    found = [tried(trainer, cell) for cell in wanted] if here else estimates(wanted, options.performance())
+    counts, performance = Counter(cell.shape for cell in cells), options.performance()
+    places = [places_of(counts[cell.shape], count or 1, performance) for cell in wanted]
+    if count is None:
+        found = [tried(trainer, *one) for one in zip(wanted, places, strict=True)]
+    else:
+        found = estimates(wanted, performance, places)
     rows, seconds = [], 0.0
     for cell, one in zip(wanted, found, strict=True):
         config, cells_left = cell.config, left[cell.shape]
@@ -99,6 +104,7 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
                 "cells left": cells_left,
                 "steps of a cell": one.steps,
                 "ms a step": f"{1e3 * one.seconds_per_step:.3g}",
+                "at once": one.members,
                 "programs": one.programs,
                 "memory": shown(one.bytes),
                 "time": _clock(took),

@@ -30,8 +30,8 @@ from hardjax.engine.recipe import (
 from hardjax.engine.rounds import Observer, RoundInfo, RoundSpec, make_look, make_plan, make_rounds, make_segment
 from hardjax.engine.state import Recipe, Sizes, StepInputs, TrainData, TrainState, make_init, make_restage
 
-# Dispatch.kind -> builder of the function that trains or plans it.
-_BUILDERS = {"plan": make_plan, "segment": make_segment, "rounds": make_rounds}
+# Dispatch.kind, or "restage" -> builder of the function that changes the state so.
+_BUILDERS = {"plan": make_plan, "segment": make_segment, "rounds": make_rounds, "restage": make_restage}
 
 
 class Programs:
@@ -41,6 +41,10 @@ class Programs:
     asks for the program, once; the next one to ask compiles again. A program that its device has no room for is refused
     (`OutOfMemory`) before it is called.
 
+    Args:
+        recipe: of the run.
+        mapped: (kind, function of one state) -> that of stacked ones, see `engine.population`; None: of one run.
+
     Attributes:
         compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
         wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
@@ -48,8 +52,8 @@ class Programs:
             "evaluate", "predict").
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, mapped: Callable[[str, Callable], Callable] | None = None) -> None:
+        self.recipe, self._mapped = recipe, mapped
         self.compile_seconds, self.wait_seconds = 0.0, 0.0
         self.traces: dict[str, int] = {}
         self._lock = threading.Lock()  # of all that follows; never held while something is compiled
@@ -114,6 +118,12 @@ class Programs:
         program = self._wanted(signature, args)
         self._weighed.add(signature)  # by the caller
         return program.temporary
+
+    def temporaries(self) -> list[Temporary]:
+        """What the programs compiled so far take beside their arguments, as far as the back end says."""
+        with self._lock:
+            done = [future for future in self._compiled.values() if future.done() and future.exception() is None]
+        return [found for future in done if (found := future.result().temporary) is not None]
 
     def begin(self, kind: str, key: Hashable, *args: Any, donate: bool = False) -> None:
         """`ahead` for a thread of its own: nothing where another thread has begun it, and no error is raised; whoever
@@ -183,13 +193,12 @@ class Programs:
     def _function(self, kind: str, key: Any) -> Callable:
         if kind == "init":
             return make_init(self.recipe, key)
-        if kind == "restage":
-            return make_restage(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
         if kind == "evaluate":
             return make_evaluate(self.recipe, key)
-        return make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
+        function = make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
+        return function if self._mapped is None else self._mapped(kind, function)
 
 
 class _Signature(NamedTuple):
@@ -218,10 +227,10 @@ def _advice(kind: str, key: Any, args: tuple) -> str | None:
 
 # Bounded: executables live as long as what holds them.
 @functools.lru_cache(maxsize=16)
-def programs_for(recipe: Recipe) -> Programs:
+def programs_for(recipe: Recipe, mapped: Callable[[str, Callable], Callable] | None = None) -> Programs:
     """The programs of a recipe; equal recipes get the same object. Recipes of people's own networks are equal within
     one call of `run` or `compare` alone: their functions are made anew each time, see `recipe.functions_of`."""
-    return Programs(recipe)
+    return Programs(recipe, mapped)
 
 
 def lowerable(

@@ -11,12 +11,13 @@ from typing import Any
 
 from hardjax._validate import Refusal, one_of, shown
 from hardjax.config import TrainConfig
+from hardjax.engine.population import DIFFERING
 from hardjax.training.resume import with_defaults
 
 ROW_VERSION = 1  # of what a row says; another one means other figures under the same names
 
 # What a compiled program takes as an input, so that cells that differ in nothing else share their programs.
-_TRACED = ("seed", "learning_rate", "base_learning_rate", "weight_decay", "momentum", "schedule", "data_dir")
+_TRACED = (*DIFFERING, "data_dir")
 
 
 @dataclass(frozen=True)

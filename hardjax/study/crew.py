@@ -34,7 +34,7 @@ class Crew:
         self, held: Ledger, cells: Sequence[Cell], count: int, performance: Performance | None, expiry: float
     ) -> None:
         self._held, self._cells = held, {cell.key: cell for cell in cells}
-        self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry}
+        self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry, "workers": count}
         self._count = count
         self._workers: list[Worker] = []
         self._deaths: Counter[str] = Counter()
@@ -94,13 +94,18 @@ class Crew:
     def _left(self) -> list[str]:
         return [key for key in self._cells if key not in self._held.rows]
 
-    def _start(self, core: int) -> None:
-        self._workers.append(processes.start(self._orders, new_owner(), core, _environment()))
+    def _start(self, core: int, alone: bool = False) -> None:
+        orders = self._orders
+        if alone:
+            orders = orders | {"performance": orders["performance"] | {"population": "workers"}}
+        self._workers.append(processes.start(orders, new_owner(), core, _environment()))
 
     def _bury(self, worker: Worker, code: int, core: int) -> None:
         """After a worker that ended by itself: another one, and no cell that costs one after the other."""
         held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
-        self._deaths.update(held)
+        # Of a chunk nobody knows which cell it was: the next workers train one at a time, until it has shown itself.
+        if len(held) == 1:
+            self._deaths.update(held)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         for key in held:
             if self._deaths[key] >= _DEATHS:
@@ -110,16 +115,21 @@ class Crew:
                 self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
         # One that dies before it has a cell would die again.
         if self._held.leases.knows(worker.owner) and self._left():
-            self._start(core)
+            self._start(core, len(held) > 1 or any(self._deaths[key] for key in self._left()))
 
 
-def estimates(cells: Sequence[Cell], performance: Performance | None) -> list[Estimate | str]:
+def estimates(cells: Sequence[Cell], performance: Performance | None, places: Sequence[int]) -> list[Estimate | str]:
     """Of each cell, tried in a worker of its own; why not, of one that cannot be trained.
+
+    Args:
+        places: of each, as in `estimate`.
 
     Raises:
         ValueError: the worker ended before all were tried.
     """
-    worker = processes.start(_orders(cells, performance) | {"estimate": True}, "", 0, _environment(), heard=True)
+    worker = processes.start(
+        _orders(cells, performance) | {"estimate": list(places)}, "", 0, _environment(), heard=True
+    )
     assert worker.process.stdout is not None
     with worker.process.stdout as pipe:
         told = [json.loads(line) for line in pipe]

@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hardjax.engine.memory import Need, size_of
+from hardjax.engine.population import member_of
 from hardjax.study.cells import Cell
 from hardjax.study.outcomes import reason_of
 from hardjax.study.work import Trainer
 from hardjax.training.loop import Loop
+from hardjax.training.population import Population, wanted
+from hardjax.training.population_loop import Member, PopulationLoop
 from hardjax.training.progress import Silent
 from hardjax.training.signals import Asked
 
@@ -16,17 +20,19 @@ _SECONDS = 2.0  # of training, besides compiling
 
 
 class Estimate(NamedTuple):
-    """Of one cell, on the processors that tried it.
+    """Of one cell, on the processors that tried it; of a member of a population its share of the time.
 
     Attributes:
+        members: of the program that would train it, this one among them; 1: alone.
         programs: compiled for it, those that it shares with cells of other shapes aside.
         compile_seconds: for them; next to nothing where the compilation cache holds them.
-        bytes: most that it needs at a time, the data included.
+        bytes: most that its program needs at a time, the data included.
         steps: back-propagations.
         seconds_per_step: timed over a few of them.
         test_seconds: of all its test points.
     """
 
+    members: int
     programs: int
     compile_seconds: float
     bytes: int
@@ -40,35 +46,49 @@ class Estimate(NamedTuple):
         return self.steps * self.seconds_per_step + self.test_seconds
 
 
-def estimate(trainer: Trainer, cell: Cell, seconds: float = _SECONDS) -> Estimate:
+def estimate(trainer: Trainer, cell: Cell, places: int = 1, seconds: float = _SECONDS) -> Estimate:
     """Compile a cell's programs, train it for about so many seconds, test it once, and forget it.
+
+    Args:
+        places: members of the programs of its shape, where a population is asked for.
 
     Raises:
         ValueError: what its run would refuse.
     """
-    setting = trainer.setting(cell.config)
+    mode = wanted(trainer.performance, "workers")
+    together = places > 1 and mode in ("vmap", "map")
+    setting = trainer.population([cell.config] * places, mode, places) if together else trainer.setting(cell.config)
     programs = setting.programs
     before, compiled = sum(programs.traces.values()), programs.compile_seconds
-    need = setting.compile(True)
-    loop = Loop(setting, Silent(), compiled)
+    if isinstance(setting, Population):
+        members = [Member(one, None, None) for one in setting.members]
+        loop: Loop = PopulationLoop(setting, Silent(), members)
+    else:
+        need = setting.compile(True)
+        loop = Loop(setting, Silent(), compiled)
     loop.go(Asked(time.monotonic() + seconds))
+    if isinstance(setting, Population):
+        need = Need(size_of(setting.splits), size_of(loop.state)).adding(programs.temporaries())
     sizes = {name: split.labels.shape[0] for name, split in setting.splits.items()}
     samples = sum(count for name, count in sizes.items() if name != "train" or cell.config.evaluate_train)
-    steps = loop.position.backprops
+    steps, each = loop.position.backprops, places if together else 1
+    variables = member_of(loop.state, 0).variables if together else loop.state.variables
+    alone = trainer.setting(cell.config) if together else setting
     return Estimate(
+        members=each,
         programs=sum(programs.traces.values()) - before,
         compile_seconds=programs.compile_seconds - compiled,
         bytes=need.total,
         steps=setting.plan.steps,
-        seconds_per_step=loop.seconds / steps if steps else float("nan"),
-        test_seconds=_tests(cell) * samples * _seconds_per_sample(setting, loop.state.variables, sizes["test"]),
+        seconds_per_step=loop.seconds / steps / each if steps else float("nan"),
+        test_seconds=_tests(cell) * samples * _seconds_per_sample(alone, variables, sizes["test"]),
     )
 
 
-def tried(trainer: Trainer, cell: Cell) -> Estimate | str:
+def tried(trainer: Trainer, cell: Cell, places: int = 1) -> Estimate | str:
     """`estimate` of a cell, or why its row would say that it failed."""
     try:
-        return estimate(trainer, cell)
+        return estimate(trainer, cell, places)
     except (Exception, SystemExit) as error:
         return reason_of(error)
 

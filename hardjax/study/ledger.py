@@ -84,7 +84,9 @@ class Ledger:
             self.rows.setdefault(key_of_row(row), {name: value for name, value in row.items() if name != "history"})
         self._read_to += size
 
-    def claim(self, cells: Sequence[Cell], shape: str | None = None, most: int = 1) -> list[Cell] | None:
+    def claim(
+        self, cells: Sequence[Cell], shape: str | None = None, most: Callable[[str], int] = lambda shape: 1
+    ) -> list[Cell] | None:
         """Cells to work on next: without a row, and held by no living worker.
 
         Those of the shape that this process has its programs for come first, then those of a shape that nobody is at.
@@ -92,7 +94,7 @@ class Ledger:
         Args:
             cells: of the sweep, in the order in which to train them.
             shape: of the cells before.
-            most: cells of one shape to take at once.
+            most: shape -> cells of it to take at once, for one population.
 
         Returns:
             None where every cell has a row; an empty list where others hold what is left.
@@ -109,7 +111,7 @@ class Ledger:
             busy = {cell.shape for cell in pending if cell.key in held}
             first = next((cell for cell in free if cell.shape == shape), None)
             first = first or next((cell for cell in free if cell.shape not in busy), free[0])
-            taken = [cell for cell in free if cell.shape == first.shape][:most]
+            taken = [cell for cell in free if cell.shape == first.shape][: most(first.shape)]
             self.leases.take(cell.key for cell in taken)
             return taken
 

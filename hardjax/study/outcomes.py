@@ -17,6 +17,7 @@ from hardjax.training.resume import threads
 from hardjax.training.run import RunResult
 
 DONE, DIVERGED, FAILED = STATUSES = ("done", "diverged", "failed")
+ALONE = {"mode": "workers", "members": 1}  # how a run was trained that is no member of a population
 LAST_EPOCHS = 5  # P4: "the median of the final 5 epochs"
 _NEAR = 1e-6  # epochs
 _ERRORS = 3.0  # standard errors above chance from which a network has learned
@@ -116,13 +117,14 @@ def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, work
         worker: who trained it.
     """
     summary = result.summary
-    reason = _why_diverged(summary)
+    reason = _why_diverged(result)
     history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
     return (
         _frame(cell, DONE if reason is None else DIVERGED, reason, seconds, worker)
         | {
             "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples, reason is not None),
             "history": history,
+            "population": summary.get("population", ALONE),
             "train_seconds": summary["train_seconds"],
             "compile_seconds": summary["compile_seconds"],
             "resumed_at": summary["resumed_at"],
@@ -148,10 +150,13 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _why_diverged(summary: Mapping[str, Any]) -> str | None:
+def _why_diverged(result: RunResult) -> str | None:
     """None where a run did not diverge."""
+    summary = result.summary
     bad = summary["first_bad_step"]
-    if _ended_early(summary):
+    if _was_kept(result):
+        what = f"parameters were not finite after epoch {result.history['epoch'][-1]:g}"
+    elif _ended_early(summary):
         what = "a spectrum was not finite" if bad is None else "a loss or gradient was not finite"
     elif summary["diverged"]:
         what = "the last test loss is not finite"
@@ -161,8 +166,22 @@ def _why_diverged(summary: Mapping[str, Any]) -> str | None:
 
 
 def _ended_early(summary: Mapping[str, Any]) -> bool:
-    """At something that was not finite (`TrainConfig.on_nan`)."""
+    """At something that was not finite (`TrainConfig.on_nan`, or as a member of a population)."""
     return summary["end"] != "budget spent"
+
+
+def _was_kept(result: RunResult) -> bool:
+    """Whether it is a member of a population that diverged before the end of the others, and is as it was then."""
+    return _ended_early(result.summary) and "population" in result.summary
+
+
+def kept_to_the_end(history: Mapping[str, np.ndarray], epochs: int) -> dict[str, np.ndarray]:
+    """The test points of a member that diverged with those that its state would have until the last epoch: a run alone,
+    whose parameters stay as little a number as they are, has them in its history."""
+    further = np.arange(math.floor(history["epoch"][-1]) + 1, epochs + 1)
+    names = ("test_loss", "test_top1", "validation_top1")
+    padded = {name: np.append(history[name], np.full(len(further), history[name][-1])) for name in names}
+    return padded | {"epoch": np.append(history["epoch"], further)}
 
 
 def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: str) -> dict[str, Any]:
@@ -186,13 +205,14 @@ def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) ->
     history, summary, config = result.history, result.summary, result.config
     epochs, points = history["epoch"], len(history["epoch"])
     # The epochs before the end of a run that ended early are not its last ones.
-    last = 1 if _ended_early(summary) else LAST_EPOCHS
-    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class), last)
+    last = 1 if _ended_early(summary) and not _was_kept(result) else LAST_EPOCHS
+    read = kept_to_the_end(history, config.epochs) if _was_kept(result) else history
+    median = median_of_last_epochs(read["epoch"], published_top1(read, labels.first_class), last)
     size = config.batch_sizes[0]
     return {
         "median_test_top1": median,
         "median_test_error": 100 - median,
-        "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"], last),
+        "median_validation_top1": median_of_last_epochs(read["epoch"], read["validation_top1"], last),
         **{name: value for name, value in summary.items() if name.startswith("final_")},
         "final_test_error": 100 - summary["final_test_top1"],
         "final_train_error": 100 - summary["final_full_train_top1"],

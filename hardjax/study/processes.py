@@ -104,11 +104,11 @@ def _obey(orders: dict[str, Any], asked: Any) -> None:
         # What a network of one's own prints is no answer.
         with os.fdopen(os.dup(1), "w") as answers:
             os.dup2(2, 1)
-            for cell in cells:
-                print(json.dumps(tried(trainer, cell)), file=answers, flush=True)
+            for cell, places in zip(cells, orders["estimate"], strict=True):
+                print(json.dumps(tried(trainer, cell, places)), file=answers, flush=True)
         return
     with ledger.opened(orders["folder"], orders["owner"], orders["expiry"]) as held:
-        work.work(held, cells, trainer, lambda: asked)
+        work.work(held, cells, trainer, lambda: asked, workers=orders["workers"])
 
 
 def _pin(core: int) -> None:

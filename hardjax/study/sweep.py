@@ -11,6 +11,7 @@ import jax
 
 from hardjax import _validate
 from hardjax._validate import Refusal, shown
+from hardjax.choose import losses
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.study import ledger as ledgers
@@ -22,6 +23,7 @@ from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import DIVERGED, FAILED
 from hardjax.study.sweep_rows import Row, key_of_row, read_rows
 from hardjax.study.work import Trainer, new_owner, work
+from hardjax.training.population import why_alone
 from hardjax.training.signals import interruptible
 
 
@@ -92,7 +94,8 @@ def sweep(
         configs: the cells, such as `grid` makes; each once.
         output: folder of the sweep.
         dataset, model: one's own data and network, for all cells; with `workers=None` alone.
-        performance: of every run.
+        performance: of every run; `population` says how cells are trained that may share a program: "vmap" or "map" in
+            chunks, each under one lease, "workers" one by one, "auto" by what a few steps of each take.
         workers: processes, each on a core of its own with one thread (on CPU); "auto": one for each core, and in this
             process where there is an accelerator; None: in this process, with all its threads.
         max_hours: begin no cell after that time, and save those under way; what is left is for the next call.
@@ -111,6 +114,7 @@ def sweep(
         if value is not None:
             _validate.positive(**{name: value})
     count = count_workers(workers, dataset, model)
+    _check_population(configs, performance, count)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
     given = told_apart([trainer.cell(config) for config in configs])
@@ -154,6 +158,22 @@ def count_workers(workers: int | str | None, dataset: Dataset | None = None, mod
     if workers is not None and (dataset is not None or model is not None):
         raise Refusal("Give dataset= and model= with workers=None: other processes load data and networks by name.")
     return workers
+
+
+def _check_population(configs: Sequence[TrainConfig], performance: Performance | None, count: int | None) -> None:
+    """Raises ValueError for what no population trains where one is asked for, and what no other process finds."""
+    if performance is not None and performance.population in ("vmap", "map"):
+        for config in configs:
+            if (reason := why_alone(config)) is not None:
+                raise Refusal(f"{reason} Give population='auto' or 'workers' (--population).")
+    for config in configs if count is not None else ():
+        named = {"model": config.model, "loss": losses.name_of(config.loss)}
+        for setting, name in named.items():
+            if name.startswith("__main__:"):
+                raise Refusal(
+                    f"Expected {setting}={shown(name)} from a module: other processes have another __main__; put it"
+                    " into a file, or give workers=None."
+                )
 
 
 def _check_starts(trainer: Trainer, configs: Sequence[TrainConfig]) -> None:

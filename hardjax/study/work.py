@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hardjax._by_name import is_own
@@ -19,10 +18,12 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
 from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.study.cells import Cell
+from hardjax.study.chunks import Modes, check_data, discarded, rows_together
 from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import failed_row, row_of
-from hardjax.training import files, lock, resume
+from hardjax.training import lock
 from hardjax.training.checkpoint import RunWarning
+from hardjax.training.population import Population, prepare_population
 from hardjax.training.run import RunResult, train
 from hardjax.training.setting import Setting, prepare
 
@@ -84,6 +85,12 @@ class Trainer:
         """What a run needs before its first step."""
         return prepare(config, self.dataset(config), self.functions(config), self.performance)
 
+    def population(self, configs: Sequence[TrainConfig], mode: str, places: int) -> Population:
+        """What a population needs before its first step."""
+        config = configs[0]
+        given = self.dataset(config), self.functions(config), self.performance
+        return prepare_population(configs, *given, mode=mode, places=places)
+
 
 def work(
     ledger: Ledger,
@@ -91,6 +98,7 @@ def work(
     trainer: Trainer,
     asked: Callable[[], object],
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    workers: int = 1,
 ) -> None:
     """Train cells until every one has a row, or until asked to end.
 
@@ -98,27 +106,29 @@ def work(
         cells: in the order in which to train them.
         asked: looked at between two cells; a run under way looks at what `interruptible` yielded around all this.
         on_row: called after every row that was added.
+        workers: processes that share the cells: each is to have a part of those of a shape.
 
     Raises:
         ValueError: rows cannot be written (a full disk), or the data are no longer those of the cells.
     """
-    shape = None
+    shape, modes = None, Modes(ledger, cells, trainer, workers)
     with _beating(ledger):
         while not asked():
-            taken = ledger.claim(cells, shape)
+            taken = ledger.claim(cells, shape, modes.most)
+            if taken and modes.find(taken[0]):  # now that it is known, more of them at once perhaps
+                taken = ledger.claim(cells, taken[0].shape, modes.most)
             if taken is None:
                 return
             if not taken:  # others hold them: until their rows are there, or their leases end
                 time.sleep(min(_POLL, ledger.leases.interval))
                 continue
-            for cell in taken:
-                row = _row(ledger, cell, trainer, asked)
+            shape = taken[0].shape
+            for row in _rows(ledger, taken, trainer, modes, asked):
                 if row is None:
                     return
                 if ledger.add(row):
                     on_row(row)
-                ledger.discard(cell.key)
-                shape = cell.shape
+                ledger.discard(row["key"])
 
 
 def new_owner() -> str:
@@ -126,12 +136,23 @@ def new_owner() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def _rows(
+    ledger: Ledger, cells: Sequence[Cell], trainer: Trainer, modes: Modes, asked: Callable[[], object]
+) -> Iterator[dict[str, Any] | None]:
+    """The rows of cells that were claimed together; None where it was asked to end before."""
+    if modes.together(cells[0].shape):
+        together = rows_together(ledger, cells, trainer, modes, asked)
+        if together is not None:
+            yield from together
+            return
+    for cell in cells:
+        yield None if asked() else _row(ledger, cell, trainer, asked)
+
+
 def _row(ledger: Ledger, cell: Cell, trainer: Trainer, asked: Callable[[], object]) -> dict[str, Any] | None:
     """The row of a cell; None where it was asked to end before."""
     began = time.monotonic()
-    dataset = trainer.dataset(cell.config)
-    if dataset.checksum != cell.data:
-        raise Refusal(f"The data of {cell.config.dataset!r} changed while the sweep was under way.")
+    check_data(trainer, cell)
     try:
         setting = trainer.setting(cell.config)
     except (Exception, SystemExit) as error:  # whatever it is, it is what became of this cell; the others go on
@@ -163,27 +184,9 @@ def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
             raise
         except Refusal:
             # Another process was there first, or was for a moment; or what is there cannot be gone on with.
-            if last or not (lock.is_being_written(folder) or (there and _discarded(folder, setting))):
+            if last or not (lock.is_being_written(folder) or (there and discarded(folder, setting))):
                 raise
     raise AssertionError
-
-
-def _discarded(folder: Path, setting: Setting) -> bool:
-    """Take a run away that cannot be gone on with: its checkpoints are damaged, of another version, or of another run.
-
-    Raises:
-        ValueError: the folder cannot be written (a full disk), so that nothing is known of the run in it.
-    """
-    with files.claim_folder(folder, keep=True):
-        try:
-            files.check_resumable(folder)
-            resume.find(folder, setting)
-        except OutOfMemory:
-            raise
-        except Refusal:
-            files.discard(folder)
-            return True
-    return False
 
 
 @contextmanager

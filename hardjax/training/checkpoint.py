@@ -157,6 +157,7 @@ def newest(
     folder: str | os.PathLike,
     like: TrainState | Callable[[Kept], TrainState],
     usable: Callable[[Kept], str] = lambda kept: "",
+    step: int | None = None,
 ) -> tuple[Kept, TrainState]:
     """The newest checkpoint that is as it was written; those passed over are named in a `RunWarning`.
 
@@ -164,12 +165,13 @@ def newest(
         folder: of the run.
         like: a state, or its shapes and dtypes; or kept -> those of it.
         usable: kept -> what else is wrong with it, or "".
+        step: the one after so many back-propagations alone; None: any.
 
     Raises:
         ValueError: there is no checkpoint, none that is undamaged, or it belongs to another configuration.
     """
     folder = _validate.local_folder(checkpoint=folder)
-    candidates = kept(folder.resolve())
+    candidates = [one for one in kept(folder.resolve()) if step is None or one.step == step]
     if not candidates:
         raise Refusal(f"No checkpoint in {str(folder)!r}; `hardjax train --output` writes one.")
     faults = []

@@ -22,6 +22,7 @@ from hardjax.training import checkpoint, lines, lock, record
 from hardjax.training.lines import refused
 
 UNDER_WAY = "under-way"  # the run that a comparison is at
+MEMBERS = "members"  # the runs of a population
 SWEEP_ROWS, SWEEP_WORK = "sweep.jsonl", "sweep"  # rows of a sweep, and what its workers keep beside them
 SWEEP_PICTURES = ("performance.png", "best.png", "reliable.png", "curves.png")
 # Of all commands: a name that is missing here is neither refused nor cleared away.
@@ -37,6 +38,7 @@ FILES = (
     "comparison.png",
     checkpoint.FOLDER,
     UNDER_WAY,
+    MEMBERS,
     SWEEP_ROWS,
     SWEEP_WORK,
     *SWEEP_PICTURES,
@@ -168,6 +170,8 @@ def check_resumable(folder: Path) -> None:
         ValueError: a comparison, a sweep, or a finished run without its checkpoints.
     """
     check_no_sweep(folder)
+    if os.path.lexists(folder / MEMBERS):
+        raise Refusal(f"{str(folder)!r} holds a population; `hj.run_population` goes on with it.")
     # Each by itself: a comparison that was killed has no summary.
     plain, summary = (_object(folder / name) for name in ("config.json", "summary.json"))
     ended = summary.get("end", "interrupted")
@@ -290,6 +294,6 @@ def _ours(folder: Path, name: str) -> bool:
         return False
     if path.is_symlink() or not path.is_dir():
         return True
-    if name in (UNDER_WAY, SWEEP_WORK):
+    if name in (UNDER_WAY, MEMBERS, SWEEP_WORK):
         return (path / MARKER).is_file() or not any(path.iterdir())
     return name == checkpoint.FOLDER and checkpoint.is_ours(path)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 
 from hardjax._validate import OutOfMemory, ran_out_of_memory
-from hardjax.engine.plan import Dispatch, Facts, Position, RunPlan, learning_rate, next_dispatch, step_inputs
-from hardjax.engine.state import TrainState
+from hardjax.engine.plan import Dispatch, Facts, Position, next_dispatch, step_inputs
+from hardjax.engine.rounds import RoundInfo
+from hardjax.engine.state import StepInputs
 from hardjax.fisher import memory
-from hardjax.training import resume
+from hardjax.training import points
 from hardjax.training.ahead import Compiler
 from hardjax.training.control import Decider, change_of
 from hardjax.training.record import Record
@@ -48,6 +49,7 @@ class Loop:
         start: where a run that was cut short goes on, or None.
         waited: `wait_seconds` of its programs when the run began.
         compiler: compiles for later stages, or None.
+        record: what takes in what is reported; None: the record of one run.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Loop:
         start: Start | None = None,
         waited: float = 0.0,
         compiler: Compiler | None = None,
+        record: Any = None,
     ) -> None:
         self.setting, self.bar, self.saver, self._compiler = setting, bar, saver, compiler
         self.position = Position() if start is None else start.position
@@ -68,7 +71,8 @@ class Loop:
         self.seconds = 0.0 if start is None else start.seconds
         self.resumed_at = () if start is None else start.resumed_at
         self.state = setting.init_state() if start is None else start.state
-        self.record = Record(self.plan, folder)
+        self.record = Record(self.plan, folder) if record is None else record
+        self._hyper: Any = setting.hyper
         if start is not None and folder is not None:
             self.record.restore(folder, start.record)
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
@@ -120,28 +124,12 @@ class Loop:
         Args:
             end: why the run ended, None where it goes on.
         """
-        tested = self.record.history.entries[-1:]
-        scored = (
-            bool(tested) and tested[0]["backprops"] == self.position.backprops and "validation" in self.setting.splits
-        )
-        return resume.facts(
-            self.setting,
-            self.position,
-            record=self.record.marks(),
-            seconds=self.seconds,
-            compile_seconds=self.compile_seconds,
-            compile_wait_seconds=self.compile_wait_seconds,
-            resumed_at=list(self.resumed_at),
-            end=end,
-            # A step that was skipped left nothing behind.
-            finite=self.setting.config.on_nan == "skip-step" or self.record.bad_steps == 0,
-            validation={"top1": tested[0]["validation_top1"], "loss": tested[0]["validation_loss"]} if scored else None,
-        )
+        return points.facts(self, end)
 
     def _issue(self, dispatch: Dispatch) -> None:
         """Hand a dispatch to the device, then read what the one before it reported."""
         programs, donate = self.setting.programs, self.setting.performance.donate
-        train, hyper = self.setting.splits["train"], self.setting.hyper
+        train = self.setting.splits["train"]
         if self._window is None:
             clocks = time.perf_counter(), programs.wait_seconds, programs.compile_seconds
             self._window = _Window(*clocks, self.position.backprops)
@@ -152,18 +140,26 @@ class Loop:
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
-            unit, observer = stage.sizes.unit, self.setting.observer
-            assert observer is not None
             with self._explained_memory():
-                report = programs.look(observer, unit, self.state, train)
+                report = self._look(stage.sizes.unit)
         else:
             call = programs.rounds if dispatch.kind == "rounds" else programs.segment
-            inputs = jax.device_put(step_inputs(self.plan, dispatch))
-            self.state, report = call(dispatch.spec, donate, self.state, train, hyper, inputs)
+            inputs = jax.device_put(self._inputs(dispatch))
+            self.state, report = call(dispatch.spec, donate, self.state, train, self._hyper, inputs)
         # Only now is the report before read: reading waits, and the device has its next work by then.
         before, self.position = self._in_flight, dispatch.after
         self._in_flight = (dispatch, report)
         self._take(before)
+
+    def _inputs(self, dispatch: Dispatch) -> StepInputs:
+        """Of the steps of a dispatch, on the host."""
+        return step_inputs(self.plan, dispatch)
+
+    def _look(self, unit: str) -> Any:
+        """A measurement, on the device."""
+        observer, train = self.setting.observer, self.setting.splits["train"]
+        assert observer is not None
+        return self.setting.programs.look(observer, unit, self.state, train)
 
     def _read(self) -> None:
         """Everything that was handed out."""
@@ -176,9 +172,16 @@ class Loop:
         dispatch, report = flown
         if dispatch.kind == "look":
             with self._explained_memory():
-                self.record.looked(dispatch, jax.device_get(report))
+                self._looked(dispatch, jax.device_get(report))
             return
-        info = jax.device_get(report)
+        self._trained(dispatch, jax.device_get(report))
+
+    def _looked(self, dispatch: Dispatch, seen: Any) -> None:
+        """What a measurement found."""
+        self.record.looked(dispatch, seen)
+
+    def _trained(self, dispatch: Dispatch, info: RoundInfo) -> None:
+        """What a dispatch of training reported."""
         self.record.trained(dispatch, info)
         epoch = float(self.plan.epoch(dispatch.after.backprops))
         self.bar.update(epoch, float(info.loss.mean()), None if info.top1 is None else 100 * float(info.top1.mean()))
@@ -224,13 +227,7 @@ class Loop:
 
     def _test(self) -> None:
         self._drain()
-        config, measure = self.setting.config, self.setting.config.measure
-        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops)
-        entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
-        skipped = self.record.bad_steps if config.on_nan == "skip-step" else 0
-        size = self.plan.batch_size(self.position.backprops)
-        entry = self.record.tested(**entry, batch_size=size, skipped=skipped, seconds=self.seconds)
-        self.bar.tested(entry)
+        self.bar.tested(points.test(self, self.plan, self.state))
 
     def _control(self) -> None:
         """A decision of the controller: written down, and followed from here on."""
@@ -259,23 +256,3 @@ class Loop:
             assert measure is not None
             advice = memory.advice(measure.rows, measure.method, self.setting.performance.gram_chunk, batch)
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
-
-
-def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "epoch": float(plan.epoch(done)),
-        "backprops": done,
-        "table_loss": float(state.table.mean()),
-        "learning_rate": learning_rate(plan, done - 1),
-        "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
-    }
-    names = {"train": "full_train", "validation": "validation", "test": "test"}
-    size = setting.performance.eval_batch_size
-    for split, name in names.items():
-        if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
-            continue
-        measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
-        correct = float("nan") if measured.correct is None else measured.correct.item()
-        top1 = 100 * correct / len(setting.splits[split].labels)
-        entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
-    return entry

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from hardjax._validate import Refusal, shown
-from hardjax.config import Performance, TrainConfig
+from hardjax.config import TrainConfig
 from hardjax.engine.plan import Position
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines
@@ -48,8 +48,11 @@ class Start:
     end: str | None
 
 
-def find(folder: Path, setting: Setting) -> Start | None:
+def find(folder: Path, setting: Setting, step: int | None = None) -> Start | None:
     """Where the run in this folder goes on; None where nothing was saved.
+
+    Args:
+        step: back-propagations of the checkpoint to take; None takes the newest.
 
     Differences that change results by rounding alone (versions, threads, `rounding` settings) are named in a
     `RunWarning`.
@@ -62,13 +65,13 @@ def find(folder: Path, setting: Setting) -> Start | None:
         _same_configuration(_written_config(folder), setting.config.to_dict(), folder)
         return None
     found, state = checkpoint.newest(
-        folder, lambda one: shapes_of(setting, one), lambda one: _unusable(folder, one, setting)
+        folder, lambda one: shapes_of(setting, one), lambda one: _unusable(folder, one, setting), step
     )
     facts = found.facts
     position = Position(**facts["position"])
     ended = facts["end"] is not None
     made = facts["rounds_like"]
-    here = {name: value for name, value in rounds_like(setting.performance).items() if name in made}
+    here = {name: value for name, value in rounds_like(setting).items() if name in made}
     if not ended and (differ := differences(made, here)):
         said = f"Going on from {found.step:,} back-propagations, equal to rounding and not to the bit"
         warnings.warn(f"{said}: {'; '.join(differ)}.", RunWarning, stacklevel=2)
@@ -113,10 +116,12 @@ def identity(setting: Setting) -> dict[str, Any]:
     }
 
 
-def rounds_like(performance: Performance) -> dict[str, Any]:
+def rounds_like(setting: Setting) -> dict[str, Any]:
     """What two machines must have in common for equal bits."""
-    made = files.environment()
-    settings = {name: getattr(performance, name) for name, effect in performance.effects().items() if effect != "exact"}
+    made, performance = files.environment(), setting.performance
+    # Of populations by what became of them: a run alone is the same whatever was asked for.
+    names = [name for name, effect in performance.effects().items() if effect != "exact" and "population" not in name]
+    settings = {name: getattr(performance, name) for name in names}
     return {
         **made["versions"],
         "device": made["device_kind"],
@@ -124,6 +129,7 @@ def rounds_like(performance: Performance) -> dict[str, Any]:
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "jax_enable_x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         **settings,
+        "population": setting.population,
     }
 
 
@@ -219,7 +225,7 @@ def facts(setting: Setting, position: Position, **rest: Any) -> dict[str, Any]:
     """What is saved beside a state."""
     return {
         "identity": identity(setting),
-        "rounds_like": rounds_like(setting.performance),
+        "rounds_like": rounds_like(setting),
         "commit": files.commit(),
         "position": dataclasses.asdict(position),
         **rest,

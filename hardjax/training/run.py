@@ -17,7 +17,7 @@ from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine.state import TrainState
-from hardjax.training import checkpoint, files, lines
+from hardjax.training import checkpoint, files, lines, points
 from hardjax.training import resume as resuming
 from hardjax.training.ahead import Compiler
 from hardjax.training.checkpoint import RunWarning
@@ -149,31 +149,31 @@ def train(
         asked = held.enter_context(interruptible())
         if start is not None and start.end is not None:
             bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
-            result = _result(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
-            if folder is not None and not _told(folder, result):  # killed before its last files, or they were damaged
-                _write(folder, result)
+            result = result_of(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
+            if folder is not None and not is_told(folder, result):  # killed before its last files, or they were damaged
+                write(folder, result)
             return result
-        with _explained_memory(setting):
+        with explained_memory(setting):
             # What the device has no room for is refused before anything that is there is removed.
             setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
-                _begin(folder, plain, resume, start)
+                begin(folder, plain, resume, start)
             if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
             background = setting.performance.compile_ahead == "background"
             compiler = held.enter_context(Compiler(setting)) if background else None
             loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler)
             end = loop.go(asked)
-        result = _result(setting, loop, end, asked.signal)
+        result = result_of(setting, loop, end, asked.signal)
         if folder is not None and saver is not None and (keep or end == "interrupted"):
             saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
-            _write(folder, result)
+            write(folder, result)
     if end == "diverged":
         warnings.warn(_last_words(loop, folder), RunWarning, stacklevel=2)
     return result
 
 
-def _begin(folder: Path, plain: Mapping[str, Any], resume: bool, start: resuming.Start | None) -> None:
+def begin(folder: Path, plain: Mapping[str, Any], resume: bool, start: resuming.Start | None) -> None:
     """The folder as it is while a run is under way."""
     if start is not None:
         checkpoint.forget(folder, start.position.backprops)
@@ -186,7 +186,8 @@ def _begin(folder: Path, plain: Mapping[str, Any], resume: bool, start: resuming
     files.write_json(folder / "config.json", plain)
 
 
-def _write(folder: Path, result: RunResult) -> None:
+def write(folder: Path, result: RunResult) -> None:
+    """The last files of a run."""
     files.save_arrays(
         folder / "replays.npz",
         counts=result.replay_counts,
@@ -197,7 +198,7 @@ def _write(folder: Path, result: RunResult) -> None:
     files.write_json(folder / "summary.json", result.summary)
 
 
-def _told(folder: Path, result: RunResult) -> bool:
+def is_told(folder: Path, result: RunResult) -> bool:
     """Whether summary.json says what the run came to, wherever it was trained."""
     try:
         there = json.loads((folder / "summary.json").read_text())
@@ -216,7 +217,14 @@ def _last_words(loop: Loop, folder: Path | None) -> str:
     return f"{said}; the last checkpoint before that is {str(kept[-1].path)!r}." if kept else f"{said}."
 
 
-def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None) -> RunResult:
+def result_of(setting: Setting, loop: Any, end: str, asked: signal.Signals | None) -> RunResult:
+    """What a run, or a member of a population, that ended gives.
+
+    Args:
+        loop: as `points.Run`, with its state.
+        end: why it ended.
+        asked: by which signal.
+    """
     record, measure = loop.record, setting.config.measure
     return RunResult(
         config=setting.config,
@@ -233,7 +241,7 @@ def _result(setting: Setting, loop: Loop, end: str, asked: signal.Signals | None
 
 
 @contextmanager
-def _explained_memory(setting: Setting) -> Iterator[None]:
+def explained_memory(setting: Setting) -> Iterator[None]:
     """Out of memory in training: say what to set."""
     try:
         yield
@@ -246,7 +254,7 @@ def _explained_memory(setting: Setting) -> Iterator[None]:
         ) from error
 
 
-def _summarise(setting: Setting, loop: Loop) -> dict[str, Any]:
+def _summarise(setting: Setting, loop: points.Run) -> dict[str, Any]:
     entries, done = loop.record.history.entries, loop.position.backprops
     # A run that was cut short before its first test point has no figures yet.
     last = entries[-1] if entries else dict.fromkeys(FIELDS, float("nan"))

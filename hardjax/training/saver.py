@@ -4,7 +4,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +97,56 @@ class Saver:
             )
 
     def _write(self, plain: dict[str, Any], facts: dict[str, Any]) -> None:
+        self._write_into(self._folder, plain, facts)
+
+    def _write_into(self, folder: Path, plain: dict[str, Any], facts: dict[str, Any]) -> None:
         # A step may overflow with a loss that is finite: the next one would be the first to tell.
         facts = facts | {"finite": bool(facts.get("finite")) and _is_finite(plain)}
         try:
-            checkpoint.write(self._folder, plain, facts)
-            checkpoint.prune(self._folder, LAST, self._limit)
+            checkpoint.write(folder, plain, facts)
+            checkpoint.prune(folder, LAST, self._limit)
         except Refusal as refusal:
             self._failure = str(refusal)
         except OSError as error:
-            self._failure = f"Old checkpoints in {str(self._folder)!r} cannot be removed: {error.strerror or error}."
+            self._failure = f"Old checkpoints in {str(folder)!r} cannot be removed: {error.strerror or error}."
 
     def wait(self) -> None:
         """Until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+class PopulationSaver(Saver):
+    """The checkpoints of a population: each member's in a folder of its own, as those of a run alone.
+
+    A save that is cut short leaves some members with the one before; each keeps the last two, so that there is one that
+    all have.
+
+    Args:
+        folders: of the members.
+        every, limit: as in `Saver`; the limit is for all members together.
+    """
+
+    def __init__(self, folders: Sequence[Path], every: int | str | None, limit: float | None = None) -> None:
+        super().__init__(folders[0].parent, every, None if limit is None else limit / len(folders))
+        self._folders = folders
+
+    def end(self, index: int, state: TrainState, facts: Mapping[str, Any]) -> None:
+        """Write the last state of one member and wait for it.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        self.wait()
+        self._failure = None
+        self._write_into(self._folders[index], checkpoint.on_host(state), dict(facts))
+        if self._failure is not None:
+            raise Refusal(self._failure)
+
+    def _write(self, plain: dict[str, Any], facts: dict[str, Any]) -> None:
+        for index, own in facts["members"].items():
+            self._write_into(self._folders[index], jax.tree.map(lambda leaf, i=index: leaf[i], plain), own)
 
 
 def _is_finite(plain: dict[str, Any]) -> bool:
@@ -125,16 +160,17 @@ def seconds_of(every: int | str | None) -> float | None:
     return float(found[1]) * _UNITS[found[2]] if found else None
 
 
-def check_space(limit: float | None, state: Any) -> None:
+def check_space(limit: float | None, state: Any, members: int = 1) -> None:
     """Refuse a limit that two states do not fit in: the one before is kept while the next is written.
 
     Args:
         state: shapes and dtypes.
+        members: runs of a population, which share the limit.
 
     Raises:
         ValueError: it is too small.
     """
-    needed = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(checkpoint.shapes(state)))
+    needed = 2 * members * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(checkpoint.shapes(state)))
     if limit is not None and needed > limit:
         raise Refusal(
             f"Expected checkpoint_gigabytes={limit / 1e9:g} to hold two states of this run, {needed / 1e9:.3g} GB."

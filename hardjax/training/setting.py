@@ -58,6 +58,7 @@ class Setting:
         observer: what measures spectra, or None.
         network: a fingerprint of its forward pass.
         start: variables to start from; None draws them.
+        population: how it is trained together with others, where that rounds otherwise ("vmap of 8"), or None.
     """
 
     config: TrainConfig
@@ -72,6 +73,7 @@ class Setting:
     observer: SpectrumObserver | None
     network: str
     start: Any = None
+    population: str | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -181,27 +183,32 @@ def prepare(
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, facts.variables)
-    plan = make_run_plan(
-        config,
-        recipe,
-        bound=performance.steps_per_dispatch or _expected_bound(facts.flops),
-        bound_by_time=performance.steps_per_dispatch is None,
-        trim_path=performance.trim_path,
-        trim_programs=performance.trim_programs,
-    )
+    bound = performance.steps_per_dispatch or _expected_bound(facts.flops)
     return Setting(
         config=config,
         performance=performance,
         whole=whole,
         dataset=dataset,
         recipe=recipe,
-        plan=plan,
+        plan=run_plan(config, recipe, performance, bound),
         programs=programs_for(recipe),
         hyper=make_hyper(config),
         splits=splits_on_device(dataset),
         observer=_observer(config, performance, recipe, dataset),
         network=facts.fingerprint,
         start=variables,
+    )
+
+
+def run_plan(config: TrainConfig, recipe: Recipe, performance: Performance, bound: int) -> RunPlan:
+    """The plan of a run, with so many steps a dispatch."""
+    return make_run_plan(
+        config,
+        recipe,
+        bound=bound,
+        bound_by_time=performance.steps_per_dispatch is None,
+        trim_path=performance.trim_path,
+        trim_programs=performance.trim_programs,
     )
 
 

@@ -207,7 +207,7 @@ def test_a_dry_run_trains_nothing_and_counts_what_would_be_compiled(tmp_path, ca
         ["batch 16", "2", "180"],
         ["batch 64", "2", "46"],
     ]
-    assert all(float(line[4]) > 0 and int(line[5]) > 0 for line in cells)
+    assert all(float(line[4]) > 0 and int(line[5]) == 1 and int(line[6]) > 0 for line in cells)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -219,10 +219,10 @@ def planned(monkeypatch):
 
     found = []
 
-    def estimates(cells, performance):
+    def estimates(cells, performance, places):
         found[:] = cells
         return [
-            "Expected less." if cell.config.batch_size == 64 else Estimate(2, 1.0, 10**6, 90, 0.001, 0.1)
+            "Expected less." if cell.config.batch_size == 64 else Estimate(1, 2, 1.0, 10**6, 90, 0.001, 0.1)
             for cell in cells
         ]
 

@@ -35,10 +35,11 @@ def workers(held, monkeypatch):
 
 class Workers:
     def __init__(self, held):
-        self.held, self.started = held, []
+        self.held, self.started, self.modes = held, [], []
         self.program, self.claim = EVER, lambda ledger: None
 
     def start(self, orders, owner, core, environment):
+        self.modes.append(orders["performance"]["population"])
         self.claim(Ledger(self.held.folder, owner))
         process = subprocess.Popen([sys.executable, "-c", self.program], stdin=subprocess.PIPE)
         self.started.append(process)
@@ -75,6 +76,26 @@ def test_a_worker_that_ends_while_cells_are_left_is_replaced_and_counted(held, w
     reason = held.rows[deadly.key]["reason"]
     assert reason.startswith(f"3 processes ended {how} while they trained it")
     assert ("out of memory" in reason) == (how == "by SIGKILL")
+
+
+def test_after_a_chunk_that_cost_a_worker_the_next_one_trains_one_by_one(held, workers):
+    deadly, *others = cells(3)
+    workers.program = "raise SystemExit(1)"
+
+    def claim(ledger):
+        if len(workers.started) == 0:
+            assert len(ledger.claim([deadly, *others], most=lambda shape: 3)) == 3
+        elif len(workers.started) < 4:
+            assert ledger.claim([deadly, *others]) == [deadly]
+        else:
+            for other in others:
+                assert ledger.claim([deadly, *others]) == [other] and ledger.add(row(other))
+
+    workers.claim = claim
+    _conduct(held, [deadly, *others])
+    # The chunk's end counts for none of its cells: three more, alone, are the guilty one's.
+    assert workers.modes == [None, "workers", "workers", "workers", None]
+    assert [held.rows[one.key]["status"] for one in (deadly, *others)] == ["failed", "done", "done"]
 
 
 def test_a_worker_that_refused_is_not_replaced(held, workers):

@@ -68,8 +68,8 @@ def test_a_worker_stays_with_a_shape_and_keeps_out_of_that_of_another(ledger):
 
 def test_several_cells_of_one_shape_may_be_one_claim(ledger):
     given = cells(3) + cells(2, batch_size=32)
-    assert ledger.claim(given, most=2) == given[:2]
-    assert Ledger(ledger.folder, "second").claim(given, given[0].shape, most=4) == given[2:3]
+    assert ledger.claim(given, most=lambda shape: 2) == given[:2]
+    assert Ledger(ledger.folder, "second").claim(given, given[0].shape, lambda shape: 4) == given[2:3]
 
 
 def test_a_torn_line_is_repaired(ledger):

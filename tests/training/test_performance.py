@@ -18,7 +18,14 @@ EXACT = [
     {"compile_ahead": "off"},
     {"compile_ahead": "first"},
 ]
-ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}]
+ROUNDING = [
+    {"eval_batch_size": 3},
+    {"trim_path": "plain"},
+    {"trim_programs": 1},
+    {"gram_chunk": 3},
+    {"population": "vmap"},  # of one run nothing: tests/training/test_population.py
+    {"population_chunk": 3},
+]
 TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds", "compile_wait_seconds"}
 
 

@@ -1,0 +1,77 @@
+"""A run under way at one of its points: what a test there finds, and what is saved beside its state."""
+
+from typing import Any, Protocol
+
+import jax
+
+from hardjax.engine.plan import Position, RunPlan, learning_rate
+from hardjax.engine.state import TrainState
+from hardjax.training import resume
+from hardjax.training.record import Record
+from hardjax.training.setting import Setting
+
+
+class Run(Protocol):
+    """What is told of a run under way, or of one member of a population; the attributes are those of `Loop`."""
+
+    setting: Setting
+    position: Position
+    record: Record
+    seconds: float
+    compile_seconds: float
+    compile_wait_seconds: float
+    resumed_at: tuple[int, ...]
+
+
+def facts(run: Run, end: str | None) -> dict[str, Any]:
+    """What is saved beside a state; everything has been read by then.
+
+    Args:
+        end: why the run ended, None where it goes on.
+    """
+    setting, record = run.setting, run.record
+    last = record.history.entries[-1:]
+    scored = bool(last) and last[0]["backprops"] == run.position.backprops and "validation" in setting.splits
+    return resume.facts(
+        setting,
+        run.position,
+        record=record.marks(),
+        seconds=run.seconds,
+        compile_seconds=run.compile_seconds,
+        compile_wait_seconds=run.compile_wait_seconds,
+        resumed_at=list(run.resumed_at),
+        end=end,
+        # A step that was skipped left nothing behind.
+        finite=setting.config.on_nan == "skip-step" or record.bad_steps == 0,
+        validation={"top1": last[0]["validation_top1"], "loss": last[0]["validation_loss"]} if scored else None,
+    )
+
+
+def test(run: Run, plan: RunPlan, state: TrainState) -> dict[str, Any]:
+    """A test point, written down; returns its entry."""
+    config, measure = run.setting.config, run.setting.config.measure
+    entry = _test_point(run.setting, plan, state, run.position.backprops)
+    entry |= run.record.spectra.latest(measure.tolerance) if measure else {}
+    skipped = run.record.bad_steps if config.on_nan == "skip-step" else 0
+    size = plan.batch_size(run.position.backprops)
+    return run.record.tested(**entry, batch_size=size, skipped=skipped, seconds=run.seconds)
+
+
+def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "epoch": float(plan.epoch(done)),
+        "backprops": done,
+        "table_loss": float(state.table.mean()),
+        "learning_rate": learning_rate(plan, done - 1),
+        "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
+    }
+    names = {"train": "full_train", "validation": "validation", "test": "test"}
+    size = setting.performance.eval_batch_size
+    for split, name in names.items():
+        if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
+            continue
+        measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
+        correct = float("nan") if measured.correct is None else measured.correct.item()
+        top1 = 100 * correct / len(setting.splits[split].labels)
+        entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}
+    return entry

@@ -1,0 +1,182 @@
+"""Sweeps whose cells share programs: rows are those of runs alone, chunks are leases, faults cost their own cell."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import hardjax as hj
+from hardjax._validate import Refusal
+from hardjax.engine.programs import Programs, programs_for
+from hardjax.study import chunks, work
+from hardjax.study.estimate import estimate
+from hardjax.study.ledger import Ledger
+from hardjax.study.sweep import _check_population
+from hardjax.study.sweep_rows import read_rows
+from hardjax.training.population_loop import PopulationLoop
+
+BASE = hj.TrainConfig(model_options={"widths": [4]}, epochs=3, batch_size=10, optimizer="sgd", validation=0.2)
+MAP = hj.Performance(population="map", population_chunk=3)
+# Of times and of who worked there is no second time the same.
+CLOCKS = ("seconds", "train_seconds", "compile_seconds", "worker", "population", "history", "metrics", "reason")
+
+
+def _sweep(configs, folder, tiny, performance=MAP, **more):
+    return hj.sweep(configs, output=folder, dataset=tiny, performance=performance, **more)
+
+
+@pytest.mark.ci
+def test_rows_of_chunks_are_those_of_runs_alone(tiny, tmp_path, monkeypatch):
+    configs = hj.grid(BASE, base_learning_rate=[2**-8, 2**-5, 1e30], seed=range(2))
+    held, claim = [], Ledger.claim
+
+    def noting(self, *given):
+        found = claim(self, *given)
+        if found:
+            held.append((len(found), len(self.leases.held_by(self.owner))))
+        return found
+
+    monkeypatch.setattr(Ledger, "claim", noting)
+    found = _sweep(configs, tmp_path / "chunks", tiny)
+    assert held == [(1, 1), (3, 3), (3, 3)]  # the first one tells which shape it is
+    monkeypatch.undo()
+    alone = _sweep(configs, tmp_path / "alone", tiny, hj.Performance(population="workers"))
+    assert [row["population"] for row in found.rows] == [{"mode": "map", "members": 3}] * 6
+    assert [row["population"] for row in alone.rows] == [{"mode": "workers", "members": 1}] * 6
+    for one, other in zip(found.rows, alone.rows, strict=True):
+        assert {k: v for k, v in one.items() if k not in CLOCKS} == {k: v for k, v in other.items() if k not in CLOCKS}
+        for name in ("median_test_top1", "median_validation_top1"):
+            assert one["metrics"][name] == other["metrics"][name]
+        if one["status"] == "done":
+            assert (one["metrics"], one["history"]) == (other["metrics"], other["history"])
+        else:
+            assert one["reason"].startswith("parameters were not finite after epoch 1; first at step ")
+            assert one["metrics"]["first_bad_step"] == other["metrics"]["first_bad_step"]
+    assert len(found.diverged) == 2 and not (tmp_path / "chunks" / "sweep").exists()
+    assert len(_sweep(configs, tmp_path / "chunks", tiny).rows) == len(read_rows(tmp_path / "chunks")) == 6
+
+
+@pytest.mark.ci
+def test_a_fault_in_a_chunk_costs_its_own_cell(tiny, tmp_path, monkeypatch):
+    configs = hj.grid(BASE, seed=range(3))
+    train = work.train
+
+    def fault(self):
+        raise ZeroDivisionError("division by zero")
+
+    def faulty(setting, *given, **more):
+        if setting.config.seed == 1:
+            raise ZeroDivisionError("division by zero")
+        return train(setting, *given, **more)
+
+    monkeypatch.setattr(PopulationLoop, "_test", fault)
+    monkeypatch.setattr(work, "train", faulty)
+    found = _sweep(configs, tmp_path, tiny)
+    assert [row["status"] for row in found.rows] == ["done", "failed", "done"]
+    assert found.rows[0]["population"] == {"mode": "workers", "members": 1}
+
+
+@pytest.mark.ci
+def test_a_chunk_that_was_cut_short_goes_on(tiny, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    configs = hj.grid(BASE, seed=range(3))
+    performance = dataclasses.replace(MAP, save_every=1)
+    whole = _sweep(configs, tmp_path / "whole", tiny)
+    test, calls = PopulationLoop._test, []
+
+    def dying(self):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        test(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PopulationLoop, "_test", dying)
+        _sweep(configs, tmp_path / "cut", tiny, performance)
+    found = _sweep(configs, tmp_path / "cut", tiny, performance)
+    assert [row["history"] for row in found.rows] == [row["history"] for row in whole.rows]
+    assert [row["resumed_at"] for row in found.rows] == [[12]] * 3
+
+
+def test_what_was_tried_out_is_settled_for_all_and_kept_by_rows(tiny, tmp_path, monkeypatch):
+    auto = hj.Performance(population="auto")
+    tried, times = [], {"vmap": 1.0, None: 0.5}
+
+    def timed(setting):
+        mode = getattr(setting, "mode", None)
+        tried.append(mode)
+        return times[mode]
+
+    monkeypatch.setattr(chunks, "seconds_a_step", timed)
+    configs = hj.grid(dataclasses.replace(BASE, epochs=1), seed=range(3))
+    found = _sweep(configs, tmp_path, tiny, auto)
+    # A step of all three took twice that of one.
+    assert tried == [None, "vmap"] and {row["population"]["mode"] for row in found.rows} == {"vmap"}
+    times["vmap"] = 9.0
+    more = hj.grid(dataclasses.replace(BASE, epochs=1), seed=range(5))
+    found = _sweep(more, tmp_path, tiny, auto)
+    assert len(tried) == 2 and {row["population"]["mode"] for row in found.rows} == {"vmap"}
+
+
+@pytest.mark.ci
+def test_each_shape_is_compiled_once_as_is_told_before(tiny, tmp_path, monkeypatch):
+    base = dataclasses.replace(BASE, model_options={"widths": [5]})
+    configs = hj.grid(base, batch_size=[10, 14], base_learning_rate=[2**-8, 2**-5], seed=range(2))
+    trainer = work.Trainer(tiny, None, MAP)
+    told = [estimate(trainer, trainer.cell(config), 2, seconds=600.0) for config in configs[::4]]
+    assert [one.members for one in told] == [2, 2] and all(one.programs and one.seconds > 0 for one in told)
+    programs_for.cache_clear()
+    counted, compiled = [], Programs._compile
+
+    def watched(self, signature, args):
+        counted.append(signature.kind)
+        return compiled(self, signature, args)
+
+    monkeypatch.setattr(Programs, "_compile", watched)
+    rows = _sweep(configs, tmp_path, tiny).rows
+    assert {row["population"]["members"] for row in rows} == {2}
+    assert len(counted) == sum(one.programs for one in told)
+
+
+def test_the_median_of_a_member_that_was_kept_is_that_of_a_run_alone():
+    from hardjax.study.outcomes import kept_to_the_end, median_of_last_epochs, published_top1
+
+    top1 = np.array([60.0, 70.0, 80.0, 0.0])
+    history = {
+        "epoch": np.arange(1.0, 5),
+        "test_loss": np.array([1.0, 1.0, 1.0, np.nan]),
+        "test_top1": top1,
+        "validation_top1": top1 / 2,
+    }
+    read = kept_to_the_end(history, 6)  # 70, 80, then three times what is predicted without a number
+    assert read["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert median_of_last_epochs(read["epoch"], published_top1(read, 10.0)) == 10
+    read = kept_to_the_end(history, 5)
+    assert median_of_last_epochs(read["epoch"], published_top1(read, 10.0)) == 60
+    assert median_of_last_epochs(read["epoch"], read["validation_top1"]) == 30
+
+
+def test_what_no_population_or_process_trains_is_refused():
+    stop = dataclasses.replace(BASE, on_nan="stop")
+    with pytest.raises(Refusal, match=r"got 'stop'.* Give population='auto' or 'workers'"):
+        _check_population([BASE, stop], MAP, None)
+    _check_population([stop], hj.Performance(population="auto"), None)
+    own = dataclasses.replace(BASE, model="__main__:Net", model_options={})
+    with pytest.raises(Refusal, match="model='__main__:Net' from a module: other processes have another __main__"):
+        _check_population([own], None, 2)
+    _check_population([own], None, None)
+
+
+def test_places_leave_no_worker_without_cells():
+    assert [chunks.places_of(count, 2, None) for count in (1, 2, 3, 64, 100)] == [1, 1, 2, 32, 25]
+    assert chunks.places_of(36, 1, MAP) == 3
+
+
+def test_settled_modes_are_plain_json(tmp_path):
+    path = tmp_path / "modes.json"
+    assert chunks._read(path) == {}
+    path.write_text(json.dumps({"a": "map"}))
+    assert chunks._read(path) == {"a": "map"}
