@@ -260,6 +260,10 @@ class Performance:
         checkpoint_gigabytes: disk that a run's checkpoints may take together (the last two, the best by validation, the
             last that was finite); the oldest go first. None: no limit.
         gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
+        devices: that share every batch, whose sums then go across them; None: the most that are visible and divide all
+            batches.
+        shard_data: each device holds a part of the images instead of all of them; reading a batch then goes across
+            devices.
         compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
             the stages before them train), "first" (with everything else that the run will need, before it trains;
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
@@ -277,11 +281,13 @@ class Performance:
     save_every: int | str | None = _exact(None)
     checkpoint_gigabytes: float | None = _exact(None)
     compile_ahead: str = _exact("background")
+    devices: int | None = _rounding(None)
+    shard_data: bool = _exact(False)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
         _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
-        for name in ("steps_per_dispatch", "gram_chunk"):
+        for name in ("steps_per_dispatch", "gram_chunk", "devices"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)

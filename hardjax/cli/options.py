@@ -75,6 +75,10 @@ class Settings:
     checkpoint_gigabytes: Annotated[
         float | None, optional("GB", "disk that checkpoints may take; default: no limit")
     ] = None
+    devices: Annotated[
+        int | None, optional("COUNT", "that share each batch; default: the most that are visible and divide it")
+    ] = None
+    shard_data: Annotated[bool, told("each device holds a part of the images, not all of them")] = False
     compile_ahead: Annotated[
         str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
     ] = "background"
@@ -119,7 +123,7 @@ class Settings:
                 raise Refusal(f"{dash(name)} goes with {dash(switch)} {takers}, not with {flat[switch]}.")
 
     def performance(self) -> Performance:
-        names = ("gram_chunk", "save_every", "checkpoint_gigabytes", "compile_ahead")
+        names = ("gram_chunk", "save_every", "checkpoint_gigabytes", "compile_ahead", "devices", "shard_data")
         return Performance(**{name: getattr(self, name) for name in names})
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from hardjax.data.augment import preprocess
+from hardjax.engine.devices import spread, whole
 from hardjax.engine.state import Recipe, TrainData
 
 
@@ -49,10 +50,12 @@ def make_evaluate(recipe: Recipe, batch_size: int) -> Callable[[Any, TrainData],
             # The last batch is filled up with copies of the last sample, which then count nothing: one shape, one
             # program.
             indices = jnp.minimum(indices, num_samples - 1)
+            indices = spread(indices, recipe.mesh)
             logits = predict(variables, split.take(indices), split.mean, split.std)
             with jax.named_scope("loss"):
                 losses = recipe.loss(logits, split.labels[indices]).astype(jnp.float32)
                 correct = recipe.loss.correct(logits, split.labels[indices], losses)
+                losses, correct = whole((losses, correct), recipe.mesh)
             loss, count = totals
             if correct is not None:
                 # Whole numbers are counted as such: float32 would lose them beyond 2^24.

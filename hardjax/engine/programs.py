@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from hardjax.data import Dataset
-from hardjax.engine import memory
+from hardjax.engine import devices, memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
@@ -69,7 +70,8 @@ class Programs:
         """Shapes and dtypes of a state; traced once for sizes and a table, of which the shape is read."""
         name = (sizes, table.shape, table.dtype, shaping())
         if name not in self._shapes:
-            self._shapes[name] = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
+            found = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
+            self._shapes[name] = devices.shapes(found, self.recipe.mesh)
         return self._shapes[name]
 
     def plan(self, spec: RoundSpec, donate: bool, state: TrainState) -> TrainState:
@@ -172,7 +174,8 @@ class Programs:
         kind, key, donate = signature.kind, signature.key, signature.donate
         # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
         # without a word.
-        jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else ())
+        placed = devices.placement(args, self.recipe.mesh)
+        jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else (), **placed)
         executable = jitted.lower(*args).compile()
         program = _Program(executable, memory.temporary(kind, executable, _advice(kind, key, args)))
         with self._lock:
@@ -197,7 +200,7 @@ class _Signature(NamedTuple):
     key: Any
     donate: bool
     structure: Any
-    kinds: tuple  # shape and dtype of each array
+    kinds: tuple  # shape and dtype of each array, and whether devices share it
     settings: tuple  # of jax
 
 
@@ -208,7 +211,8 @@ class _Program(NamedTuple):
 
 def _signature(kind: str, key: Hashable, args: tuple, donate: bool) -> _Signature:
     leaves, structure = jax.tree.flatten(args)
-    return _Signature(kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), shaping())
+    kinds = tuple((leaf.shape, leaf.dtype, devices.shares(leaf)) for leaf in leaves)
+    return _Signature(kind, key, donate, structure, kinds, shaping())
 
 
 def _advice(kind: str, key: Any, args: tuple) -> str | None:
@@ -234,6 +238,7 @@ def lowerable(
     trim_path: str = "auto",
     trim_programs: int = 5,
     gram_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, tuple[Callable, tuple]]:
     """Every program of a run as {name: (function, arguments)}, for `jax.jit(function).lower(*arguments)` anywhere.
 
@@ -247,6 +252,7 @@ def lowerable(
         dataset: the data, of which the shapes are read.
         model: one's own network; None creates `config.model`.
         bound: steps in a dispatch; the other settings as in `Performance`.
+        mesh: devices that share each batch; `devices.placement` says how their programs are compiled.
 
     Raises:
         ValueError: data, model and configuration do not fit.
@@ -256,7 +262,7 @@ def lowerable(
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     else:
         functions = functions_of(model)
-    recipe = make_recipe(config, dataset, functions)
+    recipe = make_recipe(config, dataset, functions, mesh)
     plan = make_run_plan(config, recipe, bound=bound, trim_path=trim_path, trim_programs=trim_programs)
     hyper, data = _shapes((make_hyper(config), splits_on_device(dataset)))
     programs, states = {}, []

@@ -17,6 +17,7 @@ from hardjax.choose.losses import Loss
 from hardjax.choose.selection import Planner, writes_at_once
 from hardjax.choose.trimming import Trim
 from hardjax.data.augment import Moves, draw_moves, fetch, prepare
+from hardjax.engine.devices import spread, whole
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.state import (
     AUGMENT,
@@ -138,7 +139,7 @@ def make_segment(
             # Indices alone: images are gathered inside the step, or a segment would hold all its batches at once.
             with jax.named_scope("selection"):
                 slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
-                schedule = state.partition[slots] if selection.unit == "batch" else slots
+                schedule = whole(state.partition[slots] if selection.unit == "batch" else slots, recipe.mesh)
 
             def scan(state: TrainState, rows: tuple) -> tuple:
                 # XLA on CPU runs convolution gradients in a loop's body naively (one kernel gradient 771 ms, outside
@@ -208,6 +209,8 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
 @jax.named_scope("data")
 def _load(recipe: Recipe, data: TrainData, indices: Array, moves: Moves) -> Batch:
     """The batch as the model takes it."""
+    # Each device looks up its own samples.
+    indices, moves = spread((indices, moves), recipe.mesh)
     pixels = fetch(data.images, data.where(indices), recipe.augmentation, moves)
     # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
     # out of the loop, it would not.

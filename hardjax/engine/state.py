@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from hardjax.choose.losses import Loss
 from hardjax.data import Split
@@ -33,6 +34,7 @@ class Recipe:
         on_nan: as in `TrainConfig`; under "record" no program looks for bad steps.
         num_samples: n of the training split.
         image_shape: (H, W, C) as stored.
+        mesh: devices that share each batch; None: one device.
     """
 
     init_variables: Callable
@@ -44,6 +46,7 @@ class Recipe:
     on_nan: str
     num_samples: int
     image_shape: tuple[int, ...]
+    mesh: Mesh | None = None
 
 
 class TrainData(NamedTuple):

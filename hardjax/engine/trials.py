@@ -81,6 +81,9 @@ def trim_paths(recipe: Recipe) -> TrimPaths:
     pairs = zip(jax.tree.leaves(pullback), jax.tree.leaves(like), strict=False)
     of_sample = sum(whole.size for whole, part in pairs if whole.shape != part.shape) // 4
     exact = ("reuse", "gather", "plain") if residuals else ("gather", "plain")
+    if recipe.mesh is not None and residuals:
+        # Between devices the images of the kept samples are fewer bytes than all that a backward pass keeps of them.
+        exact = ("gather", "reuse", "plain")
     return TrimPaths(exact, isolated, of_sample, sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
+from hardjax.engine import devices
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines
 from hardjax.training import resume as resuming
@@ -154,6 +155,8 @@ def train(
                 _write(folder, result)
             return result
         with _explained_memory(setting):
+            if (visible := len(devices.visible())) > 1:
+                bar.say(f"training on {setting.performance.devices} of the {visible} devices that are visible")
             # What the device has no room for is refused before anything that is there is removed.
             setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
@@ -204,7 +207,7 @@ def _told(folder: Path, result: RunResult) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     here = json.loads(lines.encode(result.summary))
-    where = ("compile_seconds", "compile_wait_seconds", "interrupted", "signal", *files.environment())
+    where = ("compile_seconds", "compile_wait_seconds", "interrupted", "signal", "devices", *files.environment())
     return isinstance(there, dict) and all(there.get(name) == here[name] for name in here if name not in where)
 
 
@@ -264,5 +267,6 @@ def _summarise(setting: Setting, loop: Loop) -> dict[str, Any]:
         "first_bad_step": loop.record.first_bad,
         "never_finite_batches": loop.record.never_finite,
         "resumed_at": list(loop.resumed_at),
+        "devices": setting.performance.devices,
         **files.environment(),
     }

@@ -12,6 +12,7 @@ from jax import Array
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
+from hardjax.engine import devices
 from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
@@ -48,7 +49,7 @@ class Setting:
 
     Attributes:
         config: as given, with the names of the data and the model that are really used.
-        performance: as given.
+        performance: as given, with the number of devices.
         whole, dataset: the data before and after its validation share was split off.
         recipe: what shapes the traces.
         plan: what is trained, tested and measured when.
@@ -90,7 +91,7 @@ class Setting:
             return state
         # Copies: a donated state would take the caller's arrays with it.
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
-        return replace(state, **given)
+        return replace(state, **devices.put(given, self.recipe.mesh))
 
     def restage(self, state: TrainState, sizes: Sizes) -> TrainState:
         """The state as a stage of these sizes begins with it."""
@@ -170,7 +171,9 @@ def prepare(
     else:
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
-    recipe = make_recipe(config, dataset, functions)
+    taken = devices.count_for(performance.devices, *batch_sizes(config))
+    performance = dataclasses.replace(performance, devices=taken)
+    recipe = make_recipe(config, dataset, functions, devices.make_mesh(taken))
     first, *others = dict.fromkeys(batch_sizes(config))
     facts = check_model(recipe, first, dataset)
     for size in others:
@@ -198,7 +201,7 @@ def prepare(
         plan=plan,
         programs=programs_for(recipe),
         hyper=make_hyper(config),
-        splits=splits_on_device(dataset),
+        splits=splits_on_device(dataset, recipe.mesh, performance.shard_data),
         observer=_observer(config, performance, recipe, dataset),
         network=facts.fingerprint,
         start=variables,
