@@ -264,6 +264,9 @@ class Performance:
             batches.
         shard_data: each device holds a part of the images instead of all of them; reading a batch then goes across
             devices.
+        micro_batch: samples of a batch that are differentiated at a time, their gradients summed: the memory of such a
+            part. Trimming then takes its losses in a pass of its own; spectra are of the whole batch, whose memory
+            `gram_chunk` bounds. Refused where it would change the result. None: the whole batch at once.
         compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
             the stages before them train), "first" (with everything else that the run will need, before it trains;
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
@@ -283,14 +286,18 @@ class Performance:
     compile_ahead: str = _exact("background")
     devices: int | None = _rounding(None)
     shard_data: bool = _exact(False)
+    micro_batch: int | None = _rounding(None)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
         _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
-        for name in ("steps_per_dispatch", "gram_chunk", "devices"):
+        for name in ("steps_per_dispatch", "gram_chunk", "devices", "micro_batch"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
+        if self.trim_path == "reuse" and self.micro_batch is not None:
+            words = "it keeps what a backward pass needs of the whole batch"
+            raise Refusal(f"Expected another trim_path than 'reuse' with micro_batch={self.micro_batch}: {words}.")
         _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
         if self.checkpoint_gigabytes is not None:
             _validate.positive(checkpoint_gigabytes=self.checkpoint_gigabytes)

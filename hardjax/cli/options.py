@@ -79,6 +79,9 @@ class Settings:
         int | None, optional("COUNT", "that share each batch; default: the most that are visible and divide it")
     ] = None
     shard_data: Annotated[bool, told("each device holds a part of the images, not all of them")] = False
+    micro_batch: Annotated[
+        int | None, optional("SAMPLES", "of a batch that are differentiated at a time; default: all of them")
+    ] = None
     compile_ahead: Annotated[
         str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
     ] = "background"
@@ -123,7 +126,7 @@ class Settings:
                 raise Refusal(f"{dash(name)} goes with {dash(switch)} {takers}, not with {flat[switch]}.")
 
     def performance(self) -> Performance:
-        names = ("gram_chunk", "save_every", "checkpoint_gigabytes", "compile_ahead", "devices", "shard_data")
+        names = {f.name for f in dataclasses.fields(Performance)} & {f.name for f in dataclasses.fields(self)}
         return Performance(**{name: getattr(self, name) for name in names})
 
 

@@ -59,9 +59,11 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """The same arrays, traced, of which each device holds its share of the first axis."""
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(BATCH)))
+def spread(tree: Any, mesh: Mesh | None, axis: int = 0) -> Any:
+    """The same arrays, traced, of which each device holds its share along an axis."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH)))
 
 
 def whole(tree: Any, mesh: Mesh | None) -> Any:

@@ -92,11 +92,14 @@ def _zoo_functions(name: str, num_classes: int, options: str) -> Functions:
     return functions_of(zoo.create(name, num_classes=num_classes, **json.loads(options)))
 
 
-def make_recipe(config: Any, dataset: Dataset, functions: Functions, mesh: Mesh | None = None) -> Recipe:
+def make_recipe(
+    config: Any, dataset: Dataset, functions: Functions, mesh: Mesh | None = None, micro_batch: int | None = None
+) -> Recipe:
     """What shapes the traces of a run.
 
     Args:
         mesh: devices that share each batch, see `devices.make_mesh`.
+        micro_batch: samples that are differentiated at a time, or None.
 
     Raises:
         ValueError: more samples in a batch than there are, or an augmentation that does not fit.
@@ -115,6 +118,7 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions, mesh: Mesh 
         num_samples=num_samples,
         image_shape=dataset.train.image_shape,
         mesh=mesh,
+        micro_batch=micro_batch,
     )
 
 

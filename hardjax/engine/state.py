@@ -35,6 +35,7 @@ class Recipe:
         num_samples: n of the training split.
         image_shape: (H, W, C) as stored.
         mesh: devices that share each batch; None: one device.
+        micro_batch: samples of a batch that are differentiated at a time; None: all.
     """
 
     init_variables: Callable
@@ -47,6 +48,7 @@ class Recipe:
     num_samples: int
     image_shape: tuple[int, ...]
     mesh: Mesh | None = None
+    micro_batch: int | None = None
 
 
 class TrainData(NamedTuple):

@@ -29,6 +29,7 @@ from hardjax.engine.recipe import (
     table_slots,
 )
 from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
+from hardjax.engine.trials import check_parts
 from hardjax.fisher.observe import SpectrumObserver
 from hardjax.training.probe import check_model, check_observer
 
@@ -171,15 +172,18 @@ def prepare(
     else:
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
-    taken = devices.count_for(performance.devices, *batch_sizes(config))
+    # Of the parts as well, or some devices would wait at every one of them.
+    micro = () if performance.micro_batch is None else (performance.micro_batch,)
+    taken = devices.count_for(performance.devices, *batch_sizes(config), *micro)
     performance = dataclasses.replace(performance, devices=taken)
-    recipe = make_recipe(config, dataset, functions, devices.make_mesh(taken))
+    recipe = make_recipe(config, dataset, functions, devices.make_mesh(taken), performance.micro_batch)
     first, *others = dict.fromkeys(batch_sizes(config))
     facts = check_model(recipe, first, dataset)
     for size in others:
         check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
+    check_parts(recipe, batch_sizes(config))
     if variables is not None:
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}

@@ -1,8 +1,5 @@
 """One device against eight, in one process that has so many: pytest runs this file in a process of its own, started by
 test_devices.py.
-
-Float64, where the order of a sum is 1e-16 and a wrong sum is not; losses are float32 in every run (`make_step`), and so
-is what is read of them alone.
 """
 
 import chex
@@ -10,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from wide import wide
 
 import hardjax as hj
 from hardjax.choose.batch_plan import BatchPlan
@@ -40,20 +38,6 @@ CASES = {
     "convolutions": (("resnet8", {}), {"augmentation": hj.Augmentation(pad=1, flip=True, frame=8), "epochs": 1}),
     "dropout": (("mlp", {"widths": [8], "dropout": 0.5}), {}),
 }
-
-
-def wide(name, options):
-    """The network of the zoo with parameters and statistics in float64."""
-    network = hj.models.create(name, 3, **options)
-
-    def init(key, images):
-        found = hj.models.init_variables(network, key, images.shape[1:])
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), found)
-
-    def apply(variables, images, train, key):
-        return hj.models.make_apply(network)(variables, images, train, key)
-
-    return init, apply
 
 
 def config_of(**changes):

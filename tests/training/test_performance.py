@@ -19,7 +19,14 @@ EXACT = [
     {"compile_ahead": "first"},
     {"shard_data": True},  # test_devices.py has several devices
 ]
-ROUNDING = [{"eval_batch_size": 3}, {"trim_path": "plain"}, {"trim_programs": 1}, {"gram_chunk": 3}, {"devices": 1}]
+ROUNDING = [
+    {"eval_batch_size": 3},
+    {"trim_path": "plain"},
+    {"trim_programs": 1},
+    {"gram_chunk": 3},
+    {"devices": 1},
+    {"micro_batch": 4},
+]
 TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds", "compile_wait_seconds"}
 
 
