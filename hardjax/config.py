@@ -267,6 +267,8 @@ class Performance:
         micro_batch: samples of a batch that are differentiated at a time, their gradients summed: the memory of such a
             part. Trimming then takes its losses in a pass of its own; spectra are of the whole batch, whose memory
             `gram_chunk` bounds. Refused where it would change the result. None: the whole batch at once.
+        stream: leave the images on the disk (or, of one's own data, in the host's memory) and read those of a round
+            when it has been planned; None: where they would take more than half of what the device has left.
         compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
             the stages before them train), "first" (with everything else that the run will need, before it trains;
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
@@ -287,6 +289,7 @@ class Performance:
     devices: int | None = _rounding(None)
     shard_data: bool = _exact(False)
     micro_batch: int | None = _rounding(None)
+    stream: bool | None = _exact(None)
 
     def __post_init__(self) -> None:
         _settings.settle(self)

@@ -82,6 +82,9 @@ class Settings:
     micro_batch: Annotated[
         int | None, optional("SAMPLES", "of a batch that are differentiated at a time; default: all of them")
     ] = None
+    stream: Annotated[
+        bool | None, told("read images while it trains; default: where the device does not hold them")
+    ] = None
     compile_ahead: Annotated[
         str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
     ] = "background"

@@ -59,11 +59,16 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def over_axis(mesh: Mesh, axis: int) -> NamedSharding:
+    """An equal part of this axis on every device."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH))
+
+
 def spread(tree: Any, mesh: Mesh | None, axis: int = 0) -> Any:
     """The same arrays, traced, of which each device holds its share along an axis."""
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH)))
+    return jax.lax.with_sharding_constraint(tree, over_axis(mesh, axis))
 
 
 def whole(tree: Any, mesh: Mesh | None) -> Any:
@@ -83,7 +88,7 @@ def put_shares(rows: Array, mesh: Mesh | None) -> Array:
         return rows
     lacking = -len(rows) % mesh.size
     padded = jnp.pad(rows, ((0, lacking), *((0, 0) for _ in rows.shape[1:])))
-    return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(BATCH)))
+    return jax.device_put(padded, over_axis(mesh, 0))
 
 
 def shapes(tree: Any, mesh: Mesh | None) -> Any:

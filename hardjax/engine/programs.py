@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from hardjax.data import Dataset
 from hardjax.engine import devices, memory
-from hardjax.engine.evaluate import Evaluation, make_evaluate, make_predict
+from hardjax.engine.evaluate import Evaluation, make_evaluate, make_evaluate_part, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
@@ -46,7 +46,7 @@ class Programs:
         compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
         wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
         traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
-            "evaluate", "predict").
+            "evaluate", "evaluate part", "predict").
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -97,6 +97,10 @@ class Programs:
     def evaluate(self, batch_size: int, variables: Any, split: TrainData) -> Evaluation:
         """Loss and accuracy over a whole split."""
         return self._call("evaluate", batch_size, variables, split)
+
+    def evaluate_part(self, batch_size: int, variables: Any, part: TrainData, real: Array) -> Evaluation:
+        """Sums of each batch of a part of a split, of which the first `real` samples count."""
+        return self._call("evaluate part", batch_size, variables, part, real)
 
     def predict(self, variables: Any, images: Array, mean: Array, std: Array) -> Array:
         """Logits of stored images."""
@@ -190,8 +194,8 @@ class Programs:
             return make_restage(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
-        if kind == "evaluate":
-            return make_evaluate(self.recipe, key)
+        if kind.startswith("evaluate"):
+            return (make_evaluate if kind == "evaluate" else make_evaluate_part)(self.recipe, key)
         return make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
 
 

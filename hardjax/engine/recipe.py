@@ -130,6 +130,7 @@ def make_run_plan(
     bound_by_time: bool = False,
     trim_path: str = "auto",
     trim_programs: int = 5,
+    streamed: bool = False,
 ) -> RunPlan:
     """The plan of a run; tries the network out where batches are trimmed.
 
@@ -172,6 +173,7 @@ def make_run_plan(
         test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
         bound_by_time=bound_by_time,
+        streamed=streamed,
         control_every=None if config.batch_plan is None else config.batch_plan.every,
         ladder=tuple(stage(span, *steps_of([span], recipe.num_samples), None) for span in _ladder(config, recipe)),
     )
@@ -264,5 +266,6 @@ def splits_on_device(dataset: Dataset, mesh: Mesh | None = None, shard_data: boo
 
 
 def _on_device(split: Split, dataset: Dataset) -> TrainData:
-    arrays = (jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std))
+    images = split.images[:0] if split.streamed else split.images  # none of them, of their shape
+    arrays = (jnp.asarray(leaf) for leaf in (images, split.labels, dataset.mean, dataset.std))
     return TrainData(*arrays, rows=None if split.rows is None else jnp.asarray(split.rows))

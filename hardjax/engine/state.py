@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from hardjax.choose.losses import Loss
 from hardjax.data import Split
 from hardjax.data.augment import Augmentation, output_shape
+from hardjax.engine import devices
 from hardjax.engine.optimizers import Hyper, make_optimizer
 
 # Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
@@ -52,7 +53,10 @@ class Recipe:
 
 
 class TrainData(NamedTuple):
-    """A split on the device with the statistics of the training split; see `data.Split`, for its `rows` too."""
+    """A split on the device with the statistics of the training split; see `data.Split`, for its `rows` too.
+
+    Of streamed data `images` hold none (0, H, W, C), or those of the steps that a program trains, (steps, B, H, W, C).
+    """
 
     images: Array
     labels: Array
@@ -61,8 +65,20 @@ class TrainData(NamedTuple):
     rows: Array | None = None
 
     def take(self, indices: Any) -> Array:
-        """Stored images (k, H, W, C) of these samples of the split."""
+        """Stored images (k, H, W, C) of these samples of the split, which are here."""
+        assert not self.elsewhere, "an index into no images would be answered without a word"
         return Split(self.images, self.labels, self.rows).take(indices)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the images are read when they are needed; all the rest is here."""
+        return self.images.shape[0] == 0
+
+    def of_steps(self, steps: int, batch_size: int, mesh: Mesh | None) -> "TrainData":
+        """With the shapes of the images of so many steps in place of those that are elsewhere."""
+        shape = (steps, batch_size, *self.images.shape[1:])
+        placed = None if mesh is None else devices.over_axis(mesh, 1)
+        return self._replace(images=jax.ShapeDtypeStruct(shape, self.images.dtype, sharding=placed))
 
     def where(self, indices: Array) -> Array:
         """Rows (k,) of `images` that these samples are."""

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from hardjax.fisher import memory
 from hardjax.training import resume
 from hardjax.training.ahead import Compiler
 from hardjax.training.control import Decider, change_of
+from hardjax.training.feed import Feed, evaluated
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
@@ -74,6 +75,7 @@ class Loop:
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
         self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
+        self._feed = Feed(setting) if setting.dataset.streamed else None
         # What the clocks showed when the device was last set going.
         self._window: _Window | None = None
 
@@ -87,8 +89,17 @@ class Loop:
         """Of this run, what it stood still for because a program was not ready."""
         return self._waited + self.setting.programs.wait_seconds
 
+    @property
+    def input_wait_seconds(self) -> float | None:
+        """That this process stood still for images; None of resident data."""
+        return None if self._feed is None else self._feed.waited
+
     def go(self, asked: Asked) -> str:
         """Train to the end; returns why it ended."""
+        with self._feed or nullcontext():
+            return self._train(asked)
+
+    def _train(self, asked: Asked) -> str:
         facts = Facts()
         while (dispatch := next_dispatch(self.plan, self.position, facts)) is not None:
             first = self.position.backprops == 0
@@ -149,6 +160,8 @@ class Loop:
         stage = self.plan.stages[dispatch.stage]
         if stage.anew and dispatch.stage != self.plan.state_stage(dispatch.before):
             self.state = self.setting.restage(self.state, stage.sizes)
+        if self._feed is not None and dispatch.kind != "plan":
+            train = self._feed.given(self.state, dispatch)
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
@@ -225,7 +238,7 @@ class Loop:
     def _test(self) -> None:
         self._drain()
         config, measure = self.setting.config, self.setting.config.measure
-        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops)
+        entry = _test_point(self.setting, self.plan, self.state, self.position.backprops, self._feed)
         entry |= self.record.spectra.latest(measure.tolerance) if measure else {}
         skipped = self.record.bad_steps if config.on_nan == "skip-step" else 0
         size = self.plan.batch_size(self.position.backprops)
@@ -261,7 +274,9 @@ class Loop:
             raise OutOfMemory(f"Out of memory while measuring batches of {batch}: {advice}.") from error
 
 
-def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, Any]:
+def _test_point(
+    setting: Setting, plan: RunPlan, state: TrainState, done: int, feed: Feed | None = None
+) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "epoch": float(plan.epoch(done)),
         "backprops": done,
@@ -270,11 +285,10 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -
         "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
     }
     names = {"train": "full_train", "validation": "validation", "test": "test"}
-    size = setting.performance.eval_batch_size
     for split, name in names.items():
         if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
             continue
-        measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
+        measured = evaluated(setting, state.variables, split, feed)
         correct = float("nan") if measured.correct is None else measured.correct.item()
         top1 = 100 * correct / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}

@@ -1,6 +1,7 @@
 """What a run needs before its first step: configuration, data on the device, model and programs, checked together."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from jax import Array
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
-from hardjax.engine import devices
+from hardjax.data.source import decoded_bytes
+from hardjax.engine import devices, memory
 from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
@@ -41,6 +43,7 @@ _OPERATIONS_PER_SECOND = {"cpu": 5e10}
 _LEAST_STEP_SECONDS = 5e-4
 # Single steps cost 19 % more than one round of eight, fours 1 % (ResNet-20, batch 32; docs/speed.md).
 LEAST_BOUND = 4
+_STREAMED_BYTES = 1 << 27  # of images in one dispatch; two are on the device at a time
 _START = Position()
 
 
@@ -164,7 +167,13 @@ def prepare(
                 "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not"
                 " known before it trains."
             )
-    dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
+    if dataset is None:
+        dataset = load(config.dataset, config.data_dir, stream=must_stream(config, performance))
+    elif performance.stream:
+        dataset = dataset.on_host()
+    if dataset.streamed and performance.stream is False:
+        raise Refusal(f"Expected stream=True or None with {dataset.name}: its images are not held by any device.")
+    performance = dataclasses.replace(performance, stream=dataset.streamed)
     whole, dataset = dataset, dataset.with_validation(config.validation)
     if model is not None:
         functions = functions_of(model)
@@ -191,7 +200,8 @@ def prepare(
     plan = make_run_plan(
         config,
         recipe,
-        bound=performance.steps_per_dispatch or _expected_bound(facts.flops),
+        bound=performance.steps_per_dispatch or min(_expected_bound(facts.flops), _bound_of_images(dataset, first)),
+        streamed=dataset.streamed,
         bound_by_time=performance.steps_per_dispatch is None,
         trim_path=performance.trim_path,
         trim_programs=performance.trim_programs,
@@ -210,6 +220,27 @@ def prepare(
         network=facts.fingerprint,
         start=variables,
     )
+
+
+def must_stream(config: TrainConfig, performance: Performance) -> bool:
+    """Whether named data is to be left on the disk: as asked, or where its images would take more than half of what the
+    device has left.
+
+    Raises:
+        DataNotPrepared: no prepared data.
+    """
+    if performance.stream is not None:
+        return performance.stream
+    room = memory.available(devices.visible()[0])
+    return room is not None and 2 * decoded_bytes(config.dataset, config.data_dir) > room
+
+
+def _bound_of_images(dataset: Dataset, batch_size: int) -> int:
+    """Steps whose streamed images a dispatch may be given."""
+    if not dataset.streamed:
+        return 2**31
+    images = dataset.train.images
+    return max(1, _STREAMED_BYTES // (batch_size * math.prod(images.shape[1:]) * images.dtype.itemsize))
 
 
 def _expected_bound(forward_flops: float) -> int:

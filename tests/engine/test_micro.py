@@ -82,7 +82,7 @@ def test_a_network_is_tried_out_before_it_is_cut(tiny):
             "micro_batch=4 to leave the result as it is",
         ),
         (3, {}, "micro_batch=3 to divide the batch of 16 samples that it cuts"),
-        (0, {}, "micro_batch=0 to be at least 1"),
+        (0, {}, "micro_batch=0 to be a whole number of at least 1"),
         (16, {"batch_size": None, "batch_plan": BatchPlan.stages([16, 24])}, "=16 to divide the batch of 24 samples"),
     ],
 )

@@ -31,7 +31,7 @@ CASES = {
     "trimming at random": (MLP, {"trimming": hj.trimming.Trimming(0.8, 0.3, keep="random")}),
     "batch norm, global": (NORMED, {"selection": HardBatches(0.5)}),
     "batch norm, a part a device": (("mlp", {**NORMED[1], "norm_batch_size": 2}), {}),
-    "batch norm, a part over devices": (("mlp", {**NORMED[1], "norm_batch_size": 8}), {}),
+    "batch norm, a part over devices": (("mlp", {**NORMED[1], "norm_batch_size": 2}), {"batch_size": 8}),
     "batch norm, trimmed": (NORMED, {"trimming": hj.trimming.Trimming(0.8, 0.3)}),
     "batch plan": (NORMED, {"batch_plan": BatchPlan.stages([8, 16, 32]), "epochs": 3}),
     "spectra": (NORMED, {"measure": hj.fisher.FisherMeasure(every=2), "selection": HardBatches(0.5)}),

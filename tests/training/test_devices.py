@@ -65,7 +65,7 @@ def test_devices_that_do_not_fit_are_refused(monkeypatch):
         devices.count_for(4, 6, 12)
     with pytest.raises(ValueError, match="devices=5 to be at most the 4 visible"):
         devices.count_for(5, 10)
-    with pytest.raises(ValueError, match="devices=0 to be at least 1"):
+    with pytest.raises(ValueError, match="devices=0 to be a whole number of at least 1"):
         hj.Performance(devices=0)
     monkeypatch.setattr(devices, "visible", lambda: ["a"])
     with pytest.raises(ValueError, match="devices=2 to be at most the 1 visible"):
