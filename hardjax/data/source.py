@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,8 @@ class Records:
         if None in shape:
             raise Refusal(f"Expected prepared {name} in {folder} to say the size of its images, got {shape}.")
         self.shape = (int(self._ends[-1]), *(int(side) for side in shape))  # type: ignore[arg-type]
-        self.sides, self.statistics, self._classes = (fit.sides if fit else ()), statistics, described.num_classes
+        self.sides, self._classes = (fit.sides if fit else ()), described.num_classes
+        self.statistics = statistics and tuple(np.asarray(found, np.float32) for found in statistics)
         files = sorted(path for part in parts for path in folder.glob(f"*-{part}.array_record-*"))
         self.checksum = json.dumps([(path.name, path.stat().st_size) for path in files])
 
@@ -166,9 +168,8 @@ def open_records(
     kept = tfds.cache_entry(name, folder).with_suffix(".stream.npz")
     known = _known(kept, images)
     if known is None:
-        mean, std = entry.statistics or pixel_statistics(images["train"])
-        known = {split: records.labels(advance) for split, records in images.items()}
-        known |= {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
+        mean, std = images["train"].statistics or pixel_statistics(images["train"])
+        known = {split: records.labels(advance) for split, records in images.items()} | {"mean": mean, "std": std}
         _keep(kept, known)
     names = _class_names(name, folder)
     counts = {split: len(records) for split, records in images.items()}
@@ -218,7 +219,7 @@ def _known(kept: Path, images: dict[str, Records]) -> dict[str, np.ndarray] | No
             known = {name: found[name] for name in ("train", "test", "mean", "std")}
             fits = all(known[split].shape == (len(records),) for split, records in images.items())
             return known if fits and int(found["crc32"]) == _crc(known) else None
-    except (OSError, ValueError, KeyError, EOFError, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
 
 

@@ -157,11 +157,13 @@ def compile_run(
     if observer is not None and due is not None and due < plan.steps:
         need = fits(programs.ahead("look", (observer, sizes.unit), shapes, _given(programs, train, sizes)))
     for name in evaluated:
-        if splits[name].elsewhere:
-            part = evaluate.part_of(splits[name], eval_batch_size), jax.ShapeDtypeStruct((), jnp.int32)
-            need = fits(programs.ahead("evaluate part", eval_batch_size, shapes.variables, *part))
-        else:
-            need = fits(programs.ahead("evaluate", eval_batch_size, shapes.variables, splits[name]))
+        split, kind, count = splits[name], "evaluate", ()
+        if split.elsewhere:
+            part = evaluate.part_of(split, eval_batch_size)
+            if part.labels.shape[0] < split.labels.shape[0]:
+                kind, count = "evaluate part", (jax.ShapeDtypeStruct((), jnp.int32),)
+            split = part
+        need = fits(programs.ahead(kind, eval_batch_size, shapes.variables, split, *count))
     for later in range(index, len(plan.stages)) if everything else ():
         where = at if later == index else None
         for kind, key, args, given in stage_programs(
