@@ -80,8 +80,8 @@ def make_evaluate_part(recipe: Recipe, batch_size: int) -> Callable[[Any, TrainD
 
 
 def part_of(split: TrainData, batch_size: int) -> TrainData:
-    """Shapes of the parts that a split is read and evaluated in: all of it where it is small, else whole batches, two at
-    least (a loop of one batch would be another program, which rounds otherwise)."""
+    """Shapes of the parts that a split is read and evaluated in: all of it where it is small, else whole batches, two
+    at least (a loop of one batch would be another program, which rounds otherwise)."""
     num_samples, (_, *sides) = split.labels.shape[0], split.images.shape
     size = min(batch_size, num_samples)
     batches, of_batch = -(-num_samples // size), size * math.prod(sides) * split.images.dtype.itemsize
