@@ -74,10 +74,14 @@ def check(
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
         whole = getattr(dataset, split)
-        images, labels = np.asarray(whole.images), np.asarray(whole.labels)
+        counts = _histogram(np.bincount(np.asarray(whole.labels), minlength=dataset.num_classes))
+        if whole.streamed:  # more than a machine may hold: every label was read, and no image decoded
+            report |= {f"{split} images": f"{whole.images.shape} as streamed", f"{split} samples per class": counts}
+            continue
+        images = np.asarray(whole.images)
         report |= {
             f"{split} images": f"{images.shape} {images.dtype}, values {images.min()} to {images.max()}",
-            f"{split} samples per class": _histogram(np.bincount(labels, minlength=dataset.num_classes)),
+            f"{split} samples per class": counts,
             f"{split} images of one colour": f"{count_constant(images):,} of {len(images):,}",
         }
     report["mean (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.mean)
