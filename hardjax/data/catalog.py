@@ -28,7 +28,7 @@ class Entry:
         tfds_name: its TFDS builder; None where it comes with a package.
         train, test: TFDS split names; several training splits are joined.
         flip: mirroring keeps the label.
-        url: where its preparation downloads from.
+        url: where its preparation downloads from; None where nothing can be downloaded without being asked for.
         about: one line.
         fit: of images of several sizes, which are streamed: how each is brought to one.
         statistics: published mean and deviation of the pixels scaled to 0..1, a number a channel; None computes them.
@@ -81,7 +81,6 @@ CATALOG = {
         "imagenet2012",
         test="validation",
         flip=True,
-        url="https://image-net.org",
         about="1,331,167 photographs of several sizes, 1,000 classes, streamed as crops of 224x224",
         fit=Fit(crop=224, side=256, sides=(256, 480)),
         statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -34,6 +34,11 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         return tfds.prepared_folder(name, data_dir)
     except tfds.DataNotPrepared:
         pass
+    if entry.url is None:
+        raise Refusal(
+            f"{name} is made of archives that its authors give on request: prepare them with TFDS, as its page on"
+            f" {entry.tfds_name} says (file_format='array_record'), and name that folder with --data-dir."
+        )
     # Looked for, not imported: importing TensorFlow takes seconds.
     if importlib.util.find_spec("tensorflow") is None:
         raise Refusal(
@@ -47,7 +52,6 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: read-only.")
-    assert entry.url is not None
     _check_reachable(name, entry.url)
     _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)
