@@ -118,7 +118,7 @@ class Records:
             places = np.flatnonzero(parts == part)
             first = int(self._ends[part - 1]) if part else 0
             wanted = [int(indices[place]) - first for place in places]
-            with tfds.reading(self._name, self._folder):
+            with tfds.reading(self._name, self._folder), tfds.quiet():
                 found = sources[part].__getitems__(wanted)
             for place, row in zip(places, found, strict=True):
                 rows[place] = row
@@ -165,7 +165,9 @@ def open_records(
     entry, folder = catalog.find(name), tfds.prepared_folder(name, data_dir)
     splits = {"train": entry.train, "test": (entry.test,)}
     images = {split: Records(name, folder, parts, entry.fit, entry.statistics) for split, parts in splits.items()}
-    kept = tfds.cache_entry(name, folder).with_suffix(".stream.npz")
+    entry_of_cache = tfds.cache_entry(name, folder)
+    # Not `with_suffix`: the version has points in it, and the fingerprint stands behind the last of them.
+    kept = entry_of_cache.with_name(f"{entry_of_cache.name}.stream.npz")
     known = _known(kept, images)
     if known is None:
         mean, std = images["train"].statistics or pixel_statistics(images["train"])
@@ -215,7 +217,7 @@ def decoded_bytes(name: str, data_dir: str | os.PathLike | None = None) -> int:
 def _known(kept: Path, images: dict[str, Records]) -> dict[str, np.ndarray] | None:
     """What was read before of the same files (the name says which they are), None where it is not there or damaged."""
     try:
-        with np.load(kept, allow_pickle=False) as found:
+        with kept.open("rb") as file, np.load(file, allow_pickle=False) as found:
             known = {name: found[name] for name in ("train", "test", "mean", "std")}
             fits = all(known[split].shape == (len(records),) for split, records in images.items())
             return known if fits and int(found["crc32"]) == _crc(known) else None

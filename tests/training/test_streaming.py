@@ -134,6 +134,16 @@ def test_what_is_known_of_the_records_is_kept(tmp_path, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:-20])
     with pytest.raises(TypeError):  # it would be
         hj.data.load("mnist", tmp_path, stream=True)
+    monkeypatch.undo()
+
+
+def test_what_is_known_of_other_files_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache"))
+    make_prepared(tmp_path / "a")
+    make_prepared(tmp_path / "b", seed=1)
+    one, other = (hj.data.load("mnist", tmp_path / name, stream=True) for name in "ab")
+    assert (one.mean != other.mean).any()
+    np.testing.assert_array_equal(other.mean, hj.data.load("mnist", tmp_path / "b").mean)
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
