@@ -13,6 +13,8 @@ from hardjax import _settings, _validate
 from hardjax._validate import Refusal
 
 _MISSING = dataclasses.MISSING
+# Metadata of a field that JSON names only where it is not the default.
+UNWRITTEN = types.MappingProxyType({"written": False})
 NAME = "name"  # the field that chooses among several classes or presets
 
 
@@ -68,7 +70,12 @@ class Axis:
 
     def write(self, setting: Any) -> Any:
         """JSON of a setting; a strategy of one's own goes by its class name."""
-        content = dataclasses.asdict(setting) if dataclasses.is_dataclass(setting) else None
+        content = None
+        if dataclasses.is_dataclass(setting) and not isinstance(setting, type):
+            content = dataclasses.asdict(setting)
+            for one in dataclasses.fields(setting):
+                if one.metadata == UNWRITTEN and content[one.name] == one.default:
+                    del content[one.name]
         if isinstance(self.settings, type):
             return setting if content is None else content
         names = {cls: name for name, cls in self.settings.items()}

@@ -266,6 +266,15 @@ class Performance:
         checkpoint_gigabytes: disk that a run's checkpoints may take together (the last two, the best by validation, the
             last that was finite); the oldest go first. None: no limit.
         gram_chunk: samples whose rows of one layer are in memory at a time when spectra are measured; None: all.
+        devices: that share every batch, whose sums then go across them; None: the most that are visible and divide all
+            batches.
+        shard_data: each device holds a part of the images instead of all of them; reading a batch then goes across
+            devices.
+        micro_batch: samples of a batch that are differentiated at a time, their gradients summed: the memory of such a
+            part. Trimming then takes its losses in a pass of its own; spectra are of the whole batch, whose memory
+            `gram_chunk` bounds. Refused where it would change the result. None: the whole batch at once.
+        stream: leave the images on the disk (or, of one's own data, in the host's memory) and read those of a round
+            when it has been planned; None: where they would take more than half of what the device has left.
         compile_ahead: when the programs of a batch plan's later stages are compiled: "background" (in a thread, while
             the stages before them train), "first" (with everything else that the run will need, before it trains;
             dispatches then keep the length that was estimated for them) or "off" (when they are needed).
@@ -290,14 +299,21 @@ class Performance:
     compile_ahead: str = _exact("background")
     population: str | None = _rounding(None)
     population_chunk: int | None = _rounding(None)
+    devices: int | None = _rounding(None)
+    shard_data: bool = _exact(False)
+    micro_batch: int | None = _rounding(None)
+    stream: bool | None = _exact(None)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
         _validate.at_least(1, eval_batch_size=self.eval_batch_size, trim_programs=self.trim_programs)
-        for name in ("steps_per_dispatch", "gram_chunk", "population_chunk"):
+        for name in ("steps_per_dispatch", "gram_chunk", "population_chunk", "devices", "micro_batch"):
             if getattr(self, name) is not None:
                 _validate.at_least(1, **{name: getattr(self, name)})
         _validate.one_of(PATHS, trim_path=self.trim_path)
+        if self.trim_path == "reuse" and self.micro_batch is not None:
+            words = "it keeps what a backward pass needs of the whole batch"
+            raise Refusal(f"Expected another trim_path than 'reuse' with micro_batch={self.micro_batch}: {words}.")
         _validate.one_of(COMPILE_AHEAD, compile_ahead=self.compile_ahead)
         if self.population is not None:
             _validate.one_of(POPULATIONS, population=self.population)

@@ -27,14 +27,27 @@ def _feature(kind: str, module: str, **settings) -> dict:
     return {"pythonClassName": f"tensorflow_datasets.core.features.{module}", kind: settings}
 
 
-def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="PNG", seed=0):
-    """A prepared data set as TFDS lays it out; returns its folder and the arrays in it."""
+def make_several_sizes(root):
+    """The layout of imagenet2012: JPEG, images of several sizes, and no split called test."""
+    sizes = [(48, 64), (64, 40), (50, 50), (40, 90)]
+    return make_prepared(
+        root, "imagenet2012", "5.1.0", {"train": [5, 3], "validation": [4]}, encoding="JPEG", sizes=sizes
+    )
+
+
+def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="PNG", seed=0, sizes=None):
+    """A prepared data set as TFDS lays it out; returns its folder and the arrays in it.
+
+    Args:
+        sizes: (height, width) of the images in turn; None: all are 6x5.
+    """
     from array_record.python import array_record_module
 
     folder = root / name / version
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    image = _feature("image", "image_feature.Image", dtype="uint8", shape={"dimensions": ["6", "5", "3"]})
+    sides = ["6", "5", "3"] if sizes is None else ["-1", "-1", "3"]
+    image = _feature("image", "image_feature.Image", dtype="uint8", shape={"dimensions": sides})
     label = _feature("classLabel", "class_label_feature.ClassLabel", numClasses="3")
     features = {
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -43,11 +56,16 @@ def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="
     (folder / "features.json").write_text(json.dumps(features))
     (folder / "label.labels.txt").write_text("cat\ndog\nowl\n")
     arrays = {}
-    for part, sizes in shards.items():
-        images = rng.integers(0, 256, (sum(sizes), 6, 5, 3)).astype(np.uint8)
-        labels, at = np.arange(sum(sizes)) % 3, 0
-        for shard, size in enumerate(sizes):
-            file = folder / f"{name}-{part}.array_record-{shard:05d}-of-{len(sizes):05d}"
+    for part, counts in shards.items():
+        count = sum(counts)
+        if sizes is None:
+            images = rng.integers(0, 256, (count, 6, 5, 3)).astype(np.uint8)
+        else:
+            shapes = [(*sizes[index % len(sizes)], 3) for index in range(count)]
+            images = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+        labels, at = np.arange(count) % 3, 0
+        for shard, size in enumerate(counts):
+            file = folder / f"{name}-{part}.array_record-{shard:05d}-of-{len(counts):05d}"
             writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
             for _ in range(size):
                 buffer = io.BytesIO()
@@ -60,10 +78,10 @@ def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="
         {
             "name": part,
             "numBytes": "1",
-            "shardLengths": [str(size) for size in sizes],
+            "shardLengths": [str(size) for size in counts],
             "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         }
-        for part, sizes in shards.items()
+        for part, counts in shards.items()
     ]
     info = {"name": name, "version": version, "fileFormat": "array_record", "splits": splits, "description": "made"}
     (folder / "dataset_info.json").write_text(json.dumps(info))

@@ -76,6 +76,16 @@ class Settings:
     checkpoint_gigabytes: Annotated[
         float | None, optional("GB", "disk that checkpoints may take; default: no limit")
     ] = None
+    devices: Annotated[
+        int | None, optional("COUNT", "that share each batch; default: the most that are visible and divide it")
+    ] = None
+    shard_data: Annotated[bool, told("each device holds a part of the images, not all of them")] = False
+    micro_batch: Annotated[
+        int | None, optional("SAMPLES", "of a batch that are differentiated at a time; default: all of them")
+    ] = None
+    stream: Annotated[
+        bool | None, told("read images while it trains; default: where the device does not hold them")
+    ] = None
     compile_ahead: Annotated[
         str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
     ] = "background"
@@ -120,7 +130,7 @@ class Settings:
                 raise Refusal(f"{dash(name)} goes with {dash(switch)} {takers}, not with {flat[switch]}.")
 
     def performance(self) -> Performance:
-        names = ("gram_chunk", "save_every", "checkpoint_gigabytes", "compile_ahead")
+        names = {f.name for f in dataclasses.fields(Performance)} & {f.name for f in dataclasses.fields(self)}
         return Performance(**{name: getattr(self, name) for name in names})
 
 

@@ -9,7 +9,7 @@ from hardjax.cli.data import say
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
 from hardjax.data.tfds import cache_folder
-from hardjax.training.setting import Setting, prepare
+from hardjax.training.setting import Setting, must_stream, prepare
 
 
 def setting(options: Settings, config: TrainConfig) -> Setting:
@@ -29,7 +29,8 @@ def setting(options: Settings, config: TrainConfig) -> Setting:
     for option in config.model_options:
         if not own and option not in ("name", "num_classes"):  # `prepare` says what these are
             _validate.one_of(models.options(config.model), **{f"option of {config.model}": option})
-    dataset = data.load(config.dataset, config.data_dir, progress=not options.quiet, say=say)
+    stream = must_stream(config, performance)
+    dataset = data.load(config.dataset, config.data_dir, progress=not options.quiet, say=say, stream=stream)
     return prepare(config, dataset, performance=performance)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hardjax._validate import Refusal
-from hardjax.data import catalog, tfds
+from hardjax.data import catalog, source, tfds
 from hardjax.data.augment import Augmentation
 from hardjax.data.dataset import Dataset, Split, assemble, evenly
 from hardjax.data.tfds import DataNotPrepared
@@ -30,6 +30,7 @@ def load(
     progress: bool = False,
     anew: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    stream: bool = False,
 ) -> Dataset:
     """A data set by name, checked; the first load decodes it into the cache folder, later ones read arrays.
 
@@ -38,6 +39,7 @@ def load(
         data_dir: folder of prepared data; None takes TFDS_DATA_DIR or TFDS's own default.
         progress: a bar on standard error while decoding.
         anew: decode the prepared files again, whatever the cache holds.
+        stream: leave the images where they are, to be read when they are needed; those of several sizes always are.
         say: called with a line where the cache held arrays that could not be used, and the files are decoded again.
 
     Raises:
@@ -47,9 +49,11 @@ def load(
     """
     entry = catalog.find(name)
     if entry.tfds_name is None:
-        return _digits()
+        return _digits().on_host() if stream else _digits()
     with _Bar(name, progress and sys.stderr.isatty()) as bar:
-        found, source = tfds.load_arrays(name, data_dir, bar.advance, anew, say)
+        if stream or entry.fit is not None:
+            return source.open_records(name, data_dir, bar.advance)
+        found, folder = tfds.load_arrays(name, data_dir, bar.advance, anew, say)
     images, labels = (
         {split: found.arrays[f"{split}_{what}"] for split in ("train", "test")} for what in ("images", "labels")
     )
@@ -64,7 +68,7 @@ def load(
             statistics=(found.mean, found.std),
         )
     except Refusal as refusal:
-        raise Refusal(f"Prepared {name} in {source} cannot be used. {refusal}") from None
+        raise Refusal(f"Prepared {name} in {folder} cannot be used. {refusal}") from None
 
 
 def _digits() -> Dataset:
@@ -101,5 +105,5 @@ class _Bar:
 
             self._bar = Progress(console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(f"decoding {self._name} (once)", total=total)
+            self._task = self._bar.add_task(f"reading {self._name} (once)", total=total)
         self._bar.update(self._task, completed=done)

@@ -1,7 +1,7 @@
 """From stored images to what a model takes, on the device: crop, flip, placement, resize, normalisation."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax import _settings, _validate
-from hardjax._axis import Axis
+from hardjax._axis import UNWRITTEN, Axis
 from hardjax._validate import Refusal
 from hardjax.data.dataset import Dataset
 
@@ -30,9 +30,13 @@ class Augmentation:
         place: "center", or "random" (in evaluation always the centre).
         resize: side after a bilinear resize (P1: 128, read from "cropped to the image size"); None keeps the size.
         normalize: subtract the training split's mean and divide by its deviation, per channel.
+        sides: of data of images of several sizes: in training the shorter side of each is resized to a length drawn
+            from these two, both included, and a crop taken at random (P4: 256 to 480, of 224); () takes the centre as
+            in testing; None: with `pad` None what fits the data set, else the centre.
 
     Raises:
-        ValueError: a size below its least or above 2^14, an unknown place, a random place without a frame.
+        ValueError: a size below its least or above 2^14, two sides that fall, an unknown place, a random place without
+            a frame.
     """
 
     pad: int | None = 0
@@ -41,6 +45,8 @@ class Augmentation:
     place: str = "center"
     resize: int | None = None
     normalize: bool = True
+    # In no JSON where it is None: the settings of runs and rows of before it was there stay theirs.
+    sides: tuple[int, ...] | None = field(default=None, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -50,6 +56,8 @@ class Augmentation:
                 _validate.at_least(least, **{name: getattr(self, name)})
                 if getattr(self, name) > _MOST_SIDE:
                     raise Refusal(f"Expected {name}={getattr(self, name)} to be at most 2^14 pixels.")
+        if self.sides and (len(self.sides) != 2 or not 1 <= self.sides[0] <= self.sides[1] <= _MOST_SIDE):
+            raise Refusal(f"Expected sides={_validate.shown(self.sides)} as two lengths that do not fall, up to 2^14.")
         if self.place == "random" and self.frame is None:
             raise Refusal("Expected a frame (its side in pixels) with place='random', got frame=None.")
 
@@ -68,10 +76,18 @@ def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
     return _fitted(Augmentation(**PRESETS[name]), image_shape, flip)
 
 
-def _fitted(augmentation: Augmentation, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
+def _fitted(
+    augmentation: Augmentation, image_shape: tuple[int, ...], flip: bool, sides: tuple[int, ...] = ()
+) -> Augmentation:
     """Without the Nones of what fits the data set."""
-    pad = max(1, image_shape[0] // 8) if augmentation.pad is None else augmentation.pad
-    return dataclasses.replace(augmentation, pad=pad, flip=flip if augmentation.flip is None else augmentation.flip)
+    if augmentation.sides is not None:
+        sides = augmentation.sides
+    elif augmentation.pad is not None:
+        sides = ()
+    # A crop taken of a larger image needs no padding.
+    pad = (0 if sides else max(1, image_shape[0] // 8)) if augmentation.pad is None else augmentation.pad
+    flip = flip if augmentation.flip is None else augmentation.flip
+    return dataclasses.replace(augmentation, pad=pad, flip=flip, sides=sides)
 
 
 def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
@@ -83,8 +99,13 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
     """
     shape = dataset.train.image_shape
     if isinstance(augmentation, str):
-        augmentation = named(augmentation, shape, dataset.flip)
-    augmentation = _fitted(augmentation, shape, dataset.flip)
+        _validate.one_of(PRESETS, augmentation=augmentation)
+        augmentation = Augmentation(**PRESETS[augmentation])
+    augmentation = _fitted(augmentation, shape, dataset.flip, dataset.sides)
+    if augmentation.sides and not dataset.sides:
+        raise Refusal(f"Expected sides=() with {dataset.name}, whose images are of one size; got {augmentation.sides}.")
+    if augmentation.sides and augmentation.sides[0] < min(shape[:2]):
+        raise Refusal(f"Expected sides={augmentation.sides} to hold a crop of {shape[0]}x{shape[1]}.")
     if augmentation.pad >= min(shape[:2]):
         raise Refusal(
             f"Expected pad={augmentation.pad} to be less than the side of images of {shape[0]}x{shape[1]}: a crop could"

@@ -1,8 +1,23 @@
 """What is known of each named data set beside its pixels."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardjax import _validate
+
+
+class Fit(NamedTuple):
+    """From images of several sizes to one, as Simonyan and Zisserman and He et al. do (P4, section 4.3).
+
+    Attributes:
+        crop: side of the square that the network sees.
+        side: the shorter side of a test image is resized to it, and the centre taken.
+        sides: in training it is drawn from these, least and greatest, and the crop anywhere.
+    """
+
+    crop: int
+    side: int
+    sides: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -13,8 +28,10 @@ class Entry:
         tfds_name: its TFDS builder; None where it comes with a package.
         train, test: TFDS split names; several training splits are joined.
         flip: mirroring keeps the label.
-        url: where its preparation downloads from.
+        url: where its preparation downloads from; None where nothing can be downloaded without being asked for.
         about: one line.
+        fit: of images of several sizes, which are streamed: how each is brought to one.
+        statistics: published mean and deviation of the pixels scaled to 0..1, a number a channel; None computes them.
     """
 
     tfds_name: str | None
@@ -23,6 +40,8 @@ class Entry:
     flip: bool = False
     url: str | None = None
     about: str = ""
+    fit: Fit | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 CATALOG = {
@@ -55,6 +74,16 @@ CATALOG = {
         flip=True,
         url="http://ai.stanford.edu",
         about="13,000 colour images of 96x96; the unlabelled split is never read",
+    ),
+    # TFDS prepares it from archives that must be downloaded by hand. Mean and deviation are those that the networks of
+    # torchvision and timm are trained with.
+    "imagenet2012": Entry(
+        "imagenet2012",
+        test="validation",
+        flip=True,
+        about="1,331,167 photographs of several sizes, 1,000 classes, streamed as crops of 224x224",
+        fit=Fit(crop=224, side=256, sides=(256, 480)),
+        statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
 }
 

@@ -25,7 +25,8 @@ class Split(NamedTuple):
     """Samples with their labels; a share of other data holds no images of its own. Read images by `take`.
 
     Attributes:
-        images: (m, H, W, C) uint8, or float32 scaled to 0..1: the split's, or all of those that it is a share of.
+        images: (m, H, W, C) uint8, or float32 scaled to 0..1: the split's, or all of those that it is a share of. What
+            is not on the device (a NumPy array, a `source.Records`) is read from there when it is needed.
         labels: the split's own: (n,) int32 classes; (n, ...) int32 classes of a sample's positions (pixels); or
             (n, ...) float32 values, never of rank 1.
         rows: (n,) int32, where in `images` each of its samples is; None: sample i is image i, and n = m.
@@ -39,6 +40,11 @@ class Split(NamedTuple):
     def num_samples(self) -> int:
         """n; `len` would be that of the tuple."""
         return self.labels.shape[0]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are not on the device."""
+        return not isinstance(self.images, Array)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -62,6 +68,8 @@ class Dataset:
         mean, std: (C,) float32, of the training split's pixels scaled to 0..1.
         flip: whether mirroring an image keeps its label.
         validation: a share split off the training data, or None.
+        sides: of images of several sizes, the least and the greatest length that the shorter side is resized to before
+            a random crop; else ().
     """
 
     name: str
@@ -73,6 +81,7 @@ class Dataset:
     std: np.ndarray
     flip: bool = False
     validation: Split | None = None
+    sides: tuple[int, ...] = ()
 
     @classmethod
     def from_arrays(
@@ -119,18 +128,41 @@ class Dataset:
         """Numbers that a network of the zoo gives for a sample: the classes, or the values of its label."""
         return self.num_classes or math.prod(self.train.labels.shape[1:])
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read when they are needed, see `Split.images`."""
+        return self.train.streamed
+
+    def on_host(self) -> "Dataset":
+        """The same data with its images in the host's memory, to be streamed to the device."""
+        held: dict[int, np.ndarray] = {}
+
+        def moved(split: Split | None) -> Split | None:
+            if split is None or split.streamed:
+                return split
+            # Shares of the same images stay so.
+            return split._replace(images=held.setdefault(id(split.images), np.asarray(split.images)))
+
+        splits = {name: moved(getattr(self, name)) for name in ("train", "test", "validation")}
+        return dataclasses.replace(self, **splits)
+
     @functools.cached_property
     def checksum(self) -> str:
         """32 hex digits of the images and labels of every split and of `num_classes`, and of nothing else.
 
-        With a validation share it is that of the whole data, before the share was split off. Computed on first use
+        Of data that is streamed from prepared files it is of the names and sizes of the files and of the labels. With a
+        validation share it is that of the whole data, before the share was split off. Computed on first use
         (0.2 s for CIFAR-10), from the host's bytes: the same on every device.
         """
         digest = hashlib.blake2b(str(self.num_classes).encode(), digest_size=16)
         for split in self._unshared():
-            for array in (np.ascontiguousarray(leaf) for leaf in split if leaf is not None):
-                digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(array)
+            for leaf in (leaf for leaf in split if leaf is not None):
+                if isinstance(leaf, Array | np.ndarray):
+                    array = np.ascontiguousarray(leaf)
+                    digest.update(f"{array.dtype.str}{array.shape}".encode())
+                    digest.update(array)
+                else:
+                    digest.update(leaf.checksum.encode())
         return digest.hexdigest()
 
     def _unshared(self) -> list[Split]:
@@ -167,9 +199,14 @@ class Dataset:
             raise Refusal(f"Expected train_samples={count} to be at most the {len(labels)} samples of {self.name}.")
         kept = np.sort(self._chosen(labels, count, seed))
         check_differ(f"train (train_samples={count})", labels[kept])
-        images = self.train.take(kept)
-        mean, std = pixel_statistics(images)
-        return dataclasses.replace(self, train=Split(images, jnp.asarray(labels[kept])), mean=mean, std=std)
+        if self.streamed:
+            rows = kept if self.train.rows is None else np.asarray(self.train.rows)[kept]
+            train = Split(self.train.images, jnp.asarray(labels[kept]), jnp.asarray(rows, jnp.int32))
+        else:
+            rows, train = None, Split(self.train.take(kept), jnp.asarray(labels[kept]))
+        published = getattr(self.train.images, "statistics", None)
+        mean, std = published or pixel_statistics(train.images, rows)
+        return dataclasses.replace(self, train=train, mean=mean, std=std)
 
     def _chosen(self, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         """Indices (count,) of samples, where they have classes each in proportion to within one."""
@@ -210,8 +247,9 @@ class Dataset:
             Split(self.train.images, jnp.asarray(labels[part]), jnp.asarray(rows[part], jnp.int32))
             for part in (kept, held)
         )
-        # Of what remains: held-out samples have no part in the training, not even in its mean.
-        mean, std = pixel_statistics(self.train.images, rows[kept])
+        # Of what remains: held-out samples have no part in the training, not even in its mean; published ones stay.
+        published = getattr(self.train.images, "statistics", None)
+        mean, std = published or pixel_statistics(self.train.images, rows[kept])
         return dataclasses.replace(self, train=train, validation=validation, mean=mean, std=std)
 
 

@@ -34,6 +34,11 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         return tfds.prepared_folder(name, data_dir)
     except tfds.DataNotPrepared:
         pass
+    if entry.url is None:
+        raise Refusal(
+            f"{name} is made of archives that its authors give on request: prepare them with TFDS, as its page on"
+            f" {entry.tfds_name} says (file_format='array_record'), and name that folder with --data-dir."
+        )
     # Looked for, not imported: importing TensorFlow takes seconds.
     if importlib.util.find_spec("tensorflow") is None:
         raise Refusal(
@@ -47,7 +52,6 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise Refusal(f"Expected a folder to write prepared data in, got {folder}: read-only.")
-    assert entry.url is not None
     _check_reachable(name, entry.url)
     _download(entry.tfds_name, folder)
     return tfds.prepared_folder(name, data_dir)
@@ -74,10 +78,14 @@ def check(
     report: dict[str, Any] = {"name": name, "classes": ", ".join(dataset.class_names)}
     for split in ("train", "test"):
         whole = getattr(dataset, split)
-        images, labels = np.asarray(whole.images), np.asarray(whole.labels)
+        counts = _histogram(np.bincount(np.asarray(whole.labels), minlength=dataset.num_classes))
+        if whole.streamed:  # more than a machine may hold: every label was read, and no image decoded
+            report |= {f"{split} images": f"{whole.images.shape} as streamed", f"{split} samples per class": counts}
+            continue
+        images = np.asarray(whole.images)
         report |= {
             f"{split} images": f"{images.shape} {images.dtype}, values {images.min()} to {images.max()}",
-            f"{split} samples per class": _histogram(np.bincount(labels, minlength=dataset.num_classes)),
+            f"{split} samples per class": counts,
             f"{split} images of one colour": f"{count_constant(images):,} of {len(images):,}",
         }
     report["mean (0..1)"] = ", ".join(f"{value:.4f}" for value in dataset.mean)

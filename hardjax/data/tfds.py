@@ -245,7 +245,7 @@ def _strange_features(source: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """TFDS recommends OpenCV at every image."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -257,7 +257,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(name: str, source: Path) -> Iterator[None]:
+def reading(name: str, source: Path) -> Iterator[None]:
     """What TFDS, array_record and the image decoders raise over damaged files, of whatever class, is one line."""
     try:
         yield
@@ -275,7 +275,7 @@ def _decode(
     described: Description,
     advance: Callable[[int, int], None],
 ) -> Decoded:
-    with _reading(name, source), _quiet():
+    with reading(name, source), quiet():
         import tensorflow_datasets as tfds
 
         # By its folder, not by its name: nothing is looked up in a network, nor retried for minutes where there is
@@ -287,8 +287,8 @@ def _decode(
         counts = f"{described.num_classes} classes, got {len(class_names)} label names"
         raise Refusal(f"Expected prepared {name} in {source} to be of {counts}.")
     for part in (*entry.train, entry.test):
-        with _reading(name, source):
-            _check_records(name, source, part, described.shards[part])
+        with reading(name, source):
+            check_records(name, source, part, described.shards[part])
     splits = {"train": entry.train, "test": (entry.test,)}
     total = sum(described.samples(parts) for parts in splits.values())
     arrays, done, shape = {}, 0, None
@@ -312,10 +312,10 @@ def _decode(
 
 def _rows(name: str, source: Path, builder: Any, part: str) -> Iterator[list[tuple[np.ndarray, int]]]:
     """(image, label) of a TFDS split, some at a time."""
-    with _reading(name, source), _quiet():
+    with reading(name, source), quiet():
         records = builder.as_data_source(split=part)
     for start in range(0, len(records), _BATCH):
-        with _reading(name, source), _quiet():
+        with reading(name, source), quiet():
             rows = records.__getitems__(list(range(start, min(start + _BATCH, len(records)))))
             rows = [(np.asarray(row["image"]), int(row["label"])) for row in rows]
         yield rows
@@ -338,7 +338,7 @@ def _check_row(
         raise Refusal(f"Prepared {name} in {source} cannot be read: {fault}.")
 
 
-def _check_records(name: str, source: Path, part: str, lengths: list[int]) -> None:
+def check_records(name: str, source: Path, part: str, lengths: list[int]) -> None:
     """Rows that no record fills would be trained as whatever the memory held."""
     from array_record.python import array_record_module
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hardjax.choose.trimming import Trim
-from hardjax.engine import memory
+from hardjax.engine import evaluate, memory
 from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, Position, RunPlan, dispatches, step_inputs
@@ -18,7 +18,7 @@ from hardjax.engine.programs import Programs
 from hardjax.engine.recipe import table_slots
 from hardjax.engine.rounds import Observer
 from hardjax.engine.stages import Change
-from hardjax.engine.state import TrainData, TrainState
+from hardjax.engine.state import Sizes, TrainData, TrainState
 
 _START = Position()
 
@@ -83,9 +83,10 @@ def stage_programs(
         known.add(name)
         if look:
             if observer is not None:
-                yield Wanted("look", (observer, sizes.unit), (shapes, train))
+                yield Wanted("look", (observer, sizes.unit), (shapes, _given(programs, train, sizes)))
             continue
-        rest = () if call.kind == "plan" else (train, hyper, step_inputs(plan, call))
+        data = _given(programs, train, sizes, call.trained)
+        rest = () if call.kind == "plan" else (data, hyper, step_inputs(plan, call))
         yield Wanted(call.kind, call.spec, (shapes, *rest), donate)
 
 
@@ -128,7 +129,7 @@ def compile_run(
     sizes, train, shapes = plan.stages[index].sizes, splits["train"], _state_shapes(programs, plan, index, hyper)
     # A copy for a checkpoint is the host's, which on CPU is the device.
     copies = memory.size_of(shapes) if saved and device.platform == "cpu" else 0
-    need = Need(memory.size_of(splits), memory.size_of(shapes), copies)
+    need = Need(memory.size_of(splits) + _read_ahead(programs, plan, index, train), memory.size_of(shapes), copies)
 
     def fits(*found: Temporary | None) -> Need:
         more = need.adding(program for program in found if program is not None)
@@ -144,7 +145,8 @@ def compile_run(
     for call in dispatches(plan, at):
         if call.kind == "look":
             continue
-        rest = () if call.kind == "plan" else (train, hyper, step_inputs(plan, call))
+        data = _given(programs, train, sizes, call.trained)
+        rest = () if call.kind == "plan" else (data, hyper, step_inputs(plan, call))
         found = programs.ahead(call.kind, call.spec, shapes, *rest, donate=donate)
         need = fits(found)
         if call.trained:
@@ -153,9 +155,15 @@ def compile_run(
             break
     due = plan.measured_step(at.measured)
     if observer is not None and due is not None and due < plan.steps:
-        need = fits(programs.ahead("look", (observer, sizes.unit), shapes, train))
+        need = fits(programs.ahead("look", (observer, sizes.unit), shapes, _given(programs, train, sizes)))
     for name in evaluated:
-        need = fits(programs.ahead("evaluate", eval_batch_size, shapes.variables, splits[name]))
+        split, kind, count = splits[name], "evaluate", ()
+        if split.elsewhere:
+            part = evaluate.part_of(split, eval_batch_size)
+            if part.labels.shape[0] < split.labels.shape[0]:
+                kind, count = "evaluate part", (jax.ShapeDtypeStruct((), jnp.int32),)
+            split = part
+        need = fits(programs.ahead(kind, eval_batch_size, shapes.variables, split, *count))
     for later in range(index, len(plan.stages)) if everything else ():
         where = at if later == index else None
         for kind, key, args, given in stage_programs(
@@ -167,6 +175,17 @@ def compile_run(
 
 def _state_shapes(programs: Programs, plan: RunPlan, index: int, hyper: Hyper) -> TrainState:
     return programs.state_shapes(plan.stages[index].sizes, hyper, _table(programs, plan, index))
+
+
+def _given(programs: Programs, train: TrainData, sizes: Sizes, steps: int = 1) -> TrainData:
+    """The data that a program of so many steps is given: what is there, or shapes of the images that will be read."""
+    return train.of_steps(steps, sizes.batch_size, programs.recipe.mesh) if train.elsewhere else train
+
+
+def _read_ahead(programs: Programs, plan: RunPlan, index: int, train: TrainData) -> int:
+    """Bytes of streamed images on the device: of the dispatch under way, and of the next."""
+    given = _given(programs, train, plan.stages[index].sizes, plan.bound_of(index))
+    return 2 * memory.size_of(given.images) if train.elsewhere else 0
 
 
 def _table(programs: Programs, plan: RunPlan, index: int) -> Any:

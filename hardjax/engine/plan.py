@@ -96,7 +96,7 @@ def next_dispatch(plan: RunPlan, at: Position, facts: Facts = _NO_FACTS) -> Disp
     if not at.round_steps:
         # Neither cut nor looked into: planned and trained in one program, since a round may be two steps (P1 on
         # STL-10).
-        if free == length <= bound:
+        if free == length <= bound and not plan.streamed:
             alone = first and (selection != plan.selection or length != plan.stages[index].round_steps)
             rounds = 1 if alone else _rounds_together(plan, index, began, length, due)
             spec = dataclasses.replace(spec, rounds=rounds)

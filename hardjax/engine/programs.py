@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from hardjax.data import Dataset
-from hardjax.engine import memory
-from hardjax.engine.evaluate import Evaluation, make_evaluate, make_predict
+from hardjax.engine import devices, memory
+from hardjax.engine.evaluate import Evaluation, make_evaluate, make_evaluate_part, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
 from hardjax.engine.optimizers import Hyper
@@ -49,7 +50,7 @@ class Programs:
         compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
         wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
         traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
-            "evaluate", "predict").
+            "evaluate", "evaluate part", "predict").
     """
 
     def __init__(self, recipe: Recipe, mapped: Callable[[str, Callable], Callable] | None = None) -> None:
@@ -73,7 +74,8 @@ class Programs:
         """Shapes and dtypes of a state; traced once for sizes and a table, of which the shape is read."""
         name = (sizes, table.shape, table.dtype, shaping())
         if name not in self._shapes:
-            self._shapes[name] = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
+            found = jax.eval_shape(make_init(self.recipe, sizes), jnp.uint32(0), hyper, table)
+            self._shapes[name] = devices.shapes(found, self.recipe.mesh)
         return self._shapes[name]
 
     def plan(self, spec: RoundSpec, donate: bool, state: TrainState) -> TrainState:
@@ -99,6 +101,10 @@ class Programs:
     def evaluate(self, batch_size: int, variables: Any, split: TrainData) -> Evaluation:
         """Loss and accuracy over a whole split."""
         return self._call("evaluate", batch_size, variables, split)
+
+    def evaluate_part(self, batch_size: int, variables: Any, part: TrainData, real: Array) -> Evaluation:
+        """Sums of each batch of a part of a split, of which the first `real` samples count."""
+        return self._call("evaluate part", batch_size, variables, part, real)
 
     def predict(self, variables: Any, images: Array, mean: Array, std: Array) -> Array:
         """Logits of stored images."""
@@ -182,7 +188,8 @@ class Programs:
         kind, key, donate = signature.kind, signature.key, signature.donate
         # A NumPy view of a donated array that is still alive (np.asarray of a leaf, on CPU) disables the donation
         # without a word.
-        jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else ())
+        placed = devices.placement(args, self.recipe.mesh)
+        jitted = jax.jit(self._function(kind, key), donate_argnums=(0,) if donate else (), **placed)
         executable = jitted.lower(*args).compile()
         program = _Program(executable, memory.temporary(kind, executable, _advice(kind, key, args)))
         with self._lock:
@@ -195,8 +202,8 @@ class Programs:
             return make_init(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
-        if kind == "evaluate":
-            return make_evaluate(self.recipe, key)
+        if kind.startswith("evaluate"):
+            return (make_evaluate if kind == "evaluate" else make_evaluate_part)(self.recipe, key)
         function = make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
         return function if self._mapped is None else self._mapped(kind, function)
 
@@ -206,7 +213,7 @@ class _Signature(NamedTuple):
     key: Any
     donate: bool
     structure: Any
-    kinds: tuple  # shape and dtype of each array
+    kinds: tuple  # shape and dtype of each array, and whether devices share it
     settings: tuple  # of jax
 
 
@@ -217,7 +224,8 @@ class _Program(NamedTuple):
 
 def _signature(kind: str, key: Hashable, args: tuple, donate: bool) -> _Signature:
     leaves, structure = jax.tree.flatten(args)
-    return _Signature(kind, key, donate, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), shaping())
+    kinds = tuple((leaf.shape, leaf.dtype, devices.shares(leaf)) for leaf in leaves)
+    return _Signature(kind, key, donate, structure, kinds, shaping())
 
 
 def _advice(kind: str, key: Any, args: tuple) -> str | None:
@@ -243,6 +251,7 @@ def lowerable(
     trim_path: str = "auto",
     trim_programs: int = 5,
     gram_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, tuple[Callable, tuple]]:
     """Every program of a run as {name: (function, arguments)}, for `jax.jit(function).lower(*arguments)` anywhere.
 
@@ -256,6 +265,7 @@ def lowerable(
         dataset: the data, of which the shapes are read.
         model: one's own network; None creates `config.model`.
         bound: steps in a dispatch; the other settings as in `Performance`.
+        mesh: devices that share each batch; `devices.placement` says how their programs are compiled.
 
     Raises:
         ValueError: data, model and configuration do not fit.
@@ -265,7 +275,7 @@ def lowerable(
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     else:
         functions = functions_of(model)
-    recipe = make_recipe(config, dataset, functions)
+    recipe = make_recipe(config, dataset, functions, mesh)
     plan = make_run_plan(config, recipe, bound=bound, trim_path=trim_path, trim_programs=trim_programs)
     hyper, data = _shapes((make_hyper(config), splits_on_device(dataset)))
     programs, states = {}, []

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from hardjax import _by_name
 from hardjax._validate import Refusal, first_line, shown
@@ -21,6 +22,7 @@ from hardjax.choose.selection import AllBatches
 from hardjax.choose.trimming import TrimPlan
 from hardjax.data import Dataset, Split
 from hardjax.data.augment import resolve
+from hardjax.engine import devices
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.stages import RunPlan, Stage
 from hardjax.engine.state import Recipe, Sizes, TrainData
@@ -90,8 +92,14 @@ def _zoo_functions(name: str, num_classes: int, options: str) -> Functions:
     return functions_of(zoo.create(name, num_classes=num_classes, **json.loads(options)))
 
 
-def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
+def make_recipe(
+    config: Any, dataset: Dataset, functions: Functions, mesh: Mesh | None = None, micro_batch: int | None = None
+) -> Recipe:
     """What shapes the traces of a run.
+
+    Args:
+        mesh: devices that share each batch, see `devices.make_mesh`.
+        micro_batch: samples that are differentiated at a time, or None.
 
     Raises:
         ValueError: more samples in a batch than there are, or an augmentation that does not fit.
@@ -109,6 +117,8 @@ def make_recipe(config: Any, dataset: Dataset, functions: Functions) -> Recipe:
         on_nan=config.on_nan,
         num_samples=num_samples,
         image_shape=dataset.train.image_shape,
+        mesh=mesh,
+        micro_batch=micro_batch,
     )
 
 
@@ -120,6 +130,7 @@ def make_run_plan(
     bound_by_time: bool = False,
     trim_path: str = "auto",
     trim_programs: int = 5,
+    streamed: bool = False,
 ) -> RunPlan:
     """The plan of a run; tries the network out where batches are trimmed.
 
@@ -162,6 +173,7 @@ def make_run_plan(
         test_every=1 if config.test_every == "epoch" else config.test_every,
         bound=bound,
         bound_by_time=bound_by_time,
+        streamed=streamed,
         control_every=None if config.batch_plan is None else config.batch_plan.every,
         ladder=tuple(stage(span, *steps_of([span], recipe.num_samples), None) for span in _ladder(config, recipe)),
     )
@@ -236,12 +248,24 @@ def table_slots(recipe: Recipe, sizes: Sizes) -> int:
     return sizes.num_batches if sizes.unit == "batch" else recipe.num_samples
 
 
-def splits_on_device(dataset: Dataset) -> dict[str, TrainData]:
-    """Split name -> its arrays with the statistics of the training split."""
+def splits_on_device(dataset: Dataset, mesh: Mesh | None = None, shard_data: bool = False) -> dict[str, TrainData]:
+    """Split name -> its arrays with the statistics of the training split.
+
+    Args:
+        mesh: devices, each of which gets all of them.
+        shard_data: each gets its part of the images alone.
+    """
     splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-    return {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
+    found = {name: _on_device(split, dataset) for name, split in splits.items() if split is not None}
+    # Each array once: training and validation may be shares of the same images.
+    images = {id(split.images): split.images for split in found.values()}
+    place = devices.put_shares if shard_data else devices.put
+    images = {name: place(array, mesh) for name, array in images.items()}
+    rest = {name: devices.put(split._replace(images=None), mesh) for name, split in found.items()}
+    return {name: rest[name]._replace(images=images[id(split.images)]) for name, split in found.items()}
 
 
 def _on_device(split: Split, dataset: Dataset) -> TrainData:
-    arrays = (jnp.asarray(leaf) for leaf in (split.images, split.labels, dataset.mean, dataset.std))
+    images = split.images[:0] if split.streamed else split.images  # none of them, of their shape
+    arrays = (jnp.asarray(leaf) for leaf in (images, split.labels, dataset.mean, dataset.std))
     return TrainData(*arrays, rows=None if split.rows is None else jnp.asarray(split.rows))

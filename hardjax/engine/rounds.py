@@ -17,6 +17,7 @@ from hardjax.choose.losses import Loss
 from hardjax.choose.selection import Planner, writes_at_once
 from hardjax.choose.trimming import Trim
 from hardjax.data.augment import Moves, draw_moves, fetch, prepare
+from hardjax.engine.devices import spread, whole
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.state import (
     AUGMENT,
@@ -117,8 +118,8 @@ def make_segment(
     at_once = writes_at_once(selection)
 
     def train_batch(state: TrainState, data: TrainData, hyper: Hyper, row: tuple) -> tuple[TrainState, tuple]:
-        indices, slots, inputs, moves = row
-        batch = _load(recipe, data, indices, moves)
+        indices, slots, inputs, moves, images = row
+        batch = _load(recipe, data, indices, moves, images)
         state, info = run_step(state, batch, hyper, inputs, draw(state.key, DROPOUT, state.step))
         # Over the whole batch under trimming too: the table says how hard a batch is, not what of it was trained.
         with jax.named_scope("loss"):
@@ -138,14 +139,15 @@ def make_segment(
             # Indices alone: images are gathered inside the step, or a segment would hold all its batches at once.
             with jax.named_scope("selection"):
                 slots = lax.dynamic_slice_in_dim(state.slots, state.cursor, spec.steps)
-                schedule = state.partition[slots] if selection.unit == "batch" else slots
+                schedule = whole(state.partition[slots] if selection.unit == "batch" else slots, recipe.mesh)
 
             def scan(state: TrainState, rows: tuple) -> tuple:
                 # XLA on CPU runs convolution gradients in a loop's body naively (one kernel gradient 771 ms, outside
                 # 20): that is why the zoo brings convolutions of its own (`models.ops`).
                 return lax.scan(lambda state, row: train_batch(state, data, hyper, row), state, rows)
 
-            rows = schedule, slots, inputs, _draw_moves(recipe, state, schedule)
+            streamed = data.images if data.images.ndim == 5 else None
+            rows = schedule, slots, inputs, _draw_moves(recipe, state, schedule), streamed
             trained = _kept_as_loop(scan, state, rows) if spec.steps == 1 else scan(state, rows)
         state, (figures, kept, bad) = trained
         loss, *rest = jnp.unstack(figures, axis=1)
@@ -196,7 +198,7 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
             slot = state.slots[state.cursor]
             indices = state.partition[slot] if unit == "batch" else slot
             moves = jax.tree.map(lambda leaf: leaf[0], _draw_moves(recipe, state, indices[None]))
-            batch = _load(recipe, data, indices, moves)
+            batch = _load(recipe, data, indices, moves, data.images[0] if data.images.ndim == 5 else None)
             with jax.named_scope("measure"):
                 key = draw(state.key, DROPOUT, state.step)
                 seen = observe(state.variables, batch.images, batch.labels, key)
@@ -206,9 +208,14 @@ def make_look(recipe: Recipe, observer: Observer, unit: str) -> Callable[[TrainS
 
 
 @jax.named_scope("data")
-def _load(recipe: Recipe, data: TrainData, indices: Array, moves: Moves) -> Batch:
-    """The batch as the model takes it."""
-    pixels = fetch(data.images, data.where(indices), recipe.augmentation, moves)
+def _load(recipe: Recipe, data: TrainData, indices: Array, moves: Moves, streamed: Array | None) -> Batch:
+    """The batch as the model takes it; `streamed` are its stored images (B, H, W, C), in the order of the indices."""
+    # Each device looks up its own samples.
+    indices, moves = spread((indices, moves), recipe.mesh)
+    if streamed is None:
+        pixels = fetch(data.images, data.where(indices), recipe.augmentation, moves)
+    else:
+        pixels = fetch(streamed, spread(jnp.arange(len(indices)), recipe.mesh), recipe.augmentation, moves)
     # Closed off, so that it rounds alike in every program: fused with its surroundings, or with its constants moved
     # out of the loop, it would not.
     pixels, mean, std, moves = _closed_off((pixels, data.mean, data.std, moves))

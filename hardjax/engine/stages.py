@@ -61,6 +61,7 @@ class RunPlan:
         test_every: a number of epochs, or "round".
         bound: most steps in one dispatch of the first stage; it changes no result.
         bound_by_time: of the other stages as many as take as long, by their batch size; else as many.
+        streamed: images are read when a round's samples are known: it is planned by a program of its own.
         control_every: epochs after each of which the round under way ends, because a controller decides there, or did
             in the run of which this is the open loop; None: no such places.
         ladder: under a controller a stage of every size that may come, its length and rate those of the whole run.
@@ -76,6 +77,7 @@ class RunPlan:
     test_every: int | str = 1
     bound: int = 64
     bound_by_time: bool = False
+    streamed: bool = False
     control_every: int | None = None
     ladder: tuple[Stage, ...] = ()
     decided: tuple[Change, ...] = ()

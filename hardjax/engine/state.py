@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from hardjax.choose.losses import Loss
 from hardjax.data import Split
 from hardjax.data.augment import Augmentation, output_shape
+from hardjax.engine import devices
 from hardjax.engine.optimizers import Hyper, make_optimizer
 
 # Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
@@ -33,6 +35,8 @@ class Recipe:
         on_nan: as in `TrainConfig`; under "record" no program looks for bad steps.
         num_samples: n of the training split.
         image_shape: (H, W, C) as stored.
+        mesh: devices that share each batch; None: one device.
+        micro_batch: samples of a batch that are differentiated at a time; None: all.
     """
 
     init_variables: Callable
@@ -44,10 +48,15 @@ class Recipe:
     on_nan: str
     num_samples: int
     image_shape: tuple[int, ...]
+    mesh: Mesh | None = None
+    micro_batch: int | None = None
 
 
 class TrainData(NamedTuple):
-    """A split on the device with the statistics of the training split; see `data.Split`, for its `rows` too."""
+    """A split on the device with the statistics of the training split; see `data.Split`, for its `rows` too.
+
+    Of streamed data `images` hold none (0, H, W, C), or those of the steps that a program trains, (steps, B, H, W, C).
+    """
 
     images: Array
     labels: Array
@@ -56,8 +65,20 @@ class TrainData(NamedTuple):
     rows: Array | None = None
 
     def take(self, indices: Any) -> Array:
-        """Stored images (k, H, W, C) of these samples of the split."""
+        """Stored images (k, H, W, C) of these samples of the split, which are here."""
+        assert not self.elsewhere, "an index into no images would be answered without a word"
         return Split(self.images, self.labels, self.rows).take(indices)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the images are read when they are needed; all the rest is here."""
+        return self.images.shape[0] == 0
+
+    def of_steps(self, steps: int, batch_size: int, mesh: Mesh | None) -> "TrainData":
+        """With the shapes of the images of so many steps in place of those that are elsewhere."""
+        shape = (steps, batch_size, *self.images.shape[1:])
+        placed = None if mesh is None else devices.over_axis(mesh, 1)
+        return self._replace(images=jax.ShapeDtypeStruct(shape, self.images.dtype, sharding=placed))
 
     def where(self, indices: Array) -> Array:
         """Rows (k,) of `images` that these samples are."""

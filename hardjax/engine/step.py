@@ -10,6 +10,8 @@ import optax
 from jax import Array
 
 from hardjax.choose.trimming import Trim, first_or_copies, kept_mask, mean_of_first, take_samples
+from hardjax.engine import micro
+from hardjax.engine.devices import spread, whole
 from hardjax.engine.optimizers import Hyper, make_optimizer
 from hardjax.engine.state import TRIM, Batch, Recipe, StepInputs, TrainState, draw, replace
 
@@ -42,14 +44,19 @@ def make_step(
     """
 
     def forward(params: Any, batch: Batch, batch_stats: Any, key: Array) -> tuple[Array, tuple]:
+        batch = spread(batch, recipe.mesh)
         logits, batch_stats = recipe.apply({"params": params, "batch_stats": batch_stats}, batch.images, True, key)
         with jax.named_scope("loss"):
             logits = logits.astype(jnp.float32)
             losses = recipe.loss(logits, batch.labels).astype(jnp.float32)
             correct = recipe.loss.correct(logits, batch.labels, losses)
+            # On every device, B numbers: their mean is then summed as on one, and trimming compares the whole batch.
+            losses, correct = whole((losses, correct), recipe.mesh)
         return losses, (batch_stats, losses, correct)
 
-    gradients = _GRADIENTS["whole" if trim is None else trim.path]
+    size = recipe.micro_batch
+    at_once = _GRADIENTS["whole" if trim is None else trim.path]
+    in_parts = at_once if size is None else micro.make_gradients(size, recipe.mesh)
 
     def step(
         state: TrainState, batch: Batch, hyper: Hyper, inputs: StepInputs, key: Array
@@ -57,6 +64,7 @@ def make_step(
         losses_of = functools.partial(forward, batch_stats=state.batch_stats, key=key)
         # From the key of the step: a random choice is the same however the run is cut.
         chosen = draw(key, TRIM, 0)
+        gradients = in_parts if size is not None and size < len(batch.labels) else at_once
         with jax.named_scope("gradient"):
             grads, (batch_stats, losses, correct), order = gradients(
                 losses_of, state.params, batch, trim, inputs.keep, chosen

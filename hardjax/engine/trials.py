@@ -1,13 +1,14 @@
-"""What is found out about a network by trying it: in which ways its steps can be trimmed."""
+"""What is found out about a network by trying it: in which ways its steps can be trimmed, or taken in parts."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hardjax._validate import Refusal
 from hardjax.choose.trimming import take_samples
 from hardjax.data.augment import output_shape
 from hardjax.engine.state import Recipe
@@ -80,8 +81,55 @@ def trim_paths(recipe: Recipe) -> TrimPaths:
     (_, pullback), (_, like), params = jax.eval_shape(passes, keys)
     pairs = zip(jax.tree.leaves(pullback), jax.tree.leaves(like), strict=False)
     of_sample = sum(whole.size for whole, part in pairs if whole.shape != part.shape) // 4
-    exact = ("reuse", "gather", "plain") if residuals else ("gather", "plain")
+    # In parts nothing is kept of a first pass that a second one could take up.
+    exact = ("reuse", "gather", "plain") if residuals and recipe.micro_batch is None else ("gather", "plain")
+    if recipe.mesh is not None and "reuse" in exact:
+        # Between devices the images of the kept samples are fewer bytes than all that a backward pass keeps of them.
+        exact = ("gather", "reuse", "plain")
     return TrimPaths(exact, isolated, of_sample, sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+
+@functools.lru_cache(maxsize=16)
+def exact_in_parts(recipe: Recipe, size: int) -> bool:
+    """Whether training on two parts of `size` samples, one after the other, gives the logits and the statistics of both
+    together: no batch statistics over more samples than a part, nothing drawn for the batch as a whole."""
+    model_shape = output_shape(recipe.augmentation, recipe.image_shape)
+
+    @jax.jit
+    def agree(keys: Array) -> Array:
+        variables, images = _made_up(recipe, model_shape, keys, 2 * size)
+        # Parts that nobody takes for each other: statistics of many pixels are nearly those of any other part.
+        images = images.at[size:].multiply(3) + 1
+        each = images, images[:size], images[size:]
+        whole, *parts = (recipe.apply(variables, some, True, keys[3]) for some in each)
+        logits = jnp.concatenate([part[0] for part in parts])
+        stats = jax.tree.map(lambda a, b: (a + b) / 2, parts[0][1], parts[1][1])
+        pairs = zip(jax.tree.leaves((logits, stats)), jax.tree.leaves(tuple(whole)), strict=True)
+        return jnp.stack([_close(a, b) for a, b in pairs]).all()
+
+    try:
+        return bool(agree(jax.random.split(jax.random.key(0), 4)))
+    except Refusal:  # sub-batches that do not divide a part, or both
+        return False
+
+
+def check_parts(recipe: Recipe, sizes: Iterable[int]) -> None:
+    """Look whether every batch can be cut into the recipe's parts, and whether that changes nothing.
+
+    Raises:
+        ValueError: it cannot, or it would.
+    """
+    part = recipe.micro_batch
+    if part is None or all(size <= part for size in sizes):
+        return
+    if uneven := [size for size in sizes if size > part and size % part]:
+        raise Refusal(f"Expected micro_batch={part} to divide the batch of {uneven[0]} samples that it cuts.")
+    if not exact_in_parts(recipe, part):
+        raise Refusal(
+            f"Expected micro_batch={part} to leave the result as it is: this network trains a part of a batch otherwise"
+            " than the whole (batch statistics over more samples than a part, or dropout). Take norm=group or none, a"
+            " norm_batch_size that divides it, or no micro_batch."
+        )
 
 
 def _isolated(recipe: Recipe, model_shape: tuple[int, int, int]) -> Callable[[Array], Array]:
@@ -97,12 +145,12 @@ def _isolated(recipe: Recipe, model_shape: tuple[int, int, int]) -> Callable[[Ar
     return alone
 
 
-def _made_up(recipe: Recipe, model_shape: tuple[int, int, int], keys: Array) -> tuple[Any, Array]:
-    """(variables at generic parameters, four images): a scale or head that starts at zero would hide everything."""
+def _made_up(recipe: Recipe, model_shape: tuple[int, int, int], keys: Array, count: int = 4) -> tuple[Any, Array]:
+    """(variables at generic parameters, images): a scale or head that starts at zero would hide everything."""
     variables = recipe.init_variables(keys[0], model_shape)
     noise = jax.random.normal(keys[1], (1000,))
     params = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.resize(noise, leaf.shape), variables["params"])
-    return {**variables, "params": params}, jax.random.normal(keys[2], (4, *model_shape))
+    return {**variables, "params": params}, jax.random.normal(keys[2], (count, *model_shape))
 
 
 def _close(a: Array, b: Array) -> Array:

@@ -143,7 +143,9 @@ def _orders(cells: Sequence[Cell], performance: Performance | None) -> dict[str,
     plain = [{"config": cell.config.to_dict(), "data": cell.data, "network": cell.network} for cell in cells]
     for one in plain:  # a strategy of one's own has no name that another process would find
         TrainConfig.from_dict(one["config"])
-    return {"performance": asdict(performance or Performance()), "cells": plain}
+    settings = asdict(performance or Performance())
+    # Workers share a machine run by run: a device each, also where more of them could be seen.
+    return {"performance": settings | {"devices": settings["devices"] or 1}, "cells": plain}
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a sweep would take, found by trying one cell of each shape for a moment."""
 
 import time
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from hardjax.engine.population import member_of
 from hardjax.study.cells import Cell
 from hardjax.study.outcomes import reason_of
 from hardjax.study.work import Trainer
+from hardjax.training.feed import Feed, evaluated
 from hardjax.training.loop import Loop
 from hardjax.training.population import Population, wanted
 from hardjax.training.population_loop import Member, PopulationLoop
@@ -100,11 +102,12 @@ def _tests(cell: Cell) -> float:
 
 
 def _seconds_per_sample(setting: Any, variables: Any, samples: int) -> float:
-    def evaluate() -> None:
-        size = setting.performance.eval_batch_size
-        jax.block_until_ready(setting.programs.evaluate(size, variables, setting.splits["test"]))
+    with Feed(setting) if setting.dataset.streamed else nullcontext() as feed:
 
-    evaluate()  # compiled, and its arrays where they should be
-    began = time.perf_counter()
-    evaluate()
-    return (time.perf_counter() - began) / samples
+        def evaluate() -> None:
+            jax.block_until_ready(evaluated(setting, variables, "test", feed))
+
+        evaluate()  # compiled, and its arrays where they should be
+        began = time.perf_counter()
+        evaluate()
+        return (time.perf_counter() - began) / samples

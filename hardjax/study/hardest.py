@@ -30,12 +30,12 @@ def hardest_samples(
     rank = replays / visits
     # With all that tie with the last one: their losses decide which are shown, not their places in the data set.
     candidates = np.flatnonzero(rank >= np.sort(rank)[-min(count, len(rank))])
-    train = setting.splits["train"]
+    train, stored = setting.splits["train"], setting.dataset.train
     labels = np.asarray(train.labels[candidates])
     logits = np.concatenate(
         [
             np.asarray(
-                setting.programs.predict(result.state.variables, train.take(chunk), train.mean, train.std), np.float64
+                setting.programs.predict(result.state.variables, stored.take(chunk), train.mean, train.std), np.float64
             )
             for chunk in np.split(candidates, range(_CHUNK, len(candidates), _CHUNK))
         ]

@@ -181,7 +181,7 @@ def _measure_state(
         found = []
         for indices in state.partition[:batches]:
             # Preprocessed in float32 as in training; float64 from there on shows what the network's own rounding does.
-            images = preprocess(train.take(indices), train.mean, train.std, recipe.augmentation)
+            images = preprocess(setting.dataset.train.take(indices), train.mean, train.std, recipe.augmentation)
             images = np.asarray(images, np.float64) if float64 else images
             found.append(observe(variables, images, train.labels[indices], state.key))
     values, entries = (np.stack([np.asarray(row[i]) for row in found]) for i in (0, 1))

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from hardjax.fisher import memory
 from hardjax.training import points
 from hardjax.training.ahead import Compiler
 from hardjax.training.control import Decider, change_of
+from hardjax.training.feed import Feed
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
@@ -78,6 +79,7 @@ class Loop:
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
         self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
+        self._feed = Feed(setting) if setting.dataset.streamed else None
         # What the clocks showed when the device was last set going.
         self._window: _Window | None = None
 
@@ -91,8 +93,17 @@ class Loop:
         """Of this run, what it stood still for because a program was not ready."""
         return self._waited + self.setting.programs.wait_seconds
 
+    @property
+    def input_wait_seconds(self) -> float | None:
+        """That this process stood still for images; None of resident data."""
+        return None if self._feed is None else self._feed.waited
+
     def go(self, asked: Asked) -> str:
         """Train to the end; returns why it ended."""
+        with self._feed or nullcontext():
+            return self._train(asked)
+
+    def _train(self, asked: Asked) -> str:
         facts = Facts()
         while (dispatch := next_dispatch(self.plan, self.position, facts)) is not None:
             first = self.position.backprops == 0
@@ -137,6 +148,8 @@ class Loop:
         stage = self.plan.stages[dispatch.stage]
         if stage.anew and dispatch.stage != self.plan.state_stage(dispatch.before):
             self.state = self.setting.restage(self.state, stage.sizes)
+        if self._feed is not None and dispatch.kind != "plan":
+            train = self._feed.given(self.state, dispatch)
         if dispatch.kind == "plan":
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
@@ -227,7 +240,7 @@ class Loop:
 
     def _test(self) -> None:
         self._drain()
-        self.bar.tested(points.test(self, self.plan, self.state))
+        self.bar.tested(points.test(self, self.plan, self.state, self._feed))
 
     def _control(self) -> None:
         """A decision of the controller: written down, and followed from here on."""

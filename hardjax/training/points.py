@@ -7,6 +7,7 @@ import jax
 from hardjax.engine.plan import Position, RunPlan, learning_rate
 from hardjax.engine.state import TrainState
 from hardjax.training import resume
+from hardjax.training.feed import Feed, evaluated
 from hardjax.training.record import Record
 from hardjax.training.setting import Setting
 
@@ -47,17 +48,21 @@ def facts(run: Run, end: str | None) -> dict[str, Any]:
     )
 
 
-def test(run: Run, plan: RunPlan, state: TrainState) -> dict[str, Any]:
-    """A test point, written down; returns its entry."""
+def test(run: Run, plan: RunPlan, state: TrainState, feed: Feed | None = None) -> dict[str, Any]:
+    """A test point, written down; returns its entry.
+
+    Args:
+        feed: of the images that are not on the device.
+    """
     config, measure = run.setting.config, run.setting.config.measure
-    entry = _test_point(run.setting, plan, state, run.position.backprops)
+    entry = _test_point(run.setting, plan, state, run.position.backprops, feed)
     entry |= run.record.spectra.latest(measure.tolerance) if measure else {}
     skipped = run.record.bad_steps if config.on_nan == "skip-step" else 0
     size = plan.batch_size(run.position.backprops)
     return run.record.tested(**entry, batch_size=size, skipped=skipped, seconds=run.seconds)
 
 
-def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -> dict[str, Any]:
+def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int, feed: Feed | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "epoch": float(plan.epoch(done)),
         "backprops": done,
@@ -66,11 +71,10 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int) -
         "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
     }
     names = {"train": "full_train", "validation": "validation", "test": "test"}
-    size = setting.performance.eval_batch_size
     for split, name in names.items():
         if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
             continue
-        measured = setting.programs.evaluate(size, state.variables, setting.splits[split])
+        measured = evaluated(setting, state.variables, split, feed)
         correct = float("nan") if measured.correct is None else measured.correct.item()
         top1 = 100 * correct / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}

@@ -84,7 +84,13 @@ def prepare_population(
         ValueError: members differ in what a program does not take as an input, or in what `prepare` refuses.
     """
     check_members(configs)
-    first = prepare(configs[0], dataset, model, performance, variables)
+    # Its members fill a device; what they share is not spread over several.
+    first = prepare(configs[0], dataset, model, _on_one_device(performance), variables)
+    if first.dataset.streamed:
+        raise Refusal(
+            f"Expected resident data in a population, got {first.dataset.name} streamed: its members train different"
+            " samples, each of which would have to be read."
+        )
     places = len(configs) if places is None else places
     # One member after the other takes as many times as long; so does a CPU for all at once.
     in_turn = mode == "map" or jax.default_backend() == "cpu"
@@ -97,6 +103,13 @@ def prepare_population(
     shared = {field.name: getattr(members[0], field.name) for field in dataclasses.fields(Setting)}
     programs: Any = PopulationPrograms(first.recipe, mode)
     return Population(**shared | {"programs": programs}, members=members, mode=mode, places=places)
+
+
+def _on_one_device(performance: Performance | None) -> Performance:
+    performance = Performance() if performance is None else performance
+    if performance.devices not in (None, 1):
+        raise Refusal(f"Expected devices=1 in a population, got {performance.devices}: its members share one device.")
+    return dataclasses.replace(performance, devices=1)
 
 
 def _member(first: Setting, config: TrainConfig, bound: int, population: str | None) -> Setting:

@@ -16,6 +16,7 @@ import numpy as np
 from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
+from hardjax.engine import devices
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines, points
 from hardjax.training import resume as resuming
@@ -154,6 +155,12 @@ def train(
                 write(folder, result)
             return result
         with explained_memory(setting):
+            if (visible := len(devices.visible())) > 1:
+                bar.say(f"training on {setting.performance.devices} of the {visible} devices that are visible")
+            if setting.dataset.streamed:
+                stored = setting.dataset.train
+                shape = "x".join(map(str, stored.image_shape))
+                bar.say(f"{stored.num_samples:,} images of {shape} are read while it trains")
             # What the device has no room for is refused before anything that is there is removed.
             setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
@@ -205,7 +212,8 @@ def is_told(folder: Path, result: RunResult) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     here = json.loads(lines.encode(result.summary))
-    where = ("compile_seconds", "compile_wait_seconds", "interrupted", "signal", *files.environment())
+    clocks = ("compile_seconds", "compile_wait_seconds", "input_wait_seconds")
+    where = (*clocks, "interrupted", "signal", "devices", *files.environment())
     return isinstance(there, dict) and all(there.get(name) == here[name] for name in here if name not in where)
 
 
@@ -272,5 +280,7 @@ def _summarise(setting: Setting, loop: points.Run) -> dict[str, Any]:
         "first_bad_step": loop.record.first_bad,
         "never_finite_batches": loop.record.never_finite,
         "resumed_at": list(loop.resumed_at),
+        "devices": setting.performance.devices,
+        **({} if loop.input_wait_seconds is None else {"input_wait_seconds": loop.input_wait_seconds}),
         **files.environment(),
     }

@@ -1,6 +1,7 @@
 """What a run needs before its first step: configuration, data on the device, model and programs, checked together."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from jax import Array
 from hardjax._validate import Refusal, shown
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
+from hardjax.data.source import decoded_bytes
+from hardjax.engine import devices, memory
 from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
 from hardjax.engine.optimizers import Hyper
@@ -28,6 +31,7 @@ from hardjax.engine.recipe import (
     table_slots,
 )
 from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
+from hardjax.engine.trials import check_parts
 from hardjax.fisher.observe import SpectrumObserver
 from hardjax.training.probe import check_model, check_observer
 
@@ -39,6 +43,7 @@ _OPERATIONS_PER_SECOND = {"cpu": 5e10}
 _LEAST_STEP_SECONDS = 5e-4
 # Single steps cost 19 % more than one round of eight, fours 1 % (ResNet-20, batch 32; docs/speed.md).
 LEAST_BOUND = 4
+_STREAMED_BYTES = 1 << 27  # of images in one dispatch; two are on the device at a time
 _START = Position()
 
 
@@ -48,7 +53,7 @@ class Setting:
 
     Attributes:
         config: as given, with the names of the data and the model that are really used.
-        performance: as given.
+        performance: as given, with the number of devices and whether images are streamed.
         whole, dataset: the data as given, and of that the samples that are trained on, less the validation share.
         recipe: what shapes the traces.
         plan: what is trained, tested and measured when.
@@ -92,7 +97,7 @@ class Setting:
             return state
         # Copies: a donated state would take the caller's arrays with it.
         given = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), self.start, state.variables)
-        return replace(state, **given)
+        return replace(state, **devices.put(given, self.recipe.mesh))
 
     def restage(self, state: TrainState, sizes: Sizes) -> TrainState:
         """The state as a stage of these sizes begins with it."""
@@ -164,7 +169,13 @@ def prepare(
                 "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not"
                 " known before it trains."
             )
-    dataset = dataset if dataset is not None else load(config.dataset, config.data_dir)
+    if dataset is None:
+        dataset = load(config.dataset, config.data_dir, stream=must_stream(config, performance))
+    elif performance.stream:
+        dataset = dataset.on_host()
+    if dataset.streamed and performance.stream is False:
+        raise Refusal(f"Expected stream=True or None with {dataset.name}: its images are not held by any device.")
+    performance = dataclasses.replace(performance, stream=dataset.streamed)
     whole, dataset = dataset, dataset.with_train_samples(config.train_samples).with_validation(config.validation)
     if model is not None:
         functions = functions_of(model)
@@ -172,18 +183,24 @@ def prepare(
     else:
         functions = functions_named(config.model, dataset.num_outputs, config.model_options)
     config = dataclasses.replace(config, dataset=dataset.name)
-    recipe = make_recipe(config, dataset, functions)
+    # Of the parts as well, or some devices would wait at every one of them.
+    micro = () if performance.micro_batch is None else (performance.micro_batch,)
+    taken = devices.count_for(performance.devices, *batch_sizes(config), *micro)
+    performance = dataclasses.replace(performance, devices=taken)
+    recipe = make_recipe(config, dataset, functions, devices.make_mesh(taken), performance.micro_batch)
     first, *others = dict.fromkeys(batch_sizes(config))
     facts = check_model(recipe, first, dataset)
     for size in others:
         check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
+    check_parts(recipe, batch_sizes(config))
     if variables is not None:
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, facts.variables)
-    bound = performance.steps_per_dispatch or _expected_bound(facts.flops)
+    expected = min(_expected_bound(facts.flops), _bound_of_images(dataset, first))
+    bound = performance.steps_per_dispatch or expected
     return Setting(
         config=config,
         performance=performance,
@@ -193,7 +210,7 @@ def prepare(
         plan=run_plan(config, recipe, performance, bound),
         programs=programs_for(recipe),
         hyper=make_hyper(config),
-        splits=splits_on_device(dataset),
+        splits=splits_on_device(dataset, recipe.mesh, performance.shard_data),
         observer=_observer(config, performance, recipe, dataset),
         network=facts.fingerprint,
         start=variables,
@@ -206,10 +223,32 @@ def run_plan(config: TrainConfig, recipe: Recipe, performance: Performance, boun
         config,
         recipe,
         bound=bound,
+        streamed=bool(performance.stream),
         bound_by_time=performance.steps_per_dispatch is None,
         trim_path=performance.trim_path,
         trim_programs=performance.trim_programs,
     )
+
+
+def must_stream(config: TrainConfig, performance: Performance) -> bool:
+    """Whether named data is to be left on the disk: as asked, or where its images would take more than half of what the
+    device has left.
+
+    Raises:
+        DataNotPrepared: no prepared data.
+    """
+    if performance.stream is not None:
+        return performance.stream
+    room = memory.available(devices.visible()[0])
+    return room is not None and 2 * decoded_bytes(config.dataset, config.data_dir) > room
+
+
+def _bound_of_images(dataset: Dataset, batch_size: int) -> int:
+    """Steps whose streamed images a dispatch may be given."""
+    if not dataset.streamed:
+        return 2**31
+    images = dataset.train.images
+    return max(1, _STREAMED_BYTES // (batch_size * math.prod(images.shape[1:]) * images.dtype.itemsize))
 
 
 def _expected_bound(forward_flops: float) -> int:

@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, with_tensorflow, connections,
     assert not connections
 
 
-@pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if entry.tfds_name])
+@pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if entry.url])
 def test_the_host_is_asked_at_the_port_that_the_download_uses(name, connections):
     import tensorflow_datasets
 
@@ -95,6 +95,11 @@ def test_the_host_is_asked_at_the_port_that_the_download_uses(name, connections)
     assert all(url.startswith(f"{entry.url}/") for url in downloads) and downloads
     prepare._check_reachable(name, entry.url)
     assert connections == [(entry.url.split("//")[1], 443 if entry.url.startswith("https") else 80)]
+
+
+def test_archives_that_must_be_asked_for(tmp_path, connections):
+    refused("imagenet2012", tmp_path, "imagenet2012 is made of archives that its authors give on request: prepare them")
+    assert not connections
 
 
 @pytest.mark.parametrize("proxy", ["http://proxy.example:3128", "proxy.example:3128"])

@@ -17,6 +17,9 @@ EXACT = [
     {"checkpoint_gigabytes": 1.0},
     {"compile_ahead": "off"},
     {"compile_ahead": "first"},
+    {"stream": True},
+    {"stream": False},
+    {"shard_data": True},  # test_devices.py has several devices
 ]
 ROUNDING = [
     {"eval_batch_size": 3},
@@ -25,8 +28,11 @@ ROUNDING = [
     {"gram_chunk": 3},
     {"population": "vmap"},  # of one run nothing: tests/training/test_population.py
     {"population_chunk": 3},
+    {"devices": 1},
+    {"micro_batch": 4},
 ]
-TIMES = {"seconds", "seconds_per_step", "train_seconds", "compile_seconds", "compile_wait_seconds"}
+CLOCKS = {"compile_seconds", "compile_wait_seconds", "input_wait_seconds"}
+TIMES = CLOCKS | {"seconds", "seconds_per_step", "train_seconds"}
 
 
 def test_every_performance_setting_is_marked_and_tried():
