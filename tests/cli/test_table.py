@@ -1,0 +1,63 @@
+"""`hardjax table` from its words to its exit code, over a folder of one small experiment."""
+
+import pytest
+
+from hardjax.cli.main import main
+
+MODULE = """
+import hardjax as hj
+from hardjax.study.experiments import Experiment, Scale
+
+BASE = hj.TrainConfig(model_options={"widths": [4]}, epochs=1, test_every=1)
+EXPERIMENTS = (
+    Experiment(name="p1-table-9", title="two rates", source="nowhere", layout="curves",
+               scales={"smoke": Scale(BASE, {"slow": {"learning_rate": 0.01}, "fast": {"learning_rate": 0.1}}, 1)}),
+    Experiment(name="p1-claim-9", title="of them", source="nowhere", reads=("p1-table-9",)),
+)
+"""
+
+
+def _called(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(["table", *words])
+    return stop.value.code
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "small.py").write_text(MODULE)
+    return tmp_path
+
+
+def test_without_experiments_it_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _called() == 2
+    assert capsys.readouterr().err == (
+        "hardjax: No experiments in 'experiments'; name a folder of them with --experiments DIR.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("show", "p1-tabel-9"), "Unknown experiment 'p1-tabel-9'; did you mean 'p1-table-9'?"),
+        (("show",), "Name at least one experiment"),
+        (("run", "p1-table-9", "--scale", "huge"), "Unknown scale 'huge'"),
+        (("run", "p1-table-9"), "p1-table-9 has no scale 'reduced'; it has smoke."),
+        (("plot", "p1-table-9"), "no row to draw"),
+        (("copy", "p1-claim-9"), "copy those"),
+    ],
+)
+def test_what_is_refused(place, words, said, capsys):
+    assert _called(*words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_list_and_copy(place, capsys):
+    assert _called() == 0
+    said = capsys.readouterr().out
+    assert "p1-table-9" in said and "reads p1-table-9" in said
+    assert _called("copy", "p1-table-9", "--scale", "smoke") == 0
+    assert "'fast': {'learning_rate': 0.1}" in (place / "p1_table_9.py").read_text()
