@@ -17,7 +17,7 @@ from hardjax import _settings
 from hardjax._axis import axes
 from hardjax._validate import Refusal
 from hardjax.choose import batch_plan, losses, trimming
-from hardjax.config import COMPILE_AHEAD, ON_NAN, PRECISIONS
+from hardjax.config import COMPILE_AHEAD, ON_NAN, POPULATIONS, PRECISIONS
 from hardjax.data import augment
 from hardjax.engine import optimizers, rates
 from hardjax.fisher.gram import METHODS, ROWS
@@ -29,6 +29,9 @@ WORDS = st.text(st.characters(codec="utf-8"), max_size=8)
 # until it needs a line here.
 BOUND = {
     "seed": st.integers(0, 2**32 - 1),
+    "train_samples": st.one_of(st.none(), st.integers(2, 2**40)),
+    "population": st.one_of(st.none(), st.sampled_from(POPULATIONS)),
+    "sides": st.sampled_from([None, (), (1, 1), (256, 480)]),
     "epochs": st.integers(1, 2**40),
     "batch_size": st.integers(2, 2**40),
     "data_dir": st.one_of(st.none(), st.sampled_from(["data", "~/x y", "/a/ü"])),
@@ -89,7 +92,10 @@ def of_class(cls: type) -> st.SearchStrategy:
             return cls(**given)
         except Refusal as refusal:
             # Fields that do not go together; whatever else is refused ought not to be.
-            if not any(words in str(refusal) for words in ("Expected a frame", "batch_plan", "with measure")):
+            if not any(
+                words in str(refusal)
+                for words in ("Expected a frame", "batch_plan", "with measure", "with micro_batch")
+            ):
                 raise
             reject()
 
@@ -119,7 +125,7 @@ def dressed(value) -> st.SearchStrategy:
     elif isinstance(value, str):
         forms += [np.str_(value)] + ([Path(value)] if value and "\0" not in value else [])
     elif isinstance(value, tuple):
-        forms += [list(value), np.array(value, float)]
+        forms += [list(value), np.array(value)]
     return st.sampled_from(forms)
 
 

@@ -20,7 +20,7 @@ COMMANDS = {  # name -> one line; the module hardjax.cli.NAME has `run(arguments
     "train": "Train one network and write to a folder: configuration, history, summary, checkpoint, pictures.",
     "compare": "Ways of choosing against ordinary training and its controls, over seeds: a table and a picture.",
     "sweep": "A grid of runs, by several processes at once: a row a cell in sweep.jsonl, and pictures drawn from it.",
-    "table": "Published tables, figures and claims: list, show, run, copy or plot them.",
+    "table": "Published tables, figures and claims: list them (without an action), show, run, copy or plot one.",
     "show": "Status, curves and verdict of runs and comparisons, finished or running, from their files.",
     "measure": "Read the spectra that runs recorded, with any tolerance, measure their final states, and draw both.",
     "data": "List, prepare or check data sets.",

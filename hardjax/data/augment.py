@@ -77,13 +77,12 @@ def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
 
 
 def _fitted(
-    augmentation: Augmentation, image_shape: tuple[int, ...], flip: bool, sides: tuple[int, ...] = ()
+    augmentation: Augmentation, image_shape: tuple[int, ...], flip: bool, of_data: tuple[int, ...] = ()
 ) -> Augmentation:
-    """Without the Nones of what fits the data set."""
-    if augmentation.sides is not None:
-        sides = augmentation.sides
-    elif augmentation.pad is not None:
-        sides = ()
+    """Without the Nones of what fits the data set; of images of one size there are no sides."""
+    sides = augmentation.sides
+    if sides is None and augmentation.pad is None and of_data:
+        sides = of_data
     # A crop taken of a larger image needs no padding.
     pad = (0 if sides else max(1, image_shape[0] // 8)) if augmentation.pad is None else augmentation.pad
     flip = flip if augmentation.flip is None else augmentation.flip

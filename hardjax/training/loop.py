@@ -12,7 +12,7 @@ import jax
 from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine.plan import Dispatch, Facts, Position, next_dispatch, step_inputs
 from hardjax.engine.rounds import RoundInfo
-from hardjax.engine.state import StepInputs
+from hardjax.engine.state import StepInputs, TrainData
 from hardjax.fisher import memory
 from hardjax.training import points
 from hardjax.training.ahead import Compiler
@@ -154,7 +154,7 @@ class Loop:
             self.state = programs.plan(dispatch.spec, donate, self.state)
         elif dispatch.kind == "look":
             with self._explained_memory():
-                report = self._look(stage.sizes.unit)
+                report = self._look(stage.sizes.unit, train)
         else:
             call = programs.rounds if dispatch.kind == "rounds" else programs.segment
             inputs = jax.device_put(self._inputs(dispatch))
@@ -168,9 +168,9 @@ class Loop:
         """Of the steps of a dispatch, on the host."""
         return step_inputs(self.plan, dispatch)
 
-    def _look(self, unit: str) -> Any:
+    def _look(self, unit: str, train: TrainData) -> Any:
         """A measurement, on the device."""
-        observer, train = self.setting.observer, self.setting.splits["train"]
+        observer = self.setting.observer
         assert observer is not None
         return self.setting.programs.look(observer, unit, self.state, train)
 

@@ -21,6 +21,7 @@ class Run(Protocol):
     seconds: float
     compile_seconds: float
     compile_wait_seconds: float
+    input_wait_seconds: float | None
     resumed_at: tuple[int, ...]
 
 

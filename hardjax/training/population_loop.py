@@ -10,7 +10,7 @@ import numpy as np
 from hardjax.engine.plan import Dispatch, Position
 from hardjax.engine.population import is_finite, member_of, population_inputs
 from hardjax.engine.rounds import RoundInfo
-from hardjax.engine.state import StepInputs, TrainState
+from hardjax.engine.state import StepInputs, TrainData, TrainState
 from hardjax.training import points
 from hardjax.training.loop import Loop
 from hardjax.training.population import Population
@@ -32,6 +32,8 @@ class Member:
         end: why it ended, or None.
         state: its own, once it has ended.
     """
+
+    input_wait_seconds = None  # of resident data
 
     def __init__(self, setting: Setting, folder: Path | None, start: Start | None) -> None:
         self.setting = setting
@@ -100,8 +102,8 @@ class PopulationLoop(Loop):
         for index in self.live:
             self.members[index].position = self.position
 
-    def _look(self, unit: str) -> Any:
-        observer, train = self.setting.observer, self.setting.splits["train"]
+    def _look(self, unit: str, train: TrainData) -> Any:
+        observer = self.setting.observer
         assert observer is not None
         alone = self._population.members[0].programs
         return {index: alone.look(observer, unit, member_of(self.state, index), train) for index in self.live}

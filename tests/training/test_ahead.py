@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ class Slow(Programs):
     """Programs that double a number, made when the gate opens."""
 
     def __init__(self, error=None):
-        super().__init__(None)
+        super().__init__(types.SimpleNamespace(mesh=None))
         self.begun, self.gate, self.error = threading.Event(), threading.Event(), error
 
     def _function(self, kind, key):

@@ -163,7 +163,7 @@ def test_images_of_several_sizes(tmp_path):
     standard = prepare(hj.TrainConfig(dataset="x", batch_size=4, augmentation="standard"), dataset).recipe.augmentation
     assert (standard.sides, standard.pad, standard.flip) == ((256, 480), 0, True)
     plain = prepare(hj.TrainConfig(dataset="x", batch_size=4), dataset).recipe.augmentation
-    assert (plain.sides, plain.pad, plain.flip) == ((), 0, False)
+    assert (plain.sides, plain.pad, plain.flip) == (None, 0, False)
     draws = np.random.default_rng(0).random((3, 3))
     some = np.array([4, 1, 4])
     first, second = (dataset.train.images.read(some, draws, (256, 480)) for _ in range(2))
