@@ -17,6 +17,11 @@ def cells(count=4, **settings):
     return [Cell(dataclasses.replace(base, seed=seed), "data") for seed in range(count)]
 
 
+def history_of(row):
+    """What a row says of its test points, their time aside."""
+    return {name: values for name, values in row["history"].items() if name != "seconds"}
+
+
 def row(cell, top1=90.0, *, status=DONE, converged=True, validation=None, worker="somebody"):
     """What became of a cell: a history that rises to this accuracy in percent."""
     frame = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import Child
+from sweeps import history_of
 
 from hardjax.study.leases import started
 from hardjax.study.sweep_rows import read_rows
@@ -38,7 +39,7 @@ def _timeless(folder):
     lines = (Path(folder) / "sweep.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len({row["key"] for row in rows}) == len(rows) == len(read_rows(folder))
-    return {row["key"]: (row["status"], row["config"], row["metrics"], row["history"]) for row in rows}
+    return {row["key"]: (row["status"], row["config"], row["metrics"], history_of(row)) for row in rows}
 
 
 def _leases(folder):
