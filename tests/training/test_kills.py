@@ -121,7 +121,7 @@ def kill_and_go_on(run: Run, kills: int, seconds: float, seed: int) -> int:
         shutil.rmtree(before, ignore_errors=True)
         if run.folder.exists():
             shutil.copytree(run.folder, before)
-        share = seconds / (kills - turn)
+        share, faster = seconds / (kills - turn), 0
         while True:
             with run.start(*(["--resume"] if turn else [])) as child:
                 if child.shows(run.works()):
@@ -131,8 +131,8 @@ def kill_and_go_on(run: Run, kills: int, seconds: float, seed: int) -> int:
             if code == -signal.SIGKILL and not run.finished:
                 break
             assert code in (0, -signal.SIGKILL), child.printed
-            missed, share = missed + 1, share / 2
-            assert missed < 8, "processes were faster than every kill"
+            missed, faster, share = missed + 1, faster + 1, share / 2
+            assert faster < 8, "the process was faster than every kill"
             shutil.rmtree(run.folder)
             if before.exists():
                 shutil.copytree(before, run.folder)
