@@ -359,6 +359,10 @@ def _one_voice() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except BaseException:
+        # Tasks of a write that failed are told of when they are collected, at any later time.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     finally:
         logger.setLevel(level)
 

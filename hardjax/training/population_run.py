@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from hardjax._validate import Refusal
 from hardjax.engine.population import stack
 from hardjax.training import checkpoint, files
 from hardjax.training import resume as resuming
@@ -121,14 +122,33 @@ def _starts(folders: Sequence[Path | None], population: Population) -> list[Star
     found = [None if folder is None else resuming.find(folder, one) for folder, one in _pairs(folders, population)]
     under_way = [index for index, start in enumerate(found) if start is None or start.end is None]
     steps = [{one.step for one in checkpoint.kept(folders[index] or "")} for index in under_way]
-    common = max(set.intersection(*steps), default=None) if steps else None
+    # What `find` passed over is damaged.
+    newest = min((0 if (start := found[index]) is None else start.position.backprops for index in under_way), default=0)
+    for common in sorted(set.intersection(*steps) if steps else (), reverse=True):
+        if common <= newest and _go_on_from(common, found, under_way, folders, population):
+            return found
+    for index in under_way:
+        found[index] = None
+    return found
+
+
+def _go_on_from(
+    common: int,
+    found: list[Start | None],
+    under_way: Sequence[int],
+    folders: Sequence[Path | None],
+    population: Population,
+) -> bool:
+    """Let these members go on from there; False where the checkpoint of one is damaged."""
     for index in under_way:
         folder, start = folders[index], found[index]
-        if common is None or folder is None:
-            found[index] = None
-        elif start is not None and start.position.backprops != common:
-            found[index] = resuming.find(folder, population.members[index], common)
-    return found
+        assert folder is not None
+        if start is None or start.position.backprops != common:
+            try:
+                found[index] = resuming.find(folder, population.members[index], common)
+            except Refusal:
+                return False
+    return True
 
 
 def _pairs(folders: Sequence[Path | None], population: Population) -> Iterator[tuple[Path | None, Any]]:

@@ -82,17 +82,18 @@ def test_shapes_are_compiled_once_whatever_rates_and_seeds(tiny, tmp_path, monke
 
     def watched(self, *given):
         before = sum(self.traces.values())
-        compiled(self, *given)
+        program = compiled(self, *given)
         counted.append(sum(self.traces.values()) - before)
+        return program
 
     base = dataclasses.replace(BASE, model_options={"widths": [5]})
     monkeypatch.setattr(programs.Programs, "_compile", watched)
-    _sweep(hj.grid(base, batch_size=[10, 20]), tmp_path / "one", tiny)
+    assert not _sweep(hj.grid(base, batch_size=[10, 20]), tmp_path / "one", tiny).failed
     alone = sum(counted)
     counted.clear()
     base = dataclasses.replace(BASE, model_options={"widths": [6]})
     grid = hj.grid(base, batch_size=[10, 20], base_learning_rate=RATES, seed=range(2), schedule=["constant", "step"])
-    _sweep(grid, tmp_path / "many", tiny)
+    assert not _sweep(grid, tmp_path / "many", tiny).failed
     assert alone > 0 and sum(counted) == alone
 
 

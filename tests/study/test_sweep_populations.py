@@ -127,6 +127,7 @@ def test_each_shape_is_compiled_once_as_is_told_before(tiny, tmp_path, monkeypat
     base = dataclasses.replace(BASE, model_options={"widths": [5]})
     configs = hj.grid(base, batch_size=[10, 14], base_learning_rate=[2**-8, 2**-5], seed=range(2))
     trainer = work.Trainer(tiny, None, MAP)
+    programs_for.cache_clear()  # whatever other tests put in the place of programs
     told = [estimate(trainer, trainer.cell(config), 2, seconds=600.0) for config in configs[::4]]
     assert [one.members for one in told] == [2, 2] and all(one.programs and one.seconds > 0 for one in told)
     programs_for.cache_clear()

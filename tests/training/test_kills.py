@@ -627,7 +627,8 @@ def test_whatever_file_is_damaged_nothing_else_comes_out(tiny, tmp_path, monkeyp
     newest = kept[-1].path
     names = [path.relative_to(tmp_path / "run") for path in sorted(newest.rglob("*")) if path.is_file()]
     names += map(Path, ("history.jsonl", "rounds.jsonl", "spectra.jsonl", "config.json", "summary.json"))
-    setting = dataclasses.replace(setting, performance=Performance(save_every="end"))
+    at_the_end = dataclasses.replace(setting.performance, save_every="end")
+    setting = dataclasses.replace(setting, performance=at_the_end)
     fallen_back, refused = 0, []
     for name in names:
         for damage in damages:
