@@ -17,6 +17,7 @@ import hardjax as hj
 from hardjax.cli import output
 from hardjax.study import statistics
 from hardjax.training import lines
+from hardjax.training.setting import prepare
 
 RESULTS = Path(__file__).parent / "results" / "growing.jsonl"
 OF_INTEREST = 0.1
@@ -56,12 +57,14 @@ def main() -> None:
     }
     swept = hj.sweep(list(configs.values()), output="runs/growing", workers=options.workers)
     RESULTS.unlink(missing_ok=True)
+    dataset = hj.data.load("mnist", options.data_dir)
     error = {arm: np.full(options.seeds, np.nan) for arm in settings}
     steps = {}
     for (arm, seed), row in zip(configs, swept.rows, strict=True):
         kept = {name: row[name] for name in ("key", "status", "metrics", "history", "seconds", "versions", "device")}
         lines.append_line(RESULTS, {"arm": arm, "seed": seed, **kept})
-        error[arm][seed], steps[arm] = 100 - row["metrics"]["final_test_top1"], row["history"]["backprops"][-1]
+        error[arm][seed] = 100 - row["metrics"]["final_test_top1"]
+        steps[arm] = prepare(settings[arm], dataset).plan.steps
     found = []
     for arm, values in error.items():
         own, pair = statistics.interval(values), statistics.paired(values, error["decaying"])
