@@ -15,7 +15,7 @@ import numpy as np
 
 import hardjax as hj
 from hardjax.data import tfds
-from hardjax.data.dataset import count_constant, pixel_statistics
+from hardjax.data.pixels import count_constant, pixel_statistics
 
 
 def median(function: Callable[[], object], repeats: int) -> float:

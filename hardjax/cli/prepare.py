@@ -8,7 +8,7 @@ from hardjax import _by_name, _validate
 from hardjax.cli.data import say
 from hardjax.cli.options import Settings
 from hardjax.config import TrainConfig
-from hardjax.data.tfds import cache_folder
+from hardjax.data.decoded import cache_folder
 from hardjax.training.setting import Setting, must_stream, prepare
 
 

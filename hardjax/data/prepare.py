@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from hardjax._validate import Refusal
-from hardjax.data import catalog, load, tfds
-from hardjax.data.dataset import count_constant
+from hardjax.data import catalog, decoded, load, tfds
+from hardjax.data.pixels import count_constant
 
 # TFDS without a network retries for 200 s (measured), prints pages and then fails.
 _CONNECT_SECONDS = 3.0
@@ -70,7 +70,7 @@ def check(
         DataNotPrepared: no prepared data.
     """
     named = catalog.find(name).tfds_name is not None
-    state = tfds.cache_state(name, tfds.prepared_folder(name, data_dir)) if named else ""
+    state = decoded.state(name, tfds.prepared_folder(name, data_dir)) if named else ""
     if state not in ("", "none", "whole"):
         say(f"Decoding {name} anew: {state}.")
     # Read anew: a check of the cache would not find what is wrong with the prepared files.
@@ -95,8 +95,8 @@ def check(
         source = tfds.prepared_folder(name, data_dir)
         # Refused by `load` otherwise.
         report["dataset_info.json, features.json"] = "counts, shapes and labels are as they say"
-        report |= {"read from": str(source), "fingerprint": tfds.fingerprint(source), "stored as": _encoding(source)}
-        report["decoded cache"] = _cache_words(state, tfds.cache_state(name, source))
+        report |= {"read from": str(source), "fingerprint": decoded.fingerprint(source), "stored as": _encoding(source)}
+        report["decoded cache"] = _cache_words(state, decoded.state(name, source))
     return report
 
 
@@ -104,16 +104,16 @@ def status(data_dir: str | os.PathLike | None = None) -> list[dict[str, str]]:
     """A row for each data set: is it prepared, is it decoded into the cache, where, and its size on disk."""
     rows = []
     for name, entry in catalog.CATALOG.items():
-        prepared, decoded = "comes with scikit-learn", "-"
+        prepared, in_cache = "comes with scikit-learn", "-"
         if entry.tfds_name is not None:
             try:
                 source = tfds.prepared_folder(name, data_dir)
                 prepared = f"{source} ({_megabytes(source)})"
-                kept = tfds.cache_entry(name, source)
-                decoded = f"yes ({_megabytes(kept)})" if kept.is_dir() else "no"
+                kept = decoded.entry(name, source)
+                in_cache = f"yes ({_megabytes(kept)})" if kept.is_dir() else "no"
             except tfds.DataNotPrepared:
-                prepared, decoded = f"no: hardjax data prepare {name}", "no"
-        rows.append({"name": name, "about": entry.about, "prepared": prepared, "decoded": decoded})
+                prepared, in_cache = f"no: hardjax data prepare {name}", "no"
+        rows.append({"name": name, "about": entry.about, "prepared": prepared, "decoded": in_cache})
     return rows
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardjax._validate import Refusal
-from hardjax.data import catalog, tfds
+from hardjax.data import catalog, decoded, tfds
 from hardjax.data.catalog import Fit
-from hardjax.data.dataset import Dataset, Split, pixel_statistics
+from hardjax.data.dataset import Dataset, Split
 from hardjax.data.labels import checked
+from hardjax.data.pixels import pixel_statistics
 
 _TOLD = 5000  # samples between two calls of `advance`
 
@@ -165,7 +166,7 @@ def open_records(
     entry, folder = catalog.find(name), tfds.prepared_folder(name, data_dir)
     splits = {"train": entry.train, "test": (entry.test,)}
     images = {split: Records(name, folder, parts, entry.fit, entry.statistics) for split, parts in splits.items()}
-    entry_of_cache = tfds.cache_entry(name, folder)
+    entry_of_cache = decoded.entry(name, folder)
     # Not `with_suffix`: the version has points in it, and the fingerprint stands behind the last of them.
     kept = entry_of_cache.with_name(f"{entry_of_cache.name}.stream.npz")
     known = _known(kept, images)

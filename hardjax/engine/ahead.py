@@ -85,9 +85,7 @@ def stage_programs(
             if observer is not None:
                 yield Wanted("look", (observer, sizes.unit), (shapes, _given(programs, train, sizes)))
             continue
-        data = _given(programs, train, sizes, call.trained)
-        rest = () if call.kind == "plan" else (data, hyper, step_inputs(plan, call))
-        yield Wanted(call.kind, call.spec, (shapes, *rest), donate)
+        yield Wanted(call.kind, call.spec, _arguments(programs, plan, call, shapes, hyper, train), donate)
 
 
 def compile_run(
@@ -145,9 +143,8 @@ def compile_run(
     for call in dispatches(plan, at):
         if call.kind == "look":
             continue
-        data = _given(programs, train, sizes, call.trained)
-        rest = () if call.kind == "plan" else (data, hyper, step_inputs(plan, call))
-        found = programs.ahead(call.kind, call.spec, shapes, *rest, donate=donate)
+        arguments = _arguments(programs, plan, call, shapes, hyper, train)
+        found = programs.ahead(call.kind, call.spec, *arguments, donate=donate)
         need = fits(found)
         if call.trained:
             if not everything:
@@ -157,13 +154,8 @@ def compile_run(
     if observer is not None and due is not None and due < plan.steps:
         need = fits(programs.ahead("look", (observer, sizes.unit), shapes, _given(programs, train, sizes)))
     for name in evaluated:
-        split, kind, count = splits[name], "evaluate", ()
-        if split.elsewhere:
-            part = evaluate.part_of(split, eval_batch_size)
-            if part.labels.shape[0] < split.labels.shape[0]:
-                kind, count = "evaluate part", (jax.ShapeDtypeStruct((), jnp.int32),)
-            split = part
-        need = fits(programs.ahead(kind, eval_batch_size, shapes.variables, split, *count))
+        kind, given = _evaluation(splits[name], eval_batch_size)
+        need = fits(programs.ahead(kind, eval_batch_size, shapes.variables, *given))
     for later in range(index, len(plan.stages)) if everything else ():
         where = at if later == index else None
         for kind, key, args, given in stage_programs(
@@ -175,6 +167,26 @@ def compile_run(
 
 def _state_shapes(programs: Programs, plan: RunPlan, index: int, hyper: Hyper) -> TrainState:
     return programs.state_shapes(plan.stages[index].sizes, hyper, _table(programs, plan, index))
+
+
+def _arguments(
+    programs: Programs, plan: RunPlan, call: Dispatch, shapes: TrainState, hyper: Hyper, train: TrainData
+) -> tuple:
+    """What a dispatch is called with."""
+    if call.kind == "plan":
+        return (shapes,)
+    data = _given(programs, train, plan.stages[call.stage].sizes, call.trained)
+    return shapes, data, hyper, step_inputs(plan, call)
+
+
+def _evaluation(split: TrainData, batch_size: int) -> tuple[str, tuple]:
+    """(kind of program, what it is given beside the variables) of an evaluation of a split."""
+    if not split.elsewhere:
+        return "evaluate", (split,)
+    part = evaluate.part_of(split, batch_size)
+    if part.labels.shape[0] < split.labels.shape[0]:
+        return "evaluate part", (part, jax.ShapeDtypeStruct((), jnp.int32))
+    return "evaluate", (part,)
 
 
 def _given(programs: Programs, train: TrainData, sizes: Sizes, steps: int = 1) -> TrainData:

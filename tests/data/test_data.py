@@ -15,7 +15,8 @@ import hardjax as hj
 from hardjax import data
 from hardjax._validate import Refusal
 from hardjax.data import Dataset, Split, tfds
-from hardjax.data.dataset import count_constant, evenly, pixel_statistics
+from hardjax.data.labels import evenly
+from hardjax.data.pixels import count_constant, pixel_statistics
 
 
 def arrays(count=12, shape=(4, 5, 3), dtype=np.uint8):
@@ -52,7 +53,7 @@ def test_a_constant_channel_does_not_divide_by_zero():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_statistics_of_more_images_than_are_counted_at_once(dtype, monkeypatch):
-    monkeypatch.setattr("hardjax.data.dataset._CHUNK", 5)
+    monkeypatch.setattr("hardjax.data.pixels._CHUNK", 5)
     images = np.random.default_rng(1).integers(0, 256, (13, 3, 2, 2))
     images = images.astype(np.uint8) if dtype == np.uint8 else (images / 255).astype(np.float32)
     scaled = images / 255 if dtype == np.uint8 else images

@@ -16,8 +16,8 @@ from prepared import SHARDS, example, make_prepared
 
 from hardjax import data
 from hardjax._validate import Refusal
-from hardjax.data import prepare, tfds
-from hardjax.data.dataset import pixel_statistics
+from hardjax.data import decoded, prepare, tfds
+from hardjax.data.pixels import pixel_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,7 @@ def test_processes_that_build_one_cache_at_once_all_succeed(root, cache, tmp_pat
     checksum = data.load("mnist", root).checksum
     assert [out.split() for out, _ in done] == [[checksum] * 12] * 3
     # Nothing else is left lying about.
-    assert len(entries(cache)) == 1 and tfds.cache_state("mnist", tfds.prepared_folder("mnist", root)) == "whole"
+    assert len(entries(cache)) == 1 and decoded.state("mnist", tfds.prepared_folder("mnist", root)) == "whole"
 
 
 def test_a_write_that_fails_leaves_nothing_and_the_data_is_there(root, cache, monkeypatch):
@@ -255,7 +255,7 @@ def test_an_entry_that_another_process_puts_there_in_between(root, cache, monkey
 
     monkeypatch.setattr(Path, "replace", replace_late)
     np.testing.assert_array_equal(data.load("mnist", root).train.images, arrays["train"][0])
-    assert len(turns) == 2 and len(entries(cache)) == 1 and tfds.cache_state("mnist", folder) == "whole"
+    assert len(turns) == 2 and len(entries(cache)) == 1 and decoded.state("mnist", folder) == "whole"
 
 
 _LOAD_AS_READER = """
@@ -294,7 +294,7 @@ def test_folders_that_cannot_be_written_are_read():
 def test_cache_and_data_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("HARDJAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tfds.cache_folder() == tmp_path / "hardjax"
+    assert decoded.cache_folder() == tmp_path / "hardjax"
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
     assert tfds.data_folder() == tmp_path / "prepared" and tfds.data_folder("other").name == "other"
 
@@ -398,11 +398,11 @@ def test_kept_arrays_are_held_against_the_description(root, cache):
     folder, _ = make_prepared(root)
     data.load("mnist", root)
     # A cache entry that is whole, and of these very files, and says something else.
-    entry = tfds.cache_entry("mnist", folder)
+    entry = decoded.entry("mnist", folder)
     _edit_split(shardLengths=["5", "2"])(folder)
-    entry.rename(tfds.cache_entry("mnist", folder))
-    about = tfds.cache_entry("mnist", folder) / "about.json"
-    _edit_about(about, anew=True, source=tfds._origin(folder))
+    entry.rename(decoded.entry("mnist", folder))
+    about = decoded.entry("mnist", folder) / "about.json"
+    _edit_about(about, anew=True, source=decoded._origin(folder))
     with pytest.raises(
         Refusal, match=r"train images of prepared mnist in .* of shape \(7, 6, 5, 3\), got \(8, 6, 5, 3"
     ):
@@ -483,12 +483,12 @@ def test_check_reports_what_is_there(root):
     assert report["train samples per class"] == "3, 3, 2" and report["classes"] == "cat, dog, owl"
     expected = ", ".join(f"{value:.4f}" for value in (arrays["train"][0] / 255).mean((0, 1, 2)))
     assert report["mean (0..1)"] == expected
-    assert report["stored as"] == "PNG (lossless)" and report["fingerprint"] == tfds.fingerprint(folder)
+    assert report["stored as"] == "PNG (lossless)" and report["fingerprint"] == decoded.fingerprint(folder)
     assert report["checksum"] == data.load("mnist", root).checksum and report["decoded cache"] == "made now"
     assert "as they say" in report["dataset_info.json, features.json"]
     lines = []
     assert prepare.check("mnist", root, lines.append)["decoded cache"] == "whole" and not lines
-    (tfds.cache_entry("mnist", folder) / "test_labels.npy").write_bytes(b"?")
+    (decoded.entry("mnist", folder) / "test_labels.npy").write_bytes(b"?")
     assert prepare.check("mnist", root, lines.append)["decoded cache"] == "made anew"
     assert len(lines) == 1 and "has a damaged test_labels.npy" in lines[0]
     make_prepared(root, "cifar10", encoding="JPEG")

@@ -28,7 +28,7 @@ from processes import Child
 import hardjax as hj
 from hardjax._validate import Refusal
 from hardjax.config import Performance, TrainConfig
-from hardjax.data import tfds
+from hardjax.data import decoded
 from hardjax.study import rows
 from hardjax.study.measure import measure_run
 from hardjax.training import checkpoint, lines
@@ -287,7 +287,7 @@ print(data.load("mnist", sys.argv[1]).checksum)
 def test_a_decoded_cache_whose_writer_is_killed(tmp_path, kills, seed):
     folder, arrays = make_prepared(tmp_path / "data", shards={"train": [3000], "test": [500]})
     cache, rng = tmp_path / "cache", np.random.default_rng(seed)
-    entry = cache / "datasets" / tfds.cache_entry("mnist", folder).name
+    entry = cache / "datasets" / decoded.entry("mnist", folder).name
 
     def start(place: Path = cache, slowness: float = 0.0) -> Child:
         return Child("-c", _LOAD, tmp_path / "data", slowness, cache=place)
@@ -719,14 +719,14 @@ def test_a_save_under_way_is_waited_for(tiny, tmp_path, monkeypatch):
 def test_what_killed_writers_of_the_cache_left_is_cleared_and_what_others_write_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("HARDJAX_CACHE", str(tmp_path / "cache"))
     folder, _ = make_prepared(tmp_path / "data")
-    entry = tfds.cache_entry("mnist", folder)
+    entry = decoded.entry("mnist", folder)
     dead, young, held = (entry.parent / f".{entry.name}-{name}" for name in ("dead", "young", "held"))
     for path in (dead, young, held):
         path.mkdir(parents=True)
         (path / "train_images.npy").write_bytes(b"half")
     for path in (dead, held):
         os.utime(path, (0, 0))
-    with tfds._held(held) as ours:
+    with decoded._held(held) as ours:
         assert ours
         hj.data.load("mnist", tmp_path / "data")
     assert entry.exists() and not dead.exists() and young.exists() and held.exists()
