@@ -19,7 +19,7 @@ import hardjax as hj
 from hardjax.data.augment import preprocess, resolve
 from hardjax.models import create
 
-BATCH, BATCHES, EPOCHS, RATES = 64, 32, (1, 2, 4, 8, 16), (0.02, 0.1)
+BATCH, BATCHES, EPOCHS, RATES = 64, 32, (1, 2, 4, 8), (0.02, 0.1)
 RESULTS = Path(__file__).parent / "results" / "noise_scale.jsonl"
 
 
