@@ -136,6 +136,7 @@ def show(options: argparse.Namespace) -> None:
         found.append(line)
     output.table("mlp norm=batch on mnist, 40 epochs, Nesterov, initial rate 0.1", found)
     print("±: 95 % intervals of Student's t over seeds; of what is published, the spread printed there.")
+    output.table("way from the beacon of the first size (0) to that of the last (1), logarithmic", _ways(rows, options))
     for reading in beacons.READINGS:
         _plane(rows, options.tolerance, reading)
 
@@ -147,6 +148,21 @@ def _by_seed(rows: list[dict[str, Any]], arm: str) -> dict[int, float]:
 def _paired(first: dict[int, float], second: dict[int, float]) -> statistics.Interval:
     seeds = sorted(first.keys() & second.keys())
     return statistics.paired([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+
+
+def _ways(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How far each plan went in the plane, by each reading."""
+    found: dict[str, dict[str, Any]] = {name: {"batches": name} for name in PUBLISHED}
+    trails = [beacon_file.from_plain(one["trail"]) for one in rows]
+    for reading in beacons.READINGS:
+        placed = {one.batches: one for one in beacons.configurations(trails, options.tolerance, reading)}
+        for name, line in found.items():
+            plan = BatchPlan(name)
+            first, last = (int(part) for part in name.removesuffix("-MS")[1:].split("-to-"))
+            for word, field in {"C_K": "condition", "L_K": "energy"}.items():
+                at = [float(np.log(getattr(placed[key], field)[-1])) for key in (first, last, plan.text)]
+                line[f"{word}, each {reading} alike"] = f"{(at[2] - at[0]) / (at[1] - at[0]):.2f}"
+    return list(found.values())
 
 
 def _plane(rows: list[dict[str, Any]], tolerance: float, reading: str) -> None:
