@@ -93,7 +93,7 @@ def scales(dataset: str, base: hj.TrainConfig, runs: int, departs: str) -> dict[
     }
 
 
-_PAPER = "100 epochs, runs, and images resized to 128x128 are readings: none of them is printed"
+_PAPER = "100 epochs and six runs, which are not printed; images resized to 128x128, printed as cropped"
 _MANY = "ResNet-8, 10,000 images of {}, batch 128, 40 epochs, rate 0.02"
 _FEW = "ResNet-8, 5,000 images of CIFAR-10, batch 512 (10 batches), 100 epochs, rate 0.1"
 TABLES_3_TO_5 = tuple(
