@@ -156,8 +156,9 @@ class _Writer:
         asked = {(identity(one.config.to_dict()), one.config.seed): one.arm for one in missing(self.found())}
         added = 0
         for row in read_rows(self._folder):
-            arm = asked.get((identity(row["config"]), row["config"]["seed"]))
-            if arm is not None and experiments_rows.is_result(row):
+            one = identity(row["config"]), row["config"]["seed"]
+            if one in asked and experiments_rows.is_result(row):
+                arm = asked.pop(one)  # once, though it was trained on two versions of its data
                 kept = experiments_rows.kept(row, self._experiment.name, self._scale, arm)
                 experiments_rows.write(self._experiment, self._results.folder, kept)
                 added += 1
