@@ -71,7 +71,7 @@ def read(experiment: Experiment, results: Path) -> list[Row]:
             if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict) or "arm" not in row:
                 raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: a line is no row of an experiment.")
             rows.append(row)
-    _check_data(experiment, rows)
+    versions(experiment, rows)
     return rows
 
 
@@ -79,7 +79,12 @@ def _others(experiment: Experiment, results: Path) -> Iterable[tuple[Path, Any]]
     return [(results / name, converted) for name, converted in experiment.also_in.items()]
 
 
-def _check_data(experiment: Experiment, rows: Iterable[Row]) -> None:
+def versions(experiment: Experiment, rows: Iterable[Row]) -> dict[str, str]:
+    """Data set -> checksum of the one version that rows were trained on; rows that name none say nothing.
+
+    Raises:
+        ValueError: they are two.
+    """
     met: dict[str, str] = {}
     for row in rows:
         data, name = row.get("data"), row.get("config", {}).get("dataset")
@@ -88,6 +93,7 @@ def _check_data(experiment: Experiment, rows: Iterable[Row]) -> None:
                 f"The rows of {experiment.name} were trained on two versions of {name!r} ({met[name][:8]},"
                 f" {data[:8]}): differences between them would be no differences of arms."
             )
+    return met
 
 
 class Results:

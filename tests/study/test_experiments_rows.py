@@ -104,6 +104,13 @@ def test_a_run_is_brought_over_once(tmp_path):
     assert len(lines.read_lines(tmp_path / "results" / "p9-table-1.jsonl")) == 1
 
 
+def test_nothing_is_trained_on_another_version_of_the_data(tmp_path):
+    found = _written(tmp_path, [_row("rate 0.1", 0, 9.0)])
+    with pytest.raises(Refusal, match=r"in the version of the rows that there are \(d\), got"):
+        experiments_run.run(GRID, "reduced", results=found, folder=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists() and len(found.found(GRID, "reduced").rows) == 1
+
+
 def test_neither_way_is_better_of_a_measure():
     with pytest.raises(Refusal, match="Expected higher for 'it rises'"):
         Statement("it rises", ("a",), ("b",), "log10 C_K", 0.05, 3)
