@@ -1,13 +1,15 @@
 """What the rows of published experiments are compared by."""
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hardjax.study import convergence
+from hardjax.study.outcomes import ALONE
 
 Row = Mapping[str, Any]
 
@@ -24,6 +26,7 @@ class Metric:
         form: of its numbers, as in `format`.
         early: row -> the same at its test points, for comparisons at equal time; None where that says nothing.
         may_miss: how long it took to a target, infinity where it was missed.
+        timed: of the clock, so that only rows that were `trained_alike` can be compared.
     """
 
     read: Callable[[Row, Sequence[Row]], float]
@@ -31,6 +34,16 @@ class Metric:
     form: str = ".2f"
     early: Callable[[Row], np.ndarray] | None = None
     may_miss: bool = False
+    timed: bool = False
+
+
+def trained_alike(rows: Iterable[Row]) -> bool:
+    """Whether times of rows say something of their arms: of one device, of as many threads (where that is known), and
+    alone or in populations alike, whose members each have their share of the time."""
+    rows = list(rows)
+    ways = {(row.get("device"), json.dumps(row.get("population") or ALONE, sort_keys=True)) for row in rows}
+    threads = {row["threads"] for row in rows if row.get("threads") is not None}
+    return len(ways) == 1 and len(threads) <= 1
 
 
 def value(name: str, row: Row, peers: Sequence[Row] = ()) -> float:
@@ -149,11 +162,11 @@ METRICS = {
     "converged": Metric(_kept("converged"), True, ".2f"),
     "epochs to converge": Metric(_own_epoch, False, ".1f", may_miss=True),
     "epochs to a common level": Metric(_common_epoch, False, ".1f", may_miss=True),
-    "seconds to a common level": Metric(_common_seconds, False, ".3g", may_miss=True),
+    "seconds to a common level": Metric(_common_seconds, False, ".3g", may_miss=True, timed=True),
     "late rise of the test error": Metric(_late_rise, False, ".2f"),
     "steps": Metric(_kept("backprops"), False, ",.0f"),
-    "seconds": Metric(_seconds, False, ",.3g"),
-    "ms a step": Metric(_step_milliseconds, False, ".3g"),
+    "seconds": Metric(_seconds, False, ",.3g", timed=True),
+    "ms a step": Metric(_step_milliseconds, False, ".3g", timed=True),
     "log10 C_K": Metric(_measured("C_K", "0"), None, ".2f"),
     "log10 C_K at 1e-6": Metric(_measured("C_K", "1e-06"), None, ".2f"),
     "log10 L_K": Metric(_measured("L_K", "0"), None, ".2f"),

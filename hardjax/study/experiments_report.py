@@ -9,7 +9,7 @@ import numpy as np
 
 from hardjax.study import statistics, verdict
 from hardjax.study.experiments import Published, Statement
-from hardjax.study.experiments_metrics import METRICS, Row, value, value_within
+from hardjax.study.experiments_metrics import METRICS, Row, trained_alike, value, value_within
 from hardjax.study.experiments_rows import Found
 from hardjax.study.experiments_run import missing, price
 from hardjax.study.verdict import Difference, Values
@@ -100,6 +100,9 @@ def _compared(found: Found, one: Statement, seconds: float | None) -> tuple[Diff
     groups = _groups(found, one)
     assert groups is not None
     metric = METRICS[one.metric]
+    rows = [row for arm in (*groups[0], *groups[1]) for row in found.arms[arm].values()]
+    if metric.timed and rows and not trained_alike(rows):
+        return verdict.difference({}, {}, True), math.nan
     higher = one.higher if one.higher is not None else bool(metric.higher)
     read = _values(found, one.metric, [*groups[0], *groups[1]], seconds)
     # The best of a side is the best by the metric itself; where neither way is better, the one that is claimed.
@@ -136,10 +139,9 @@ def _values(
 
 
 def _time_limit(found: Found, one: Statement) -> float:
-    """Median training seconds of the fastest arm; NaN where an arm has none, or they are of several machines."""
+    """Median training seconds of the fastest arm; NaN where an arm has none, or where they cannot be compared."""
     arms = [arm for arm in (*one.arms, *one.against) if found.arms.get(arm)]
-    rows = [row for arm in arms for row in found.arms[arm].values()]
-    if len({row.get("device") for row in rows}) != 1:
+    if not trained_alike(row for arm in arms for row in found.arms[arm].values()):
         return math.nan
     seconds = [_seconds(found.arms[arm].values()) for arm in arms]
     return min(seconds) if seconds and not any(map(math.isnan, seconds)) else math.nan
@@ -255,6 +257,8 @@ def _notes(found: Found) -> list[str]:
         devices = sorted({str(row.get("device")) for row in found.rows if row.get("device")})
         notes += [f"run on {'; '.join(devices)}"] if devices else []
         diverged = sum(row["status"] == "diverged" for row in found.rows)
+        if not trained_alike(found.rows):
+            notes.append("rows of several devices, or of populations and alone: their times are not compared")
         notes += [f"{diverged} runs diverged, and count with what they predict"] if diverged else []
     if found.rows and (left := len(missing(found))):
         notes.append(f"left: {left} runs, {told(price(found))} of one worker")

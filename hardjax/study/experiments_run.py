@@ -12,6 +12,7 @@ from hardjax.config import Performance
 from hardjax.study import experiments_rows
 from hardjax.study.cells import Cell
 from hardjax.study.experiments import Experiment, Planned, identity, with_data
+from hardjax.study.experiments_metrics import METRICS
 from hardjax.study.experiments_rows import Found, Results
 from hardjax.study.sweep import Progress, Sweep, seconds_for, sweep
 from hardjax.study.sweep_rows import read_rows
@@ -86,7 +87,8 @@ def run(
         results: where the rows go.
         folder: of the sweep, which the same call goes on with.
         data_dir: folder of prepared data.
-        performance, workers, max_hours, on_progress: as in `sweep`.
+        performance, workers, max_hours, on_progress: as in `sweep`; without a performance runs whose times are compared
+            are trained one by one, since a member of a population has a share of its time.
 
     Raises:
         ValueError: what `sweep` refuses, an experiment without this scale, data of another version than its rows.
@@ -94,6 +96,8 @@ def run(
     if scale not in experiment.scales:
         raise Refusal(f"{experiment.name} has no scale {scale!r}; it has {', '.join(experiment.scales)}.")
     size = experiment.scales[scale]
+    if performance is None and _is_timed(experiment):
+        performance = Performance(population="workers")
     until = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
     written, failed, signal = 0, [], None
     rows = _Writer(experiment, scale, results, folder)
@@ -123,6 +127,10 @@ def run(
         failed += _failures(swept, left)
         signal = swept.signal
     return Outcome(written, len(missing(rows.found())), tuple(failed), signal)
+
+
+def _is_timed(experiment: Experiment) -> bool:
+    return any(METRICS[name].timed for name in (*experiment.metrics, *(one.metric for one in experiment.statements)))
 
 
 def _check_data(known: Mapping[str, str], left: list[Planned], data_dir: str | None) -> None:

@@ -1,6 +1,7 @@
 """Rows of several files and experiments: what is counted, printed beside them, replaced, and brought over once."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -11,7 +12,7 @@ from hardjax.plots.published import LAYOUTS
 from hardjax.study import experiments_rows, experiments_run
 from hardjax.study.experiments import Experiment, Published, Scale, Statement
 from hardjax.study.experiments_markdown import results
-from hardjax.study.experiments_report import report
+from hardjax.study.experiments_report import judge, report
 from hardjax.study.experiments_rows import Results
 from hardjax.training import files, lines
 
@@ -109,6 +110,26 @@ def test_nothing_is_trained_on_another_version_of_the_data(tmp_path):
     with pytest.raises(Refusal, match=r"in the version of the rows that there are \(d\), got"):
         experiments_run.run(GRID, "reduced", results=found, folder=tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists() and len(found.found(GRID, "reduced").rows) == 1
+
+
+def test_times_are_compared_of_rows_that_were_trained_alike(tmp_path):
+    claim = Statement("0.1 is faster", ("rate 0.1",), ("rate 0.2",), "seconds", 1.0, 3)
+    timed = dataclasses.replace(GRID, statements=(claim, dataclasses.replace(BEST, against=("rate 0.2",))))
+    alone = {"device": "here", "threads": 1, "population": {"mode": "workers", "members": 1}}
+    together = alone | {"population": {"mode": "vmap", "members": 3}}
+    pairs = []
+    for place, other in enumerate(
+        (alone, together, alone | {"device": "there"}, alone | {"threads": 2}, {"device": "here"})
+    ):
+        rows = [
+            _row(arm, place, 9.0 - place) | how | {"train_seconds": seconds}
+            for arm, how, seconds in (("rate 0.1", alone, 4.0), ("rate 0.2", other, 8.0))
+            for place in range(3)
+        ]
+        seconds, error = judge(_written(tmp_path / str(place), rows).found(timed, "reduced"))
+        assert error.found.pairs == 3 and math.isnan(error.seconds) == (seconds.found.pairs == 0)
+        pairs.append(seconds.found.pairs)
+    assert pairs == [3, 0, 0, 0, 3]
 
 
 def test_neither_way_is_better_of_a_measure():
