@@ -51,6 +51,13 @@ def _wrong(found):
     return {says for says, difference in found.items() if difference < 0}
 
 
+def test_what_may_be_missed_is_run_often_enough_for_an_interval(ours):
+    claims = [(one.name, claim) for one in ours.values() for claim in one.statements if METRICS[claim.metric].may_miss]
+    assert len(claims) > 100
+    for name, claim in claims:
+        assert not math.isnan(verdict.median_interval(range(claim.runs))[0]), name
+
+
 def test_claims_that_the_printed_tables_bear_out(ours):
     names = [*(f"p1-claim-{n}" for n in (1, 2, 3, 5, 12, 13, 15)), *(f"p3-claim-{n}" for n in (1, *range(2, 10)))]
     names += [name for name in ours if name.startswith("p3-grid")] + ["p2-claim-2"]
