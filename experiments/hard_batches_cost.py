@@ -35,7 +35,7 @@ PAPER = hj.TrainConfig(
     evaluate_train=False,
 )
 REDUCED = dataclasses.replace(
-    PAPER, model="resnet8", validation=0.8, batch_size=128, augmentation="none", epochs=10, learning_rate=0.02
+    PAPER, model="resnet8", train_samples=10_000, batch_size=128, augmentation="none", epochs=10, learning_rate=0.02
 )
 SMOKE = hj.TrainConfig(model="mlp", model_options={"widths": [8]}, epochs=2, batch_size=64, learning_rate=0.02)
 

@@ -86,9 +86,8 @@ CLAIMS = (
     claim(
         2,
         ("p4-extra-resnet32-without-norm",),
-        Statement(
-            "sizes from 2 to 8 train, those from 16 on do not", arms(2, 8), arms(16, 2048), "converged", 0.5, RUNS
-        ),
+        # Not by the share that converged, which without an exception has no spread and so no interval.
+        Statement("the best of 2 to 8 trains, that of 16 on does not", arms(2, 8), arms(16, 2048), METRIC, 10.0, RUNS),
     ),
     claim(3, of(1), best(2, 8)),
     claim(4, of(2, 3), *every(2, 4, 2, 3)),
@@ -109,7 +108,7 @@ CLAIMS = (
     claim(
         12,
         of(10),
-        Statement("8 is better than 128 by more than a point", arms(8, 8), arms(128, 128), METRIC, POINTS, RUNS),
+        Statement("8 is better than 128 (it should not be)", arms(8, 8), arms(128, 128), METRIC, POINTS, RUNS),
     ),
     claim(13, of(11), best(4, 16)),
     claim(14, of(12), best(16, 64)),

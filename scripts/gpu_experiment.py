@@ -114,8 +114,9 @@ def tasks(base: hj.TrainConfig, dataset: hj.data.Dataset, seeds: int) -> Iterato
 def tables(folder: Path, data_dir: str | None, scale: str, until: float) -> None:
     """Rows of the papers' tables, in OUTPUT/results as `hardjax table` writes them; half of the time at most."""
     found = Results(experiments.load(EXPERIMENTS), folder / "results")
+    began = time.monotonic()
     for name in TABLES:
-        hours = (until - time.monotonic()) / 2 / 3600
+        hours = ((began + until) / 2 - time.monotonic()) / 3600
         if hours > 0:
             one = found.experiments[name]
             done = run(one, scale, results=found, folder=folder / "sweep", data_dir=data_dir, max_hours=hours)

@@ -104,12 +104,15 @@ class TableCopy(Place):
 
     def __call__(self) -> int:
         from hardjax.study.experiments_copy import program
+        from hardjax.training import lines
 
         (one,) = _single(_read(self, self.scale), self.names)
         path = Path(self.output or f"{one.name.replace('-', '_')}.py")
         if path.exists():
             raise Refusal(f"Expected output={str(path)!r} not to exist.")
-        path.write_text(program(one, self.scale), encoding="utf-8")
+        text = program(one, self.scale)
+        with lines.refused(path, "to be writable"):
+            path.write_text(text, encoding="utf-8")
         print(f"written to {path}: {one.scales[self.scale].count} runs of {len(one.scales[self.scale].arms)} arms")
         return 0
 
@@ -128,9 +131,14 @@ class TablePlot(Place):
         from hardjax.plots.published import draw
 
         found = _read(self, self.scale)
-        code = 0
-        for one in _named(found, self.names):
+        chosen, code = _named(found, self.names), 0
+        if self.output is not None and len(chosen) > 1:
+            raise Refusal(f"Expected output={self.output!r} with one experiment, got {len(chosen)}.")
+        for one in chosen:
             rows = found.shown(one)[0] if self.scale is None else found.found(one, self.scale)
+            if not rows.rows and len(chosen) > 1:
+                print(f"{one.name}: no row to draw")
+                continue
             if not rows.rows:
                 raise Refusal(f"{one.name} has no row to draw; `hardjax table run {one.name}` makes them.")
             path = found.folder / f"{one.name}.png" if self.output is None else Path(self.output)
@@ -222,6 +230,7 @@ def _train(options: TableRun, found: Any, chosen: Sequence[Any]) -> int:
             print(f"{one.name}: {experiments_rows.compute(one, found.folder)} rows computed")
             continue
         if options.scale not in one.scales and len(chosen) > 1:
+            print(f"{one.name}: no scale {options.scale!r}, it has {', '.join(one.scales)}")
             continue
         hours = None if options.max_hours is None else options.max_hours - (time.monotonic() - began) / 3600
         if hours is not None and hours <= 0:

@@ -1,7 +1,8 @@
 """Pictures of published experiments in the layout of their figures, from rows alone."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from hardjax.plots import progress
 from hardjax.plots import sweep as grids_of_rates
 from hardjax.plots.canvas import figure, say
 from hardjax.plots.plane import SHARES, plane
-from hardjax.study import beacon_file, beacons, statistics
-from hardjax.study.experiments_metrics import Row, value
+from hardjax.study import beacon_file, beacons, statistics, verdict
+from hardjax.study.experiments_metrics import METRICS, Row, value
 from hardjax.study.experiments_rows import Found
 from hardjax.study.grids import grids
 
@@ -39,17 +40,13 @@ def _rates(name: str) -> Callable[[Found], Figure]:
 def _arms(found: Found) -> Figure:
     """Ours with 95 % intervals beside what is printed with its spread, a line an arm and a panel a metric."""
     experiment = found.experiment
-    printed = {(one.arm, one.metric): one for one in experiment.published if one.value is not None}
+    printed = {(one.arm, one.metric): one for one in found.printed if one.value is not None}
     shown = [arm for arm, rows in found.arms.items() if rows][:_TALL]
     drawn = figure(3 + 3.4 * len(experiment.metrics), 1.8 + 0.24 * len(shown))
     panels: Any = drawn.subplots(1, len(experiment.metrics), squeeze=False, sharey=True)
     for axes, metric in zip(panels[0], experiment.metrics, strict=True):
         for place, arm in enumerate(shown):
-            values = np.array([value(metric, row) for row in found.arms[arm].values()])
-            own = statistics.interval(values)
-            axes.plot(values, [-place] * len(values), ".", color="0.6", markersize=4)
-            axes.plot(own.mean, -place, "o", color="C0", markersize=6)
-            axes.hlines(-place, own.low, own.high, color="C0", linewidth=1.6)
+            _arm(axes, -place, metric, found.arms[arm].values())
             if one := printed.get((arm, metric)):
                 spread = one.spread or 0.0
                 axes.errorbar(one.value, -place - 0.25, xerr=spread, fmt="D", color="C3", markersize=4, linewidth=1)
@@ -62,13 +59,29 @@ def _arms(found: Found) -> Figure:
     return drawn
 
 
+def _arm(axes: Any, at: float, metric: str, rows: Iterable[Row]) -> None:
+    """Runs of an arm on a line, and their mean; where a target may be missed their median, which counts misses."""
+    values = np.array([value(metric, row) for row in rows])
+    values = values[~np.isnan(values)]
+    finite, own = values[np.isfinite(values)], statistics.interval(values)
+    middle, low, high = own.mean, own.low, own.high
+    if METRICS[metric].may_miss:
+        middle, (low, high) = verdict.median(values), verdict.median_interval(values)
+    axes.plot(finite, [at] * len(finite), ".", color="0.6", markersize=4)
+    axes.plot(middle, at, "o", color="C0", markersize=6)
+    if math.isfinite(low) and math.isfinite(high):
+        axes.hlines(at, low, high, color="C0", linewidth=1.6)
+    if missed := len(values) - len(finite):
+        axes.annotate(f"{missed} missed", (1, at), xycoords=("axes fraction", "data"), fontsize=6.5, ha="right")
+
+
 def _grid(found: Found) -> Figure:
     """Test and training error over rate / batch size, a colour a batch size; what is printed is hollow (P3)."""
     drawn = figure(12, 5)
     panels: Any = drawn.subplots(1, 2)
     for axes, metric in zip(panels, ("test error", "train error"), strict=True):
         ours = _by_size({arm: [value(metric, row) for row in rows.values()] for arm, rows in found.arms.items()})
-        printed = _by_size({p.arm: [p.value] for p in found.experiment.published if p.metric == metric})
+        printed = _by_size({p.arm: [p.value] for p in found.printed if p.metric == metric})
         sizes = sorted(ours.keys() | printed.keys())
         for place, size in enumerate(sizes):
             color = colormaps["viridis"](0.92 * place / max(len(sizes) - 1, 1))

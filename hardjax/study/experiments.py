@@ -67,6 +67,8 @@ class Statement:
 
     def __post_init__(self) -> None:
         _validate.one_of(METRICS, metric=self.metric)
+        if self.higher is None and METRICS[self.metric].higher is None:
+            raise Refusal(f"Expected higher for {shown(self.says)}: neither way is better of {shown(self.metric)}.")
         _validate.positive(smallest=self.smallest)
         _validate.at_least(1, runs=self.runs)
 
@@ -100,7 +102,11 @@ class Scale:
     @property
     def count(self) -> int:
         """Runs in all."""
-        return sum(self.fewer.get(arm, self.runs) for arm in self.arms)
+        return sum(map(self.runs_of, self.arms))
+
+    def runs_of(self, arm: str) -> int:
+        """Seeds of an arm."""
+        return self.fewer.get(arm, self.runs)
 
     def planned(self, seeds: Iterable[int] | None = None) -> Iterator[Planned]:
         """The runs, seed by seed, so that what there is at any time compares all arms.
@@ -110,7 +116,7 @@ class Scale:
         """
         for place in range(self.runs) if seeds is None else seeds:
             for arm in self.arms:
-                if place < self.fewer.get(arm, self.runs):
+                if place < self.runs_of(arm):
                     yield Planned(arm, self.config(arm, place))
 
     def config(self, arm: str, place: int = 0) -> TrainConfig:

@@ -24,13 +24,16 @@ ARMS = {arms}
 
 RUNS = {runs}  # seeds of each arm
 
+FEWER = {fewer}  # seeds of arms that have fewer of them
+
 
 def configs() -> list[hj.TrainConfig]:
     """Seed by seed, so that what there is at any time compares all arms."""
     return [
         hj.TrainConfig.from_dict(BASE | settings | {{"seed": BASE.get("seed", 0) + place}})
         for place in range(RUNS)
-        for settings in ARMS.values()
+        for arm, settings in ARMS.items()
+        if place < FEWER.get(arm, RUNS)
     ]
 
 
@@ -59,6 +62,7 @@ def program(experiment: Experiment, scale: str) -> str:
         base=_text(base),
         arms=_text({arm: _of_arm(size, arm) for arm in size.arms}),
         runs=size.runs,
+        fewer=_text(dict(size.fewer)),
     )
 
 

@@ -34,14 +34,20 @@ def results(reports: Sequence[Report], papers: Mapping[str, str]) -> str:
         "fastest arm. What was not run is listed at the end of each paper's part.",
         "",
     ]
-    for prefix, heading in papers.items():
-        those = [one for one in reports if one.found.experiment.name.startswith(prefix)]
+    for prefix, heading in {**papers, "": "Others"}.items():
+        those = [one for one in reports if _prefix(one, papers) == prefix]
+        if not those:
+            continue
         out += [f"## {heading}", ""]
         for one in those:
             out += _section(one) if _says_something(one) else []
         if left := [one.found for one in those if not _says_something(one)]:
             out += ["Not run so far, or not enough of it to say anything:", "", *map(_left, left), ""]
     return "\n".join(out)
+
+
+def _prefix(one: Report, papers: Mapping[str, str]) -> str:
+    return next((prefix for prefix in papers if one.found.experiment.name.startswith(prefix)), "")
 
 
 def _says_something(one: Report) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hardjax.study import statistics, verdict
-from hardjax.study.experiments import Statement
-from hardjax.study.experiments_metrics import METRICS, Row, value, value_within
+from hardjax.study.experiments import Published, Statement
+from hardjax.study.experiments_metrics import METRICS, Row, trained_alike, value, value_within
 from hardjax.study.experiments_rows import Found
 from hardjax.study.experiments_run import missing, price
 from hardjax.study.verdict import Difference, Values
@@ -28,6 +28,7 @@ class Judged:
         in_time: the difference at equal time, with its verdict; None where the metric has none.
         seconds: the time that was given; NaN where none is known.
         own_test: p value of the paper's own test.
+        against: arms that it was set against: of those that the statement names, the ones with rows (if any has one).
     """
 
     statement: Statement
@@ -36,6 +37,7 @@ class Judged:
     in_time: tuple[Difference, str] | None
     seconds: float
     own_test: float
+    against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,15 @@ def judge(found: Found) -> tuple[Judged, ...]:
     timed = [(pair[0], one.smallest) for pair, one in zip(early, known, strict=True) if pair is not None]
     second = iter(verdict.judge([pair for pair, _ in timed], [smallest for _, smallest in timed]))
     return tuple(
-        Judged(one, pair, said, None if then is None else (then[0], next(second)), limit, test)
+        Judged(
+            one, pair, said, None if then is None else (then[0], next(second)), limit, test, _met(found, one.against)
+        )
         for one, (pair, test), said, then, limit in zip(known, pairs, verdicts, early, limits, strict=True)
     )
+
+
+def _met(found: Found, side: Sequence[str]) -> tuple[str, ...]:
+    return tuple(arm for arm in side if found.arms.get(arm)) or tuple(arm for arm in side if arm in found.arms)
 
 
 def _groups(found: Found, one: Statement) -> tuple[list[str], list[str]] | None:
@@ -92,6 +100,9 @@ def _compared(found: Found, one: Statement, seconds: float | None) -> tuple[Diff
     groups = _groups(found, one)
     assert groups is not None
     metric = METRICS[one.metric]
+    rows = [row for arm in (*groups[0], *groups[1]) for row in found.arms[arm].values()]
+    if metric.timed and rows and not trained_alike(rows):
+        return verdict.difference({}, {}, True), math.nan
     higher = one.higher if one.higher is not None else bool(metric.higher)
     read = _values(found, one.metric, [*groups[0], *groups[1]], seconds)
     # The best of a side is the best by the metric itself; where neither way is better, the one that is claimed.
@@ -128,10 +139,9 @@ def _values(
 
 
 def _time_limit(found: Found, one: Statement) -> float:
-    """Median training seconds of the fastest arm; NaN where an arm has none, or they are of several machines."""
+    """Median training seconds of the fastest arm; NaN where an arm has none, or where they cannot be compared."""
     arms = [arm for arm in (*one.arms, *one.against) if found.arms.get(arm)]
-    rows = [row for arm in arms for row in found.arms[arm].values()]
-    if len({row.get("device") for row in rows}) != 1:
+    if not trained_alike(row for arm in arms for row in found.arms[arm].values()):
         return math.nan
     seconds = [_seconds(found.arms[arm].values()) for arm in arms]
     return min(seconds) if seconds and not any(map(math.isnan, seconds)) else math.nan
@@ -144,7 +154,7 @@ def _seconds(rows: Any) -> float:
 
 def _arms(found: Found) -> list[Line]:
     """A line for each arm that was printed or run."""
-    printed = {(one.arm, one.metric): one for one in found.experiment.published}
+    printed = {(one.arm, one.metric): one for one in found.printed}
     several = {metric for _, metric in printed}
     names = dict.fromkeys([*found.arms, *(arm for arm, _ in printed)])
     lines = []
@@ -155,19 +165,18 @@ def _arms(found: Found) -> list[Line]:
         line: Line = {"arm": arm}
         for metric in found.experiment.metrics:
             if metric in several:
-                one = printed.get((arm, metric))
-                line[f"published {metric}"] = (
-                    "-" if one is None else _printed(one.value, one.spread, METRICS[metric].form)
-                )
+                line[f"published {metric}"] = _printed(printed.get((arm, metric)), METRICS[metric].form)
             line[metric] = _ours(metric, rows)
         lines.append(line | {"runs": str(len(rows))})
     return lines
 
 
-def _printed(mean: float | None, spread: float | None, form: str) -> str:
-    if mean is None:
+def _printed(one: Published | None, form: str) -> str:
+    if one is None:
+        return "-"
+    if one.value is None:
         return ""
-    return f"{mean:{form}}" if spread is None else f"{mean:{form}} ± {spread:{form}}"
+    return f"{one.value:{form}}" if one.spread is None else f"{one.value:{form}} ± {one.spread:{form}}"
 
 
 def _ours(metric: str, rows: Mapping[int, Row]) -> str:
@@ -189,19 +198,19 @@ def _ours(metric: str, rows: Mapping[int, Row]) -> str:
 
 def _verdict_line(one: Judged) -> Line:
     form = METRICS[one.statement.metric].form.replace(",", "")
-    pairs = f"{one.found.pairs} of {one.statement.runs}"
+    short = one.found.pairs < one.statement.runs and one.verdict != verdict.TOO_FEW
     line = {
         "claim": one.statement.says,
-        "against": _named(one.statement.against),
+        "against": _named(one.against),
         "metric": one.statement.metric,
         "difference as claimed": difference(one.found, form),
-        "pairs": pairs,
+        "pairs": f"{one.found.pairs} of {one.statement.runs}",
         "smallest of interest": f"{one.statement.smallest:g}",
-        "verdict": one.verdict,
+        "verdict": one.verdict + ", so far" * short,
         "at equal time": "-",
         "p of two samples": "-" if math.isnan(one.own_test) else f"{one.own_test:.3g}",
     }
-    if one.in_time is not None:
+    if one.in_time is not None and one.in_time[0].pairs:
         line["at equal time"] = f"{difference(one.in_time[0], form)}: {one.in_time[1]}"
     return line
 
@@ -248,6 +257,8 @@ def _notes(found: Found) -> list[str]:
         devices = sorted({str(row.get("device")) for row in found.rows if row.get("device")})
         notes += [f"run on {'; '.join(devices)}"] if devices else []
         diverged = sum(row["status"] == "diverged" for row in found.rows)
+        if not trained_alike(found.rows):
+            notes.append("rows of several devices, or of populations and alone: their times are not compared")
         notes += [f"{diverged} runs diverged, and count with what they predict"] if diverged else []
     if found.rows and (left := len(missing(found))):
         notes.append(f"left: {left} runs, {told(price(found))} of one worker")

@@ -1,5 +1,6 @@
 """Rows of published experiments: `results/NAME.jsonl`, a line a run, sorted to the arms that ask for them."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hardjax._validate import Refusal
-from hardjax.study.experiments import PAPER, SCALES, SMOKE, Experiment, identity
+from hardjax.study.experiments import PAPER, SCALES, SMOKE, Experiment, Published, identity
 from hardjax.study.outcomes import DIVERGED, DONE
 from hardjax.training import files, lines
 from hardjax.training.resume import with_defaults
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 _HISTORY = ("epoch", "seconds", "full_train_loss", "full_train_top1", "test_loss", "test_top1")
 _KEPT = (
     *("row_version", "key", "config", "data", "network", "status", "reason", "metrics", "seconds", "train_seconds"),
-    *("compile_seconds", "threads", "commit", "versions", "device", "trail"),
+    *("compile_seconds", "threads", "population", "commit", "versions", "device", "trail"),
 )
 _DIGITS = 6  # of a number in a row: nothing is known more exactly, and a row stays small
 
@@ -31,7 +32,8 @@ class Found:
         experiment, scale: whose.
         arms: label -> seed -> row; arms without a row are there too.
         wanted: runs that the scale asks for.
-        others: rows of configurations that nothing asks for (any more).
+        others: rows of the experiment's own file, of configurations that the scale does not ask for (any more).
+        printed: what was printed of its arms; of those whose rows are another experiment's, where they have one.
     """
 
     experiment: Experiment
@@ -39,6 +41,7 @@ class Found:
     arms: Mapping[str, Mapping[int, Row]]
     wanted: int
     others: int = 0
+    printed: tuple[Published, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -56,7 +59,7 @@ def kept(row: Mapping[str, Any], experiment: str, scale: str, arm: str) -> Row:
 
 
 def read(experiment: Experiment, results: Path) -> list[Row]:
-    """The rows in an experiment's own files, each run once.
+    """The rows in an experiment's own files.
 
     Raises:
         ValueError: a file is damaged, or holds rows of two versions of one data set.
@@ -68,7 +71,7 @@ def read(experiment: Experiment, results: Path) -> list[Row]:
             if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict) or "arm" not in row:
                 raise Refusal(f"Damaged {path.name} in {str(path.parent)!r}: a line is no row of an experiment.")
             rows.append(row)
-    _check_data(experiment, rows)
+    versions(experiment, rows)
     return rows
 
 
@@ -76,7 +79,12 @@ def _others(experiment: Experiment, results: Path) -> Iterable[tuple[Path, Any]]
     return [(results / name, converted) for name, converted in experiment.also_in.items()]
 
 
-def _check_data(experiment: Experiment, rows: Iterable[Row]) -> None:
+def versions(experiment: Experiment, rows: Iterable[Row]) -> dict[str, str]:
+    """Data set -> checksum of the one version that rows were trained on; rows that name none say nothing.
+
+    Raises:
+        ValueError: they are two.
+    """
     met: dict[str, str] = {}
     for row in rows:
         data, name = row.get("data"), row.get("config", {}).get("dataset")
@@ -85,6 +93,7 @@ def _check_data(experiment: Experiment, rows: Iterable[Row]) -> None:
                 f"The rows of {experiment.name} were trained on two versions of {name!r} ({met[name][:8]},"
                 f" {data[:8]}): differences between them would be no differences of arms."
             )
+    return met
 
 
 class Results:
@@ -128,28 +137,34 @@ class Results:
 
     def _computed(self, experiment: Experiment, scale: str) -> Found:
         arms = {row["arm"]: {0: row} for row in read(experiment, self.folder)} if scale == PAPER else {}
-        return Found(experiment, scale, arms, int(scale == PAPER))
+        return Found(experiment, scale, arms, int(scale == PAPER), printed=experiment.published)
 
     def _joined(self, experiment: Experiment, scale: str) -> Found:
         sources = [self.found(self.experiments[name], scale) for name in experiment.reads]
-        several = len(sources) > 1
-        arms = {
-            f"{source.experiment.name}: {arm}" if several else arm: rows
-            for source in sources
-            for arm, rows in source.arms.items()
-        }
+
+        def label(source: Found, arm: str) -> str:
+            return f"{source.experiment.name}: {arm}" if len(sources) > 1 else arm
+
+        arms = {label(source, arm): rows for source in sources for arm, rows in source.arms.items()}
         if experiment.arms:
             arms = {arm: arms[arm] for arm in experiment.arms if arm in arms}
-        return Found(experiment, scale, arms, sum(source.wanted for source in sources))
+        wanted, printed = 0, list(experiment.published)
+        known = {(one.arm, one.metric) for one in printed}
+        for source in sources:
+            size = source.experiment.scales.get(scale)
+            wanted += 0 if size is None else sum(size.runs_of(arm) for arm in size.arms if label(source, arm) in arms)
+            theirs = [dataclasses.replace(one, arm=label(source, one.arm)) for one in source.printed]
+            printed += [one for one in theirs if arms.get(one.arm) and (one.arm, one.metric) not in known]
+        return Found(experiment, scale, arms, wanted, printed=tuple(printed))
 
     def _own(self, experiment: Experiment, scale: str) -> Found:
         size = experiment.scales.get(scale)
         rows = read(experiment, self.folder)
         if size is None:
-            return Found(experiment, scale, {}, 0, len(rows))
+            return Found(experiment, scale, {}, 0, sum(_is_own(row, experiment) for row in rows))
         arms: dict[str, dict[int, Row]] = {arm: {} for arm in size.arms}
         if not rows:  # a grid of hundreds of configurations need not be written out
-            return Found(experiment, scale, arms, size.count)
+            return Found(experiment, scale, arms, size.count, printed=experiment.published)
         asked = self._asked.setdefault((experiment.name, scale), {})
         if not asked:
             asked |= {identity(size.config(arm).to_dict()): arm for arm in size.arms}
@@ -158,10 +173,15 @@ class Results:
             arm = asked.get(_identity_of(row))
             place = row["config"]["seed"] - size.base.seed
             if arm is None:
-                others += 1
-            elif 0 <= place < size.fewer.get(arm, size.runs):
+                others += _is_own(row, experiment)
+            elif 0 <= place < size.runs_of(arm):
                 arms[arm].setdefault(row["config"]["seed"], row)
-        return Found(experiment, scale, arms, size.count, others)
+        return Found(experiment, scale, arms, size.count, others, experiment.published)
+
+
+def _is_own(row: Row, experiment: Experiment) -> bool:
+    """Of its own file: one that several experiments read has rows that are not for it."""
+    return row.get("experiment") == experiment.name
 
 
 def _run_of(row: Row) -> int:
@@ -183,22 +203,27 @@ def write(experiment: Experiment, results: Path, row: Row) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    results.mkdir(parents=True, exist_ok=True)
+    with lines.refused(results, "to be a folder that can be written to"):
+        results.mkdir(parents=True, exist_ok=True)
     lines.append_line(results / f"{experiment.name}.jsonl", row)
 
 
 def compute(experiment: Experiment, results: Path) -> int:
-    """Write the rows of what needs no training; how many there are. Those of before are replaced."""
+    """Write the rows of what needs no training; how many there are. Those of before are replaced, all or none."""
     assert experiment.computed is not None
-    path = results / f"{experiment.name}.jsonl"
-    path.unlink(missing_ok=True)
-    computed = experiment.computed()
-    for one in computed:
+    rows = []
+    for one in experiment.computed():
         head = {"experiment": experiment.name, "scale": PAPER, "arm": one["arm"], "status": DONE}
         metrics = {name: value for name, value in one.items() if name != "arm"}
         versions = files.environment()["versions"]
-        write(experiment, results, head | {"metrics": metrics, "commit": files.commit(), "versions": versions})
-    return len(computed)
+        rows.append(head | {"metrics": metrics, "commit": files.commit(), "versions": versions})
+    path = results / f"{experiment.name}.jsonl"
+    scratch = path.with_name(path.name + ".part")
+    with lines.refused(path, "to be writable"):
+        results.mkdir(parents=True, exist_ok=True)
+        scratch.write_text("".join(lines.encode(row) + "\n" for row in rows), encoding="utf-8")
+        scratch.replace(path)
+    return len(rows)
 
 
 def is_result(row: Mapping[str, Any]) -> bool:

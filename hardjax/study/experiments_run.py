@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from hardjax.config import Performance
 from hardjax.study import experiments_rows
 from hardjax.study.cells import Cell
 from hardjax.study.experiments import Experiment, Planned, identity, with_data
+from hardjax.study.experiments_metrics import METRICS
 from hardjax.study.experiments_rows import Found, Results
 from hardjax.study.sweep import Progress, Sweep, seconds_for, sweep
 from hardjax.study.sweep_rows import read_rows
+from hardjax.study.work import Trainer
 from hardjax.training import files
 
 
@@ -85,14 +87,17 @@ def run(
         results: where the rows go.
         folder: of the sweep, which the same call goes on with.
         data_dir: folder of prepared data.
-        performance, workers, max_hours, on_progress: as in `sweep`.
+        performance, workers, max_hours, on_progress: as in `sweep`; without a performance runs whose times are compared
+            are trained one by one, since a member of a population has a share of its time.
 
     Raises:
-        ValueError: what `sweep` refuses, an experiment without this scale.
+        ValueError: what `sweep` refuses, an experiment without this scale, data of another version than its rows.
     """
     if scale not in experiment.scales:
         raise Refusal(f"{experiment.name} has no scale {scale!r}; it has {', '.join(experiment.scales)}.")
     size = experiment.scales[scale]
+    if performance is None and _is_timed(experiment):
+        performance = Performance(population="workers")
     until = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
     written, failed, signal = 0, [], None
     rows = _Writer(experiment, scale, results, folder)
@@ -102,6 +107,7 @@ def run(
         hours = (until - time.monotonic()) / 3600
         if not left or hours <= 0 or signal:
             continue
+        _check_data(rows.versions(), left, data_dir)
 
         def told(progress: Progress) -> None:
             nonlocal written
@@ -123,6 +129,22 @@ def run(
     return Outcome(written, len(missing(rows.found())), tuple(failed), signal)
 
 
+def _is_timed(experiment: Experiment) -> bool:
+    return any(METRICS[name].timed for name in (*experiment.metrics, *(one.metric for one in experiment.statements)))
+
+
+def _check_data(known: Mapping[str, str], left: list[Planned], data_dir: str | None) -> None:
+    """Raises ValueError before anything is trained on another version of the data than the rows that there are."""
+    trainer = Trainer()
+    for config in {one.config.dataset: one.config for one in left if one.config.dataset in known}.values():
+        data = trainer.dataset(with_data(config, data_dir)).checksum
+        if data != known[config.dataset]:
+            raise Refusal(
+                f"Expected {config.dataset!r} in the version of the rows that there are"
+                f" ({known[config.dataset][:8]}), got {data[:8]}; name another folder with --results DIR."
+            )
+
+
 def _failures(swept: Sweep, left: list[Planned]) -> list[str]:
     arms = {identity(one.config.to_dict()): one.arm for one in left}
     return [
@@ -142,6 +164,12 @@ class _Writer:
         self._results.refresh()
         return self._results.found(self._experiment, self._scale)
 
+    def versions(self) -> dict[str, str]:
+        """Data set -> checksum of what the rows that there are were trained on."""
+        return experiments_rows.versions(
+            self._experiment, experiments_rows.read(self._experiment, self._results.folder)
+        )
+
     def bring(self, count: int | None = None) -> int:
         """How many were added.
 
@@ -154,10 +182,13 @@ class _Writer:
         if not (self._folder / files.SWEEP_ROWS).is_file():
             return 0
         asked = {(identity(one.config.to_dict()), one.config.seed): one.arm for one in missing(self.found())}
-        added = 0
+        added, known = 0, self.versions()
         for row in read_rows(self._folder):
-            arm = asked.get((identity(row["config"]), row["config"]["seed"]))
-            if arm is not None and experiments_rows.is_result(row):
+            one = identity(row["config"]), row["config"]["seed"]
+            if one in asked and experiments_rows.is_result(row):
+                if known.setdefault(row["config"]["dataset"], row["data"]) != row["data"]:
+                    continue  # beside the others it would be refused for good
+                arm = asked.pop(one)  # once, though it was trained on two versions of its data
                 kept = experiments_rows.kept(row, self._experiment.name, self._scale, arm)
                 experiments_rows.write(self._experiment, self._results.folder, kept)
                 added += 1

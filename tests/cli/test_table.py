@@ -48,6 +48,8 @@ def test_without_experiments_it_is_one_line(tmp_path, monkeypatch, capsys):
         (("run", "p1-table-9"), "p1-table-9 has no scale 'reduced'; it has smoke."),
         (("plot", "p1-table-9"), "no row to draw"),
         (("copy", "p1-claim-9"), "copy those"),
+        (("copy", "p1-table-9", "--scale", "smoke", "--output", "no/such/folder/x.py"), "to be writable"),
+        (("plot", "p1-table-9", "p1-claim-9", "--output", "x.png"), "with one experiment, got 2"),
     ],
 )
 def test_what_is_refused(place, words, said, capsys):
@@ -61,3 +63,11 @@ def test_list_and_copy(place, capsys):
     assert "p1-table-9" in said and "reads p1-table-9" in said
     assert _called("copy", "p1-table-9", "--scale", "smoke") == 0
     assert "'fast': {'learning_rate': 0.1}" in (place / "p1_table_9.py").read_text()
+
+
+def test_of_several_those_that_cannot_be_run_or_drawn_are_named(place, capsys):
+    (place / "experiments" / "other.py").write_text(MODULE.replace("-9", "-8").replace('"smoke"', '"paper"'))
+    assert _called("plot", "all") == 0
+    assert "p1-table-9: no row to draw" in capsys.readouterr().out
+    assert _called("run", "all") == 0
+    assert "p1-table-9: no scale 'reduced', it has smoke" in capsys.readouterr().out

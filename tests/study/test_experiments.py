@@ -141,17 +141,26 @@ def test_metrics_of_a_row():
     assert (
         value("epochs to converge", dict(row, history=row["history"] | {"full_train_loss": [1, 2, 3, 4]})) == math.inf
     )
-    del row["history"]["seconds"]  # steps are taken to be alike
+    # A level of 0.2 is first met at the third test point, one of 0.05 never.
+    peers = [row, dict(row, history=row["history"] | {"full_train_loss": [1.0, 0.9, 0.8, 0.2]})]
+    assert (value("epochs to a common level", row, peers), value("seconds to a common level", row, peers)) == (3, 7.5)
+    peers[1]["history"]["full_train_loss"] = [0.05] * 4
+    assert value("seconds to a common level", row, [peers[1]]) == math.inf
+    # A rise is one over fixed epochs: over the lowest error of the run it could not be negative.
+    row["config"]["epochs"] = 5
+    assert value("late rise of the test error", row) == 10 - 11
+    del row["history"]["seconds"]  # epochs are taken to be alike
     assert value_within("test error", row, 7.4) == 12
+    row["config"]["batch_plan"] = {"text": "16-to-64"}  # of which they are not
+    assert math.isnan(value_within("test error", row, 7.4))
     assert math.isnan(value("log10 C_K", row))
 
 
 def test_a_copied_program_has_the_very_configurations():
     space = {"__name__": "copied"}
     exec(compile(program(ONE, "reduced"), "copied", "exec"), space)
-    assert {(identity(one.to_dict()), one.seed) for one in space["configs"]()} >= {
-        (identity(one.config.to_dict()), one.config.seed) for one in SCALE.planned()
-    }
+    copied = [(identity(one.to_dict()), one.seed) for one in space["configs"]()]
+    assert copied == [(identity(one.config.to_dict()), one.config.seed) for one in SCALE.planned()]
     with pytest.raises(Refusal, match="no configurations at the paper scale"):
         program(ONE, "paper")
 

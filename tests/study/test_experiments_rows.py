@@ -1,0 +1,154 @@
+"""Rows of several files and experiments: what is counted, printed beside them, replaced, and brought over once."""
+
+import dataclasses
+import math
+
+import pytest
+
+import hardjax as hj
+from hardjax._validate import Refusal
+from hardjax.cli.table import PAPERS
+from hardjax.plots.published import LAYOUTS
+from hardjax.study import experiments_rows, experiments_run
+from hardjax.study.experiments import Experiment, Published, Scale, Statement
+from hardjax.study.experiments_markdown import results
+from hardjax.study.experiments_report import judge, report
+from hardjax.study.experiments_rows import Results
+from hardjax.training import files, lines
+
+BASE = hj.TrainConfig(model_options={"widths": [4]}, epochs=4)
+ARMS = {f"rate {rate:g}": {"learning_rate": rate} for rate in (0.1, 0.2, 0.4)}
+GRID = Experiment(
+    name="p9-table-1",
+    title="made up",
+    source="nowhere",
+    scales={"reduced": Scale(BASE, ARMS, 3, {"rate 0.4": 1})},
+    published=tuple(Published(arm, "test error", 10.0, 0.5) for arm in ARMS),
+)
+BEST = Statement("0.1 is best", ("rate 0.1",), ("rate 0.2", "rate 0.4", "rate 0.8"), "test error", 0.5, 4)
+CLAIM = Experiment(
+    name="p9-claim-1",
+    title="of it",
+    source="nowhere",
+    reads=("p9-table-1",),
+    arms=(*list(ARMS)[:2],),
+    statements=(BEST,),
+)
+ALL = {one.name: one for one in (GRID, CLAIM)}
+
+
+def _row(arm, place, error, experiment=GRID):
+    row = {
+        "config": GRID.scales["reduced"].config(arm, place).to_dict(),
+        "data": "d",
+        "row_version": 1,
+        "status": "done",
+        "metrics": {"final_test_error": error, "backprops": 40},
+        "history": {"epoch": [4], "test_top1": [100 - error]},
+    }
+    return experiments_rows.kept(row, experiment.name, "reduced", arm)
+
+
+def _written(folder, rows):
+    for row in rows:
+        experiments_rows.write(GRID, folder, row)
+    return Results(ALL, folder)
+
+
+def test_what_was_printed_goes_with_rows_that_another_experiment_reads(tmp_path):
+    found = _written(tmp_path, [_row("rate 0.1", 0, 9.0), _row("rate 0.4", 0, 9.0)]).found(CLAIM, "reduced")
+    # Of the two arms that it shows; six runs of seven, and what was printed of the one that has a row.
+    assert (found.wanted, [one.arm for one in found.printed]) == (6, ["rate 0.1"])
+    assert [line["published test error"] for line in report(found).arms] == ["10.00 ± 0.50"]
+
+
+def test_a_verdict_before_all_runs_are_there_says_so_and_counts_the_arms_there_are(tmp_path):
+    errors = {"rate 0.1": (1.0, 1.1, 1.2), "rate 0.2": (9.0, 9.2, 9.1)}
+    rows = [_row(arm, place, error) for arm, those in errors.items() for place, error in enumerate(those)]
+    (line,) = report(_written(tmp_path, rows).found(CLAIM, "reduced")).verdicts
+    assert (line["verdict"], line["pairs"], line["against"]) == ("holds, so far", "3 of 4", "rate 0.2")
+
+
+def test_rows_of_a_file_that_several_read_are_no_rows_too_many(tmp_path):
+    shared = dataclasses.replace(GRID, also_in={"shared.jsonl": lambda line: line | {"experiment": "somebody else's"}})
+    other = _row("rate 0.1", 0, 9.0) | {"config": dataclasses.replace(BASE, epochs=5).to_dict()}
+    lines.append_line(tmp_path / "shared.jsonl", other)
+    lines.append_line(tmp_path / "p9-table-1.jsonl", other)
+    assert Results({shared.name: shared}, tmp_path).found(shared, "reduced").others == 1
+
+
+def test_what_is_computed_is_replaced_whole_or_not_at_all(tmp_path):
+    one = Experiment(name="p9-claim-2", title="", source="", computed=lambda: [{"arm": "a", "value": 1}] * 2)
+    path = tmp_path / "p9-claim-2.jsonl"
+    assert experiments_rows.compute(one, tmp_path) == 2 and len(lines.read_lines(path)) == 2
+
+    def fails():
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError):
+        experiments_rows.compute(dataclasses.replace(one, computed=fails), tmp_path)
+    assert len(lines.read_lines(path)) == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="to be"):
+        experiments_rows.compute(one, tmp_path / "file")
+
+
+def test_a_run_is_brought_over_once(tmp_path):
+    # Trained from two versions of its data, each with a key of its own in the sweep.
+    row = _row("rate 0.1", 0, 9.0) | {"status": "done"}
+    metrics = {"converged": True, "chance_top1": 10.0, "first_class_top1": 10.0}
+    metrics |= {"median_test_top1": 90.0, "median_validation_top1": None}
+    for data in ("d", "e"):
+        lines.append_line(tmp_path / files.SWEEP_ROWS, row | {"data": data, "metrics": row["metrics"] | metrics})
+    found = Results(ALL, tmp_path / "results")
+    assert experiments_run._Writer(GRID, "reduced", found, tmp_path).bring() == 1
+    assert len(lines.read_lines(tmp_path / "results" / "p9-table-1.jsonl")) == 1
+
+
+def test_nothing_is_trained_on_another_version_of_the_data(tmp_path):
+    found = _written(tmp_path, [_row("rate 0.1", 0, 9.0)])
+    with pytest.raises(Refusal, match=r"in the version of the rows that there are \(d\), got"):
+        experiments_run.run(GRID, "reduced", results=found, folder=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists() and len(found.found(GRID, "reduced").rows) == 1
+
+
+def test_times_are_compared_of_rows_that_were_trained_alike(tmp_path):
+    claim = Statement("0.1 is faster", ("rate 0.1",), ("rate 0.2",), "seconds", 1.0, 3)
+    timed = dataclasses.replace(GRID, statements=(claim, dataclasses.replace(BEST, against=("rate 0.2",))))
+    alone = {"device": "here", "threads": 1, "population": {"mode": "workers", "members": 1}}
+    together = alone | {"population": {"mode": "vmap", "members": 3}}
+    pairs = []
+    for place, other in enumerate(
+        (alone, together, alone | {"device": "there"}, alone | {"threads": 2}, {"device": "here"})
+    ):
+        rows = [
+            _row(arm, place, 9.0 - place) | how | {"train_seconds": seconds}
+            for arm, how, seconds in (("rate 0.1", alone, 4.0), ("rate 0.2", other, 8.0))
+            for place in range(3)
+        ]
+        seconds, error = judge(_written(tmp_path / str(place), rows).found(timed, "reduced"))
+        assert error.found.pairs == 3 and math.isnan(error.seconds) == (seconds.found.pairs == 0)
+        pairs.append(seconds.found.pairs)
+    assert pairs == [3, 0, 0, 0, 3]
+
+
+def test_neither_way_is_better_of_a_measure():
+    with pytest.raises(Refusal, match="Expected higher for 'it rises'"):
+        Statement("it rises", ("a",), ("b",), "log10 C_K", 0.05, 3)
+
+
+def test_experiments_of_ones_own_are_under_a_heading_of_their_own(tmp_path):
+    said = report(_written(tmp_path, [_row("rate 0.1", 0, 9.0)]).found(GRID, "reduced"))
+    text = results([said], PAPERS)
+    assert "## Others" in text and "### p9-table-1" in text and "## P1" not in text
+
+
+def test_a_picture_of_what_may_be_missed_shows_the_median_with_its_misses(tmp_path):
+    rows = [_row("rate 0.1", place, 9.0) for place in range(3)]
+    curves = [[1.0, 0.5, 0.2, 0.2], [1.0, 0.5, 0.2, 0.2], [1.0, 2.0, 3.0, 4.0]]  # settled at 3, at 3, and never
+    for row, losses in zip(rows, curves, strict=True):
+        row["history"] = {"epoch": [1, 2, 3, 4], "full_train_loss": losses}
+    found = _written(tmp_path, rows).found(dataclasses.replace(GRID, metrics=("epochs to converge",)), "reduced")
+    axes = LAYOUTS["arms"](found).axes[0]
+    assert [line.get_xdata()[0] for line in axes.lines[:2]] == [3, 3]
+    assert [text.get_text() for text in axes.texts] == ["1 missed"]
