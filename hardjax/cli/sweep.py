@@ -225,7 +225,7 @@ def _check_read(options: Any, arguments: list[str]) -> None:
             if dash(other) in flags:
                 raise Refusal(f"Give {dash(other)} or {dash(several)}, not both.")
     varied = set(map(_option_name, options.model_options))
-    if both := [name for name in map(_option_name, options.network.model_option) if name in varied]:
+    if both := [name for name in map(_option_name, options.network.texts) if name in varied]:
         raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")
 
 

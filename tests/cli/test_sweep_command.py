@@ -74,6 +74,11 @@ def test_every_axis(asked):
     assert [found for (found,) in _values(asked, "model_options")] == [
         {"widths": [4], "norm": norm} | more for norm in ("batch", "none") for more in ({}, {"dropout": 0.5})
     ]
+    words = "--model-option norm=batch --norm-momentum 0.99 --model-options dropout=0 dropout=0.5"
+    assert command("sweep", *words.split()) == 0
+    assert [found for (found,) in _values(asked, "model_options")] == [
+        {"norm": "batch", "norm_momentum": 0.99, "dropout": dropout} for dropout in (0, 0.5)
+    ]
 
 
 def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, capsys):
@@ -109,6 +114,9 @@ def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, cap
         ("--no-fixed --selections hard-batches", "Give --fixed or --selections"),
         ("--augmentation standard --augmentations none", "Give --augmentation or --augmentations"),
         ("--model-option widths=[4] --model-options widths=[8]", "Give widths in --model-option or in --model-options"),
+        ("--norm-momentum 0.5 --model-options norm_momentum=0.9", "Give norm_momentum in --model-option or"),
+        ("--norm-momentum 0.5 --model-option norm_momentum=0.9", "model option 'norm_momentum' once, got it twice"),
+        ("--norm-momentum many", "--norm-momentum 'many' to be a number"),
         ("--model-option norm=batch --model-options norm=null", "Give norm in --model-option or in --model-options"),
         ("--base-learning-rates 2^x", "to be a number"),
         ("--base-learning-rates 2^-8^2", "to be a number"),
