@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardjax import _settings, _validate
-from hardjax._axis import axes, axis
+from hardjax._axis import UNWRITTEN, axes, axis
 from hardjax._validate import Refusal
 from hardjax.choose import batch_plan, losses, selection, trimming
 from hardjax.choose.batch_plan import BatchPlan
@@ -23,6 +23,7 @@ from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
+RUNNING, RE_ESTIMATED = NORM_STATISTICS = ("running", "re-estimated")
 COMPILE_AHEAD = ("background", "first", "off")
 POPULATIONS = ("auto", "vmap", "map", "workers")
 DEFAULT_LEARNING_RATE = 0.005  # P1
@@ -67,6 +68,9 @@ class TrainConfig:
             boundary at or after, or "round". Test points are also where saving, stopping and averages of what was
             trained go by; between them several epochs of a small data set fit one dispatch.
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
+        norm_statistics: of batch norm at test points: "running" averages, or "re-estimated" on the training split
+            before every test (P4, section 2.3): each batch of the present partition counts alike, normalised by itself
+            as in training. Training and its state stay as they are.
         measure: spectra of per-sample gradients in training (a `fisher.FisherMeasure`); None measures none.
         on_nan: what becomes of a bad step, one whose loss (the mean over the samples trained) or any gradient is not
             finite: "record" takes it like any other (divergence is a result); "stop" ends the run at the next test
@@ -101,6 +105,8 @@ class TrainConfig:
     precision: str = "default"
     test_every: int | str = "epoch"
     evaluate_train: bool = True
+    # In no JSON where it is the default: the settings of runs and rows of before it was there stay theirs.
+    norm_statistics: str = field(default=RUNNING, metadata=UNWRITTEN)
     measure: FisherMeasure | None = axis(observe.AXIS)
     on_nan: str = "record"
     seed: int = 0
@@ -148,6 +154,7 @@ class TrainConfig:
                 f"Expected test_every={_validate.shown(self.test_every)} to be epoch, round or a number of epochs."
             )
         _validate.one_of(ON_NAN, on_nan=self.on_nan)
+        _validate.one_of(NORM_STATISTICS, norm_statistics=self.norm_statistics)
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
@@ -221,6 +228,9 @@ class TrainConfig:
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content |= {name: declared.write(content[name]) for name, declared in axes(type(self)).items()}
         content["loss"] = losses.name_of(self.loss)
+        for one in dataclasses.fields(self):
+            if one.metadata == UNWRITTEN and content[one.name] == one.default:
+                del content[one.name]
         return _settings.plain("settings", content, Mapping[str, Any])
 
     @classmethod

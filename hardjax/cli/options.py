@@ -64,6 +64,7 @@ class TrainingOptions:
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round | a number of epochs
     evaluate_train: bool = True  # evaluate the whole training split at every test point
+    norm_statistics: str = "running"  # of batch norm in testing: running | re-estimated (on the training split)
     on_nan: str = "record"  # of a step whose loss or gradient is not finite: record | stop | skip-step
     seed: int = 0  # first seed
 

@@ -17,6 +17,7 @@ from hardjax.engine import devices, memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_evaluate_part, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
+from hardjax.engine.norm_statistics import make_statistics
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, dispatches, step_inputs
 from hardjax.engine.recipe import (
@@ -50,7 +51,7 @@ class Programs:
         compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
         wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
         traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
-            "evaluate", "evaluate part", "predict").
+            "evaluate", "evaluate part", "statistics", "predict").
     """
 
     def __init__(self, recipe: Recipe, mapped: Callable[[str, Callable], Callable] | None = None) -> None:
@@ -105,6 +106,10 @@ class Programs:
     def evaluate_part(self, batch_size: int, variables: Any, part: TrainData, real: Array) -> Evaluation:
         """Sums of each batch of a part of a split, of which the first `real` samples count."""
         return self._call("evaluate part", batch_size, variables, part, real)
+
+    def statistics(self, batch_size: int, state: TrainState, data: TrainData) -> Any:
+        """Batch statistics estimated anew on the training split."""
+        return self._call("statistics", batch_size, state, data)
 
     def predict(self, variables: Any, images: Array, mean: Array, std: Array) -> Array:
         """Logits of stored images."""
@@ -202,6 +207,8 @@ class Programs:
             return make_init(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
+        if kind == "statistics":
+            return make_statistics(self.recipe, key)
         if kind.startswith("evaluate"):
             return (make_evaluate if kind == "evaluate" else make_evaluate_part)(self.recipe, key)
         function = make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
