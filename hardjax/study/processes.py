@@ -92,11 +92,11 @@ def end(worker: Worker, patience: float) -> int:
 
 
 def _obey(orders: dict[str, Any], asked: Any) -> None:
-    from hardjax.config import Performance, TrainConfig
+    from hardjax.config import Performance
     from hardjax.study import ledger, work
     from hardjax.study.cells import Cell
 
-    cells = [Cell(TrainConfig.from_dict(one["config"]), one["data"], one["network"]) for one in orders["cells"]]
+    cells = [Cell.from_dict(one) for one in orders["cells"]]
     trainer = work.Trainer(performance=Performance(**orders["performance"]))
     if orders.get("estimate"):
         from hardjax.study.estimate import tried
