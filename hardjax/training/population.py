@@ -87,10 +87,7 @@ def prepare_population(
     # Its members fill a device; what they share is not spread over several.
     first = prepare(configs[0], dataset, model, _on_one_device(performance), variables)
     if first.dataset.streamed:
-        raise Refusal(
-            f"Expected resident data in a population, got {first.dataset.name} streamed: its members train different"
-            " samples, each of which would have to be read."
-        )
+        raise not_resident(first.dataset.name)
     places = len(configs) if places is None else places
     # One member after the other takes as many times as long; so does a CPU for all at once.
     in_turn = mode == "map" or jax.default_backend() == "cpu"
@@ -103,6 +100,14 @@ def prepare_population(
     shared = {field.name: getattr(members[0], field.name) for field in dataclasses.fields(Setting)}
     programs: Any = PopulationPrograms(first.recipe, mode)
     return Population(**shared | {"programs": programs}, members=members, mode=mode, places=places)
+
+
+def not_resident(name: str) -> Refusal:
+    """Of streamed data."""
+    return Refusal(
+        f"Expected resident data in a population, got {name} streamed: its members train different samples, each of"
+        " which would have to be read."
+    )
 
 
 def _on_one_device(performance: Performance | None) -> Performance:
