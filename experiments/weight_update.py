@@ -157,6 +157,8 @@ def rows(
         loss = None
         if count:
             result = hj.run(setting.config, dataset=dataset, progress=False)
+            if result.summary["interrupted"]:  # its state is of an earlier epoch
+                raise KeyboardInterrupt
             state, loss = result.state, float(result.history["full_train_loss"][-1])
         else:
             state = setting.init_state()

@@ -1,6 +1,7 @@
 """The measurement of P4's argument (`experiments/weight_update.py`) against its definition, sample by sample."""
 
 import importlib.util
+import types
 from pathlib import Path
 
 import jax
@@ -84,6 +85,13 @@ def test_rows_of_a_small_study(script, tiny, monkeypatch):
         assert list(row["apart"]) == [2, 3] and 0 < row["apart"][2] < row["apart"][3] < 1
     linear, stale = script.verdicts(found)
     assert [row["epochs"] for row in linear] == [0, 2] and [row["steps"] for row in stale] == [2, 3]
+
+
+def test_a_state_of_a_run_that_was_cut_short_is_none(script, tiny, monkeypatch):
+    cut = types.SimpleNamespace(summary={"interrupted": True}, state=None, history={"full_train_loss": [1.0]})
+    monkeypatch.setattr(script.hj, "run", lambda *given, **more: cut)
+    with pytest.raises(KeyboardInterrupt):
+        list(script.rows(config(), tiny, epochs=(1,)))
 
 
 def test_the_rule(script):
