@@ -16,14 +16,13 @@ from hardjax.choose.selection import AllBatches, Selection
 from hardjax.choose.trimming import PATHS, Trimming
 from hardjax.data import augment
 from hardjax.data.augment import Augmentation
-from hardjax.engine import optimizers, rates
+from hardjax.engine import norm_statistics, optimizers, rates
 from hardjax.engine.rates import Schedule
 from hardjax.fisher import observe
 from hardjax.fisher.observe import FisherMeasure
 
 PRECISIONS = ("default", "high", "highest")
 ON_NAN = ("record", "stop", "skip-step")
-RUNNING, RE_ESTIMATED = NORM_STATISTICS = ("running", "re-estimated")
 COMPILE_AHEAD = ("background", "first", "off")
 POPULATIONS = ("auto", "vmap", "map", "workers")
 DEFAULT_LEARNING_RATE = 0.005  # P1
@@ -106,7 +105,7 @@ class TrainConfig:
     test_every: int | str = "epoch"
     evaluate_train: bool = True
     # In no JSON where it is the default: the settings of runs and rows of before it was there stay theirs.
-    norm_statistics: str = field(default=RUNNING, metadata=UNWRITTEN)
+    norm_statistics: str = field(default=norm_statistics.RUNNING, metadata=UNWRITTEN)
     measure: FisherMeasure | None = axis(observe.AXIS)
     on_nan: str = "record"
     seed: int = 0
@@ -154,7 +153,7 @@ class TrainConfig:
                 f"Expected test_every={_validate.shown(self.test_every)} to be epoch, round or a number of epochs."
             )
         _validate.one_of(ON_NAN, on_nan=self.on_nan)
-        _validate.one_of(NORM_STATISTICS, norm_statistics=self.norm_statistics)
+        _validate.one_of(norm_statistics.NAMES, norm_statistics=self.norm_statistics)
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."

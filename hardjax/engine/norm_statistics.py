@@ -20,6 +20,7 @@ from hardjax.engine.devices import spread
 from hardjax.engine.state import NORM, Recipe, TrainData, TrainState, draw
 from hardjax.models.apply import OTHERS, is_ours
 
+RUNNING, RE_ESTIMATED = NAMES = ("running", "re-estimated")  # what networks are tested with
 _LARGE = 2.0**24  # beside it statistics are rounding, so that the share of it that is kept is read off
 _NEAR = 1e-3  # relative
 

@@ -17,7 +17,7 @@ from hardjax.engine import devices, memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_evaluate_part, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
-from hardjax.engine.norm_statistics import make_statistics
+from hardjax.engine.norm_statistics import RE_ESTIMATED, make_statistics
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, dispatches, step_inputs
 from hardjax.engine.recipe import (
@@ -264,8 +264,8 @@ def lowerable(
 
     Arguments are shapes and dtypes: nothing is computed (but for what trimming tries out) and no device is needed.
     Of a controlled batch plan they are those of its first size. Names are such as "init", "rounds first 1x9",
-    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and "predict"; of trimmed programs and later stages with
-    what tells them apart.
+    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate", "statistics" and "predict"; of trimmed programs and later
+    stages with what tells them apart.
 
     Args:
         config: a `TrainConfig`.
@@ -305,6 +305,8 @@ def lowerable(
             args = () if call.kind == "plan" else (train, hyper, _shapes(step_inputs(plan, call)))
             programs[_name(call)] = _BUILDERS[call.kind](recipe, call.spec), (state, *args)
     test = data["test"]
+    if config.norm_statistics == RE_ESTIMATED:
+        programs["statistics"] = make_statistics(recipe, eval_batch_size), (states[0], data["train"])
     images = jax.ShapeDtypeStruct((eval_batch_size, *recipe.image_shape), test.images.dtype)
     programs["evaluate"] = make_evaluate(recipe, eval_batch_size), (states[0].variables, test)
     programs["predict"] = make_predict(recipe), (states[0].variables, images, test.mean, test.std)

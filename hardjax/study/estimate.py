@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hardjax.config import RE_ESTIMATED
 from hardjax.engine.memory import Need, size_of
+from hardjax.engine.norm_statistics import RE_ESTIMATED
 from hardjax.engine.population import member_of
 from hardjax.study.cells import Cell
 from hardjax.study.outcomes import reason_of

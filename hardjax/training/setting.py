@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from hardjax._validate import Refusal, shown
-from hardjax.config import RE_ESTIMATED, Performance, TrainConfig
+from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset, load
 from hardjax.data.source import decoded_bytes
 from hardjax.engine import devices, memory
 from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
-from hardjax.engine.norm_statistics import check_statistics
+from hardjax.engine.norm_statistics import RE_ESTIMATED, check_statistics
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
 from hardjax.engine.programs import Programs, programs_for

@@ -14,7 +14,7 @@ import zoo
 import hardjax as hj
 from hardjax._validate import Refusal
 from hardjax.data.augment import preprocess
-from hardjax.engine.programs import programs_for
+from hardjax.engine.programs import lowerable, programs_for
 from hardjax.engine.recipe import functions_of
 from hardjax.models import make_apply
 from hardjax.study.cells import Cell
@@ -166,6 +166,14 @@ def test_the_setting_is_written_and_told_apart_only_where_it_is_set():
     for pair in ((plain, BASE), (BASE, plain)):
         with pytest.raises(Refusal, match=r"share norm_statistics, got '(running|re-estimated)' and"):
             check_members(pair)
+
+
+def test_the_program_is_among_those_that_are_listed(tiny):
+    function, args = lowerable(BASE, tiny)["statistics"]
+    found = jax.eval_shape(function, *args)
+    expected = jax.eval_shape(lambda state: state.batch_stats, args[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    assert "statistics" not in lowerable(dataclasses.replace(BASE, norm_statistics="running"), tiny)
 
 
 class Renormed(nn.Module):
