@@ -266,7 +266,7 @@ class Performance:
         steps_per_dispatch: most steps in one call of the device: short rounds run several together, longer ones are
             cut. None: what takes about a second, found by timing, so that Ctrl-C is heard and progress is seen.
         donate: let a dispatch overwrite the state that it was given.
-        eval_batch_size: samples per evaluation batch.
+        eval_batch_size: samples per evaluation batch, and of the batches that statistics are estimated on at a time.
         trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
             where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.

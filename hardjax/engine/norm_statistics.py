@@ -17,6 +17,7 @@ from jax import Array, lax
 from hardjax._validate import Refusal
 from hardjax.data.augment import output_shape, preprocess
 from hardjax.engine.devices import spread
+from hardjax.engine.jax_settings import remembered
 from hardjax.engine.state import NORM, Recipe, TrainData, TrainState, draw
 from hardjax.models.apply import OTHERS, is_ours
 
@@ -41,7 +42,7 @@ def make_statistics(recipe: Recipe, batch_size: int) -> Callable[[TrainState, Tr
         count, size = state.partition.shape
         together = min(max(1, batch_size // size), count)
 
-        def moved(images: Array, key: Array, old: float) -> Any:
+        def moved(images: Array, key: Array, old: Array) -> Any:
             """The moving averages (float32 or wider) after one batch, where they were all `old` before it."""
             stats = _filled(state.batch_stats, old)
             _, stats = recipe.apply({"params": state.params, "batch_stats": stats}, images, True, key)
@@ -57,18 +58,16 @@ def make_statistics(recipe: Recipe, batch_size: int) -> Callable[[TrainState, Tr
         def add(total: Any, start: Array) -> tuple[Any, None]:
             places = start + jnp.arange(together)
             images, keys = load(jnp.minimum(places, count - 1))
-            found = jax.vmap(lambda *batch: moved(*batch, 0.0))(images, keys)
+            found = jax.vmap(moved, (0, 0, None))(images, keys, jnp.zeros(()))
             return jax.tree.map(lambda old, new: old + _sum_of(new, places < count), total, found), None
 
         with jax.default_matmul_precision(recipe.precision):
             images, keys = load(jnp.zeros(1, jnp.int32))
-            first = moved(images[0], keys[0], _LARGE)
-            nothing = jax.tree.map(jnp.zeros_like, first)
+            ends = jax.vmap(moved, (None, None, 0))(images[0], keys[0], jnp.array([0.0, _LARGE]))
+            nothing = jax.tree.map(lambda both: jnp.zeros_like(both[0]), ends)
             total, _ = lax.scan(add, nothing, jnp.arange(0, count, together))
             # new = share * old + (1 - share) * batch; at old = 0 the last term is left.
-            rest = jax.tree.map(lambda at_zero: at_zero / count, total)
-            zero = moved(images[0], keys[0], 0.0)
-            stats = jax.tree.map(lambda mean, *ends: mean / (1 - _share(*ends)), rest, zero, first)
+            stats = jax.tree.map(lambda at_zero, both: at_zero / count / (1 - _share(*both)), total, ends)
         return _with_moving(state.batch_stats, stats)
 
     return statistics
@@ -96,6 +95,7 @@ def check_statistics(recipe: Recipe, variables: Any, batch_size: int) -> None:
         )
 
 
+@remembered
 def _are_averages(recipe: Recipe, batch_size: int) -> bool:
     model_shape = output_shape(recipe.augmentation, recipe.image_shape)
 
@@ -148,5 +148,5 @@ def _with_moving(stats: Any, moving: Any) -> dict[str, Any]:
     return {**dict(stats), **cast}
 
 
-def _filled(stats: Any, value: float) -> dict[str, Any]:
+def _filled(stats: Any, value: Any) -> dict[str, Any]:
     return _with_moving(stats, jax.tree.map(lambda leaf: jnp.full(leaf.shape, value), _moving(stats)))

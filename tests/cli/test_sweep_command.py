@@ -75,7 +75,8 @@ def test_every_axis(asked):
         {"widths": [4], "norm": norm} | more for norm in ("batch", "none") for more in ({}, {"dropout": 0.5})
     ]
     words = "--model-option norm=batch --norm-momentum 0.99 --model-options dropout=0 dropout=0.5"
-    assert command("sweep", *words.split()) == 0
+    assert command("sweep", *words.split(), "--norm-statistics", "re-estimated") == 0
+    assert _values(asked, "norm_statistics") == [("re-estimated",)] * 2
     assert [found for (found,) in _values(asked, "model_options")] == [
         {"norm": "batch", "norm_momentum": 0.99, "dropout": dropout} for dropout in (0, 0.5)
     ]
