@@ -42,8 +42,8 @@ def make_statistics(recipe: Recipe, batch_size: int) -> Callable[[TrainState, Tr
         count, size = state.partition.shape
         together = min(max(1, batch_size // size), count)
 
+        # The moving averages (float32 or wider) after one batch, where they were all `old` before it.
         def moved(images: Array, key: Array, old: Array) -> Any:
-            """The moving averages (float32 or wider) after one batch, where they were all `old` before it."""
             stats = _filled(state.batch_stats, old)
             _, stats = recipe.apply({"params": state.params, "batch_stats": stats}, images, True, key)
             return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), _moving(stats))
