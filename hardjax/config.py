@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardjax import _settings, _validate
-from hardjax._axis import axes, axis
+from hardjax._axis import UNWRITTEN, axes, axis
 from hardjax._validate import Refusal
 from hardjax.choose import batch_plan, losses, selection, trimming
 from hardjax.choose.batch_plan import BatchPlan
@@ -16,7 +16,7 @@ from hardjax.choose.selection import AllBatches, Selection
 from hardjax.choose.trimming import PATHS, Trimming
 from hardjax.data import augment
 from hardjax.data.augment import Augmentation
-from hardjax.engine import optimizers, rates
+from hardjax.engine import norm_statistics, optimizers, rates
 from hardjax.engine.rates import Schedule
 from hardjax.fisher import observe
 from hardjax.fisher.observe import FisherMeasure
@@ -67,6 +67,9 @@ class TrainConfig:
             boundary at or after, or "round". Test points are also where saving, stopping and averages of what was
             trained go by; between them several epochs of a small data set fit one dispatch.
         evaluate_train: evaluate the whole training split at every test point (full_train_loss, full_train_top1).
+        norm_statistics: of batch norm at test points: "running" averages, or "re-estimated" on the training split
+            before every test (P4, section 2.3): each batch of the present partition counts alike, normalised by itself
+            as in training. Training and its state stay as they are.
         measure: spectra of per-sample gradients in training (a `fisher.FisherMeasure`); None measures none.
         on_nan: what becomes of a bad step, one whose loss (the mean over the samples trained) or any gradient is not
             finite: "record" takes it like any other (divergence is a result); "stop" ends the run at the next test
@@ -101,6 +104,8 @@ class TrainConfig:
     precision: str = "default"
     test_every: int | str = "epoch"
     evaluate_train: bool = True
+    # In no JSON where it is the default: the settings of runs and rows of before it was there stay theirs.
+    norm_statistics: str = field(default=norm_statistics.RUNNING, metadata=UNWRITTEN)
     measure: FisherMeasure | None = axis(observe.AXIS)
     on_nan: str = "record"
     seed: int = 0
@@ -148,6 +153,7 @@ class TrainConfig:
                 f"Expected test_every={_validate.shown(self.test_every)} to be epoch, round or a number of epochs."
             )
         _validate.one_of(ON_NAN, on_nan=self.on_nan)
+        _validate.one_of(norm_statistics.NAMES, norm_statistics=self.norm_statistics)
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise Refusal(
                 f"Give learning_rate={self.learning_rate} or base_learning_rate={self.base_learning_rate}, not both."
@@ -221,6 +227,9 @@ class TrainConfig:
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content |= {name: declared.write(content[name]) for name, declared in axes(type(self)).items()}
         content["loss"] = losses.name_of(self.loss)
+        for one in dataclasses.fields(self):
+            if one.metadata == UNWRITTEN and content[one.name] == one.default:
+                del content[one.name]
         return _settings.plain("settings", content, Mapping[str, Any])
 
     @classmethod
@@ -257,7 +266,7 @@ class Performance:
         steps_per_dispatch: most steps in one call of the device: short rounds run several together, longer ones are
             cut. None: what takes about a second, found by timing, so that Ctrl-C is heard and progress is seen.
         donate: let a dispatch overwrite the state that it was given.
-        eval_batch_size: samples per evaluation batch.
+        eval_batch_size: samples per evaluation batch, and of the batches that statistics are estimated on at a time.
         trim_path: "auto" (the fastest exact one), "plain", "gather" (least memory) or "reuse", see `trimming`; refused
             where it would change the result.
         trim_programs: most programs compiled for the counts that trimming keeps.

@@ -19,7 +19,7 @@ from hardjax._validate import Refusal
 from hardjax.choose import batch_plan, losses, trimming
 from hardjax.config import COMPILE_AHEAD, ON_NAN, POPULATIONS, PRECISIONS
 from hardjax.data import augment
-from hardjax.engine import optimizers, rates
+from hardjax.engine import norm_statistics, optimizers, rates
 from hardjax.fisher.gram import METHODS, ROWS
 
 UNIT = st.floats(2**-10, 1 - 2**-10)
@@ -39,6 +39,7 @@ BOUND = {
     "precision": st.sampled_from(PRECISIONS),
     "test_every": st.sampled_from(["epoch", "round", 1, 7]),
     "on_nan": st.sampled_from(ON_NAN),
+    "norm_statistics": st.sampled_from(norm_statistics.NAMES),
     "save_every": st.one_of(st.none(), st.integers(1, 2**40), st.sampled_from(["90s", "1.5min", "2 h", "end"])),
     "base_learning_rate": st.none(),  # one of the two rates, below
     "decay_at": st.lists(UNIT, unique=True, max_size=4).map(sorted).map(tuple),

@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     output.table("networks", [{key.replace("_", "-"): value for key, value in row.items()} for row in rows])
     print(
         "published: parameters, floating-point operations (truncated; about twice the multiply-adds).\n"
-        "options (--model-option NAME=VALUE, or hj.models.create): norm, norm_batch_size, dtype, init, dropout; "
-        "drop_path, stem, widths, norm_dense where a network has them."
+        "options (--model-option NAME=VALUE, or hj.models.create): norm, norm_batch_size, norm_momentum, dtype, init, "
+        "dropout; drop_path, stem, widths, norm_dense where a network has them."
     )
     return 0

@@ -40,6 +40,13 @@ class ModelOptions:
     # a name from `hardjax models`; package.module:Name or ./file.py:Name for one of your own, whose code is then run
     model: str = "mlp"
     model_option: tuple[str, ...] = ()  # its options as key=value, such as norm=group widths=[64]
+    norm_momentum: Annotated[Number, told("share of the old value in batch norm's running statistics (0.9)")] = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The options as key=value, the one with a flag of its own among them."""
+        own = () if self.norm_momentum is None else (f"norm_momentum={self.norm_momentum!r}",)
+        return (*self.model_option, *own)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class TrainingOptions:
     precision: str = "default"  # of products: default | high | highest
     test_every: str = "epoch"  # epoch (N back-propagations) | round | a number of epochs
     evaluate_train: bool = True  # evaluate the whole training split at every test point
+    norm_statistics: str = "running"  # of batch norm in testing: running | re-estimated (on the training split)
     on_nan: str = "record"  # of a step whose loss or gradient is not finite: record | stop | skip-step
     seed: int = 0  # first seed
 
@@ -101,7 +109,7 @@ class Settings:
         """
         given = vars(self.data) | vars(self.network) | vars(self.training)
         settings = {f.name: given[f.name] for f in dataclasses.fields(TrainConfig) if f.name in given}
-        settings["model_options"] = model_options(self.network.model_option)
+        settings["model_options"] = model_options(self.network.texts)
         for name, declared in axes(TrainConfig).items():
             if hasattr(self, name):
                 settings[name] = declared.from_flags(vars(getattr(self, name)))

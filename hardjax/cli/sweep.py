@@ -30,6 +30,7 @@ _OVERRIDDEN = {
     "selections": ("selection", "delta", "fixed"),
     "batch_plans": ("batch_plan", "batch_size"),
     "model_options": (),
+    "rates_from": ("base_learning_rate", "learning_rate", "base_learning_rates", "learning_rates"),
 }
 
 
@@ -44,6 +45,9 @@ class Sweep(Settings):
     batch_sizes: Annotated[tuple[int, ...], told("sizes of mini-batches")] = ()
     base_learning_rates: Annotated[tuple[float, ...], told("rates per sample of the batch (P4's axis)")] = ()
     learning_rates: Annotated[tuple[float, ...], told("peak rates, in place of base rates")] = ()
+    rates_from: Annotated[
+        str | None, optional("DIR", "a finished sweep: the base rate of its best cell at the same batch size")
+    ] = None
     seeds: Annotated[int, told("how many, from --seed on")] = 1
     models: Annotated[tuple[str, ...], told("networks")] = ()
     model_options: Annotated[
@@ -100,12 +104,16 @@ def run(arguments: list[str]) -> int:
             max_hours=options.max_hours,
             overwrite=options.overwrite,
             retry_failed=options.retry_failed,
+            rates_from=options.rates_from,
             on_progress=screen,
         )
     return _tell(found, folder)
 
 
 def _tell(found: Any, folder: Path) -> int:
+    from hardjax.cli.sweep_screen import tell_rates
+
+    tell_rates(row.get("rate_from") for row in found.rows)
     if found.rows:
         _pictures(folder)
     states = Counter(row["status"] for row in found.rows)
@@ -126,13 +134,18 @@ def _pictures(folder: Path) -> None:
     """Draw the figures of a sweep into its folder, and print its best rates."""
     from hardjax.plots import sweep as plots
     from hardjax.study.grids import grids
+    from hardjax.study.norm_grids import norm_grids
     from hardjax.study.sweep_rows import read_rows
 
-    found = grids(read_rows(folder))
+    rows = read_rows(folder)
+    found = grids(rows)
+    pictures = dict.fromkeys(("performance", "best", "reliable", "curves"), found)
+    if parted := norm_grids(rows):
+        pictures["norm_batches"] = parted
     drawn = [
         name
-        for name in ("performance", "best", "reliable", "curves")
-        if output.picture(folder / f"{name}.png", lambda name=name: getattr(plots, name)(found))
+        for name, given in pictures.items()
+        if output.picture(folder / f"{name}.png", lambda name=name, given=given: getattr(plots, name)(given))
     ]
     for grid in found:
         if rows := _best_rows(grid):
@@ -225,7 +238,7 @@ def _check_read(options: Any, arguments: list[str]) -> None:
             if dash(other) in flags:
                 raise Refusal(f"Give {dash(other)} or {dash(several)}, not both.")
     varied = set(map(_option_name, options.model_options))
-    if both := [name for name in map(_option_name, options.network.model_option) if name in varied]:
+    if both := [name for name in map(_option_name, options.network.texts) if name in varied]:
         raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")
 
 

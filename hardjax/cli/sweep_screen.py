@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,18 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def tell_rates(choices: Iterable[Mapping[str, Any] | None]) -> None:
+    """Print where base rates were taken from, a line each."""
+    from hardjax.study.best_rates import told
+
+    for line in dict.fromkeys(told(choice) for choice in choices if choice is not None):
+        print(line)
+
+
 def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str, folder: Path) -> None:
     """What `--dry-run` prints: a row for each shape, tried for a moment as a worker would train it."""
     from hardjax.engine.memory import shown
+    from hardjax.study.best_rates import with_best_rates
     from hardjax.study.cells import ordered
     from hardjax.study.chunks import places_of
     from hardjax.study.crew import estimates
@@ -77,7 +86,11 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
     from hardjax.study.work import Trainer
 
     count, trainer = count_workers(workers), Trainer(performance=options.performance())
-    cells = ordered(trainer.cell(config) for config in configs)
+    cells = [trainer.cell(config) for config in configs]
+    if options.rates_from is not None:
+        cells = with_best_rates(cells, options.rates_from, folder)
+        tell_rates(cell.rate_from for cell in cells)
+    cells = ordered(cells)
     done = set() if options.overwrite else done_in(folder, failed=not options.retry_failed)
     left = Counter(cell.shape for cell in cells if cell.key not in done)
     first = {cell.shape: cell for cell in reversed(cells)}

@@ -62,11 +62,13 @@ def stage_programs(
     *,
     observer: Observer | None,
     donate: bool,
+    statistics: int | None = None,
     at: Position | None = None,
 ) -> Iterator[Wanted]:
     """What a stage asks for, each program once, in the order in which it does: its batches, training, the first look.
 
     Args:
+        statistics: samples at a time where batch statistics are estimated anew for testing, or None.
         at: a position within the stage, whose rest is meant; None: its beginning.
     """
     shapes, sizes = _state_shapes(programs, plan, index, hyper), plan.stages[index].sizes
@@ -86,6 +88,8 @@ def stage_programs(
                 yield Wanted("look", (observer, sizes.unit), (shapes, _given(programs, train, sizes)))
             continue
         yield Wanted(call.kind, call.spec, _arguments(programs, plan, call, shapes, hyper, train), donate)
+    if statistics is not None:
+        yield Wanted("statistics", statistics, (shapes, train))
 
 
 def compile_run(
@@ -99,6 +103,7 @@ def compile_run(
     eval_batch_size: int,
     donate: bool,
     saved: bool,
+    statistics: int | None = None,
     everything: bool = False,
     at: Position = _START,
     state: TrainState | None = None,
@@ -112,6 +117,7 @@ def compile_run(
         observer: what measures spectra, or None.
         evaluated: names of the splits that test points evaluate.
         saved: whether checkpoints are written.
+        statistics: as in `stage_programs`.
         everything: compile what comes later as well, and estimate nothing.
         at, state: where a run goes on; None: the state is still to be drawn.
 
@@ -156,10 +162,12 @@ def compile_run(
     for name in evaluated:
         kind, given = _evaluation(splits[name], eval_batch_size)
         need = fits(programs.ahead(kind, eval_batch_size, shapes.variables, *given))
+    if statistics is not None:
+        need = fits(programs.ahead("statistics", statistics, shapes, train))
     for later in range(index, len(plan.stages)) if everything else ():
         where = at if later == index else None
         for kind, key, args, given in stage_programs(
-            programs, plan, later, hyper, train, observer=observer, donate=donate, at=where
+            programs, plan, later, hyper, train, observer=observer, donate=donate, statistics=statistics, at=where
         ):
             need = fits(programs.ahead(kind, key, *args, donate=given))
     return need

@@ -34,12 +34,13 @@ _WORDS = {
     "look": ("measuring spectra", "measure smaller batches"),
     "evaluate": ("evaluation", "take a smaller Performance.eval_batch_size"),
     "evaluate part": ("evaluation", "take a smaller Performance.eval_batch_size"),
+    "statistics": ("estimating batch statistics", "take a smaller batch_size or Performance.eval_batch_size"),
     "predict": ("prediction", "predict fewer images at a time"),
 }
 # XLA's convolutions on a CPU copy what they pad, in memory of their own that no program names: 0.3 to 0.4 of the
 # temporaries where nothing else is kept (ResNet-8, scripts/bench_memory.py); steps of training take no more than they
 # say.
-_UNNAMED = {"look": 0.3, "evaluate": 0.3, "evaluate part": 0.3, "predict": 0.3}
+_UNNAMED = {"look": 0.3, "evaluate": 0.3, "evaluate part": 0.3, "statistics": 0.3, "predict": 0.3}
 
 
 class Temporary(NamedTuple):

@@ -17,6 +17,7 @@ from hardjax.engine import devices, memory
 from hardjax.engine.evaluate import Evaluation, make_evaluate, make_evaluate_part, make_predict
 from hardjax.engine.jax_settings import shaping
 from hardjax.engine.memory import Need, Temporary
+from hardjax.engine.norm_statistics import RE_ESTIMATED, make_statistics
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Dispatch, dispatches, step_inputs
 from hardjax.engine.recipe import (
@@ -50,7 +51,7 @@ class Programs:
         compile_seconds: of the clock, spent tracing and compiling so far, by any thread.
         wait_seconds: of these, what callers stood still for: programs that were not ready when they were asked for.
         traces: number of programs compiled so far, by kind ("init", "restage", "plan", "segment", "rounds", "look",
-            "evaluate", "evaluate part", "predict").
+            "evaluate", "evaluate part", "statistics", "predict").
     """
 
     def __init__(self, recipe: Recipe, mapped: Callable[[str, Callable], Callable] | None = None) -> None:
@@ -105,6 +106,10 @@ class Programs:
     def evaluate_part(self, batch_size: int, variables: Any, part: TrainData, real: Array) -> Evaluation:
         """Sums of each batch of a part of a split, of which the first `real` samples count."""
         return self._call("evaluate part", batch_size, variables, part, real)
+
+    def statistics(self, batch_size: int, state: TrainState, data: TrainData) -> Any:
+        """Batch statistics estimated anew on the training split."""
+        return self._call("statistics", batch_size, state, data)
 
     def predict(self, variables: Any, images: Array, mean: Array, std: Array) -> Array:
         """Logits of stored images."""
@@ -202,6 +207,8 @@ class Programs:
             return make_init(self.recipe, key)
         if kind == "look":
             return make_look(self.recipe, *key)
+        if kind == "statistics":
+            return make_statistics(self.recipe, key)
         if kind.startswith("evaluate"):
             return (make_evaluate if kind == "evaluate" else make_evaluate_part)(self.recipe, key)
         function = make_predict(self.recipe) if kind == "predict" else _BUILDERS[kind](self.recipe, key)
@@ -257,8 +264,8 @@ def lowerable(
 
     Arguments are shapes and dtypes: nothing is computed (but for what trimming tries out) and no device is needed.
     Of a controlled batch plan they are those of its first size. Names are such as "init", "rounds first 1x9",
-    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate" and "predict"; of trimmed programs and later stages with
-    what tells them apart.
+    "rounds 4x2", "plan 97", "segment 16", "look", "evaluate", "statistics" and "predict"; of trimmed programs and later
+    stages with what tells them apart.
 
     Args:
         config: a `TrainConfig`.
@@ -298,6 +305,8 @@ def lowerable(
             args = () if call.kind == "plan" else (train, hyper, _shapes(step_inputs(plan, call)))
             programs[_name(call)] = _BUILDERS[call.kind](recipe, call.spec), (state, *args)
     test = data["test"]
+    if config.norm_statistics == RE_ESTIMATED:
+        programs["statistics"] = make_statistics(recipe, eval_batch_size), (states[0], data["train"])
     images = jax.ShapeDtypeStruct((eval_batch_size, *recipe.image_shape), test.images.dtype)
     programs["evaluate"] = make_evaluate(recipe, eval_batch_size), (states[0].variables, test)
     programs["predict"] = make_predict(recipe), (states[0].variables, images, test.mean, test.std)

@@ -16,7 +16,7 @@ from hardjax.engine import devices
 from hardjax.engine.optimizers import Hyper, make_optimizer
 
 # Every random draw is a function of (state.key, purpose, counter): nothing else decides the future.
-PARTITION, PLAN, AUGMENT, DROPOUT, TRIM = range(5)
+PARTITION, PLAN, AUGMENT, DROPOUT, TRIM, NORM = range(6)
 # Odd, with bits all over (golden ratio and primes of xxHash): of `hash_samples`.
 _MIX, _BASES = 0x9E3779B1, (0x85EBCA77, 0xC2B2AE3D)
 

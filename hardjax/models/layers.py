@@ -37,11 +37,13 @@ class BatchNorm(nn.Module):
         batch_size: samples that share their statistics (P4, section 3.6): consecutive ones. The running statistics
             move once, towards the average over the parts. None: the whole batch.
         zero_scale: start the scale at 0 instead of 1.
+        momentum: share of the old value that the running statistics keep at a step.
     """
 
     train: bool
     batch_size: int | None = None
     zero_scale: bool = False
+    momentum: float = MOMENTUM
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -88,7 +90,7 @@ class BatchNorm(nn.Module):
 
     def _move(self, running: nn.Variable, parts: Array) -> None:
         new = parts.mean(tuple(range(parts.ndim - 1)))
-        running.value = (MOMENTUM * running.value + (1 - MOMENTUM) * new).astype(running.value.dtype)
+        running.value = (self.momentum * running.value + (1 - self.momentum) * new).astype(running.value.dtype)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Layers:
         norm, norm_batch_size, dropout: as in `Network`.
         dtype: of the computation; None takes the input's.
         init: how weights are drawn.
+        norm_momentum: as `BatchNorm.momentum`.
     """
 
     train: bool
@@ -108,6 +111,7 @@ class Layers:
     dropout: float
     dtype: Any
     init: Init
+    norm_momentum: float = MOMENTUM
 
     @jax.named_scope("convolution")
     def conv(
@@ -163,7 +167,7 @@ class Layers:
         """
         zero = last and self.init.zero_last_scale
         if self.norm == "batch":
-            return BatchNorm(self.train, self.norm_batch_size, zero, name=name)(x)
+            return BatchNorm(self.train, self.norm_batch_size, zero, self.norm_momentum, name=name)(x)
         if self.norm == "group":
             # Groups of fixed size, not of fixed number: networks of 16 and of 2048 channels are normalised alike.
             size = next(size for size in range(8, 0, -1) if x.shape[-1] % size == 0)
@@ -205,6 +209,9 @@ class Network(nn.Module):
         num_classes: logits.
         norm: "batch", "group", or "none" (then convolutions have biases).
         norm_batch_size: samples that share batch statistics (P4, section 3.6); None: the whole batch.
+        norm_momentum: share of the old value that the running statistics of batch norm keep at a step, in [0, 1);
+            None: 0.9 (PyTorch's 0.1, which is the share of the new one). With m samples a step they rest on about
+            m / (1 - norm_momentum) of them.
         dtype: "float32" (the type of parameters and images), or "bfloat16" for the computation alone: parameters,
             statistics and logits stay as they are.
         init_scheme: `create(name, init=...)`: "paper" (what the network's paper or reference implementation does),
@@ -219,6 +226,7 @@ class Network(nn.Module):
     num_classes: int = 10
     norm: str = "batch"
     norm_batch_size: int | None = None
+    norm_momentum: float | None = None
     dtype: str = "float32"
     init_scheme: str = "paper"
     dropout: float = 0.0
@@ -236,8 +244,11 @@ class Network(nn.Module):
             _validate.in_unit(drop_path=self.drop_path)
         if self.norm_batch_size is not None:
             _validate.at_least(1, norm_batch_size=self.norm_batch_size)
-            if self.norm != "batch":
-                raise Refusal(f"Expected norm={self.norm!r} to be 'batch' with norm_batch_size={self.norm_batch_size}.")
+        if self.norm_momentum is not None:
+            _validate.in_unit(norm_momentum=self.norm_momentum)
+        for name in ("norm_batch_size", "norm_momentum"):
+            if self.norm != "batch" and (given := getattr(self, name)) is not None:
+                raise Refusal(f"Expected norm={self.norm!r} to be 'batch' with {name}={given}.")
         super().__post_init__()
 
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -259,7 +270,8 @@ class Network(nn.Module):
         # None follows the input, so that the same network computes in float64 where a measurement asks for it.
         dtype = None if self.dtype == "float32" else jnp.dtype(self.dtype)
         init = SCHEMES.get(self.init_scheme) or self.paper_init
-        layers = Layers(train, self.norm, self.norm_batch_size, self.dropout, dtype, init)
+        momentum = MOMENTUM if self.norm_momentum is None else self.norm_momentum
+        layers = Layers(train, self.norm, self.norm_batch_size, self.dropout, dtype, init, momentum)
         logits = self.logits(images if dtype is None else images.astype(dtype), layers)
         # Softmax and loss in float32: bfloat16 keeps 8 bits, and small losses are differences of near numbers.
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

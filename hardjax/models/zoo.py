@@ -106,8 +106,8 @@ def options(name: str) -> list[str]:
 def create(name: str, num_classes: int = 10, **model_options: Any) -> Network:
     """The network `name`: module(images (B, H, W, C) float32, train) -> logits (B, num_classes).
 
-    Options are plain JSON values: for all networks `norm`, `norm_batch_size`, `dtype`, `init`, `dropout` (see
-    `models.Network`); `drop_path` and `stem` where it has them; `widths` for "mlp", `norm_dense` for
+    Options are plain JSON values: for all networks `norm`, `norm_batch_size`, `norm_momentum`, `dtype`, `init`,
+    `dropout` (see `models.Network`); `drop_path` and `stem` where it has them; `widths` for "mlp", `norm_dense` for
     "alexnet_reduced".
 
     Raises:

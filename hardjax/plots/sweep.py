@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from hardjax.plots.canvas import figure, say
 from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, Row, reliable_rates
+from hardjax.study.norm_grids import NormCurve, NormGrid
 from hardjax.study.outcomes import published_top1
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
@@ -25,9 +26,7 @@ def performance(grids: Sequence[Grid]) -> Figure:
         for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
             points = [point for point in curve.points if point.rows]
             _band(axes, [math.log2(point.rate) for point in points], points, f"m = {curve.batches}", color)
-            for point in points:
-                if point.diverged:
-                    axes.plot(math.log2(point.rate), point.mean, "x", color=color, markersize=8, markeredgewidth=1.6)
+            _crosses(axes, [math.log2(point.rate) for point in points], points, color)
         _chance(axes, grid)
         axes.set(xlabel=_RATE_LABEL, ylabel=_TEST_LABEL)
         axes.legend(fontsize=8)
@@ -101,7 +100,27 @@ def curves(grids: Sequence[Grid]) -> Figure:
     return _panels(grids, draw, f"{title}\nruns that diverged count with what they predict")
 
 
-def _panels(grids: Sequence[Grid], draw: Callable[[Any, Grid], None], title: str) -> Figure:
+def norm_batches(grids: Sequence[NormGrid]) -> Figure:
+    """Test accuracy by the size of batch-norm sub-batches, one curve for each batch size (P4, figures 13 and 14)."""
+
+    def draw(axes: Any, grid: NormGrid) -> None:
+        for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
+            places = [math.log2(part) for part in curve.parts]
+            _band(axes, places, curve.points, f"m = {curve.batches}", color)
+            _crosses(axes, places, curve.points, color)
+        _chance(axes, grid)
+        parts = sorted({part for curve in grid.curves for part in curve.parts})
+        axes.xaxis.set_ticks([math.log2(part) for part in parts], [str(part) for part in parts])
+        axes.set(xlabel="samples that share batch statistics", ylabel=_TEST_LABEL)
+        axes.legend(fontsize=8)
+
+    rates = f"where several rates were tried: {_chosen(grids)}"
+    return _panels(
+        grids, draw, f"{_over_seeds(grids)}; crosses: runs diverged, which count with what they predict\n{rates}"
+    )
+
+
+def _panels(grids: Sequence[Any], draw: Callable[[Any, Any], None], title: str) -> Figure:
     columns = min(len(grids), _COLUMNS) or 1
     rows = -(-len(grids) // columns) or 1
     drawn = figure(max(6.5 * columns, 8), 4.8 * rows)
@@ -124,6 +143,13 @@ def _band(axes: Any, places: Sequence[float], points: Sequence[Point], label: st
     axes.plot(places, [row.mean() for row in values], "o-", color=color, label=label, markersize=4, linewidth=1.4)
     low, high = [row.min() for row in values], [row.max() for row in values]
     axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _crosses(axes: Any, places: Sequence[float], points: Sequence[Point], color: Any) -> None:
+    """Where runs diverged."""
+    for place, point in zip(places, points, strict=True):
+        if point.diverged:
+            axes.plot(place, point.mean, "x", color=color, markersize=8, markeredgewidth=1.6)
 
 
 def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
@@ -160,12 +186,12 @@ def _common_rate(grid: Grid) -> float | None:
     return 2.0 ** max(means, key=lambda place: means[place]) if means else None
 
 
-def _colors(found: Sequence[Curve]) -> list[Any]:
+def _colors(found: Sequence[Curve | NormCurve]) -> list[Any]:
     """One a batch size, in the order of sizes."""
     return [colormaps["viridis"](0.92 * place / max(len(found) - 1, 1)) for place in range(len(found))]
 
 
-def _chance(axes: Any, grid: Grid) -> None:
+def _chance(axes: Any, grid: Grid | NormGrid) -> None:
     if math.isfinite(grid.chance):
         axes.axhline(grid.chance, color="0.6", linewidth=0.8, linestyle=":")
 
@@ -175,13 +201,13 @@ def _sizes(axis: Any, grids: Sequence[Grid]) -> None:
     axis.set_ticks([math.log2(size) for size in sorted(named)], [named[size] for size in sorted(named)])
 
 
-def _over_seeds(grids: Sequence[Grid]) -> str:
+def _over_seeds(grids: Sequence[Any]) -> str:
     counts = sorted({len(p.rows) for grid in grids for curve in grid.curves for p in curve.points if p.rows})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else "no"
     return f"mean of {seeds} seed{'' if seeds == '1' else 's'}, bands from the lowest to the highest of them"
 
 
-def _chosen(grids: Sequence[Grid]) -> str:
+def _chosen(grids: Sequence[Any]) -> str:
     return "; ".join(dict.fromkeys(_BY[grid.chosen_by] for grid in grids))
 
 

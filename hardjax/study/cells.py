@@ -28,11 +28,27 @@ class Cell:
         config: what is trained.
         data: checksum of its data set.
         network: fingerprint of the program of one's own network or loss, of which the name tells nothing; None of ours.
+        rate_from: where its rate was taken from, see `best_rates`, for its row; it names no cell.
     """
 
     config: TrainConfig
     data: str
     network: str | None = None
+    rate_from: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for another process."""
+        named = {name: getattr(self, name) for name in ("data", "network", "rate_from")}
+        return {"config": self.config.to_dict()} | named
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Cell":
+        """The cell that `to_dict` wrote.
+
+        Raises:
+            ValueError: a strategy of one's own, which has no name that another process would find.
+        """
+        return cls(**{**plain, "config": TrainConfig.from_dict(plain["config"])})
 
     @functools.cached_property
     def key(self) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from hardjax._validate import OutOfMemory, Refusal
+from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
 from hardjax.config import Performance
 from hardjax.engine.population import split
 from hardjax.study.cells import Cell
 from hardjax.study.ledger import Ledger
-from hardjax.study.outcomes import row_of
+from hardjax.study.outcomes import reason_of, row_of
 from hardjax.training import files, lock, resume
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.population import Population, wanted, why_alone
@@ -99,19 +99,26 @@ def places_of(count: int, workers: int, performance: Performance | None) -> int:
 
 
 def fastest_mode(trainer: Any, alike: Sequence[Cell], places: int) -> str:
-    """What takes the least time a step and member, tried over a few steps of each; cells of which one way fails are
-    trained alone, whose rows say why."""
+    """What takes the least time a step and member, tried over a few steps of each.
+
+    A way that is refused, or that the memory does not hold, is none, and a warning says so. Where a cell cannot be
+    trained alone, its row will say why.
+    """
     configs = [cell.config for cell in alike[:places]]
     # One after the other in one program is no faster than a run each where calls cost little.
     candidates = ("workers", "vmap") if jax.default_backend() == "cpu" else ("workers", "map", "vmap")
     found: dict[str, float] = {}
     for mode in candidates:
+        alone = mode == "workers"
         try:
-            alone = mode == "workers"
             setting = trainer.setting(configs[0]) if alone else trainer.population(configs, mode, places)
             found[mode] = seconds_a_step(setting) / (1 if alone else places)
-        except (Exception, SystemExit):
-            continue
+        except (Exception, SystemExit) as error:  # a network of one's own may raise anything
+            if alone:
+                return "workers"
+            if not _is_expected(error):
+                raise
+            warnings.warn(f"No population by {mode} of {_named(alike)}: {reason_of(error)}", RunWarning, stacklevel=2)
     return min(found, key=lambda mode: found[mode]) if found else "workers"
 
 
@@ -119,25 +126,27 @@ def rows_together(
     ledger: Ledger, cells: Sequence[Cell], trainer: Any, modes: Modes, asked: Callable[[], object]
 ) -> list[dict[str, Any] | None] | None:
     """The rows of a chunk, None after them where it was asked to end before; None for all where they cannot be trained
-    together (no memory, a fault of one of them): each is then tried alone."""
+    together (no memory, a setting of one of them that is refused), as a warning says: each is then tried alone.
+
+    Raises:
+        ValueError: rows or runs cannot be written, or the data are no longer those of the cells.
+    """
     shape, began = cells[0].shape, time.monotonic()
     check_data(trainer, cells[0])
     try:
         population = trainer.population([cell.config for cell in cells], modes[shape], modes.places(shape))
-    except (Exception, SystemExit):
-        return None
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        return _one_by_one(cells, error)
     if asked():  # preparing may take minutes
         return [None]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RunWarning)  # that one goes on is in its row
             results = _trained(ledger, cells, population)
-    except OutOfMemory:
-        return None
-    except Refusal:  # of a folder, not of a cell: the disk is full
-        raise
-    except (Exception, SystemExit):
-        return None
+    except OutOfMemory as error:  # any other refusal is of a folder, not of a cell: the disk is full
+        return _one_by_one(cells, error)
     seconds = (time.monotonic() - began) / len(cells)
     rows: list[dict[str, Any] | None] = [
         row_of(cell, result, population.dataset, seconds, ledger.owner)
@@ -145,6 +154,22 @@ def rows_together(
         if result.summary["end"] != "interrupted"
     ]
     return rows if len(rows) == len(cells) else [*rows, None]
+
+
+def _one_by_one(cells: Sequence[Cell], error: Exception) -> None:
+    """Say why cells are not trained together."""
+    said = f"{_named(cells)}, are trained one by one instead of together: {reason_of(error)}"
+    warnings.warn(said, RunWarning, stacklevel=3)
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    config = cells[0].config
+    return f"{len(cells)} cells of {config.title}, {config.batches}"
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Of what a device holds, or of a setting; anything else is a fault, which nobody may take for slowness."""
+    return isinstance(error, Refusal) or (isinstance(error, jax.errors.JaxRuntimeError) and ran_out_of_memory(error))
 
 
 def _trained(ledger: Ledger, cells: Sequence[Cell], population: Population) -> list[RunResult]:

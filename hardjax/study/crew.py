@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from hardjax._validate import Refusal
-from hardjax.config import Performance, TrainConfig
+from hardjax.config import Performance
 from hardjax.study import processes
 from hardjax.study.cells import Cell
 from hardjax.study.estimate import Estimate
@@ -140,9 +140,9 @@ def estimates(cells: Sequence[Cell], performance: Performance | None, places: Se
 
 
 def _orders(cells: Sequence[Cell], performance: Performance | None) -> dict[str, Any]:
-    plain = [{"config": cell.config.to_dict(), "data": cell.data, "network": cell.network} for cell in cells]
-    for one in plain:  # a strategy of one's own has no name that another process would find
-        TrainConfig.from_dict(one["config"])
+    plain = [cell.to_dict() for cell in cells]
+    for one in plain:  # what another process would not find is refused here
+        Cell.from_dict(one)
     settings = asdict(performance or Performance())
     # Workers share a machine run by run: a device each, also where more of them could be seen.
     return {"performance": settings | {"devices": settings["devices"] or 1}, "cells": plain}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hardjax.engine.memory import Need, size_of
+from hardjax.engine.norm_statistics import RE_ESTIMATED
 from hardjax.engine.population import member_of
 from hardjax.study.cells import Cell
 from hardjax.study.outcomes import reason_of
@@ -73,6 +74,8 @@ def estimate(trainer: Trainer, cell: Cell, places: int = 1, seconds: float = _SE
         need = Need(size_of(setting.splits), size_of(loop.state)).adding(programs.temporaries())
     sizes = {name: split.labels.shape[0] for name, split in setting.splits.items()}
     samples = sum(count for name, count in sizes.items() if name != "train" or cell.config.evaluate_train)
+    if cell.config.norm_statistics == RE_ESTIMATED:  # a pass of its own
+        samples += sizes["train"]
     steps, each = loop.position.backprops, places if together else 1
     variables = member_of(loop.state, 0).variables if together else loop.state.variables
     alone = trainer.setting(cell.config) if together else setting

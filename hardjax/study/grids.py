@@ -135,11 +135,15 @@ def grids(rows: Iterable[Row]) -> list[Grid]:
     """The rows of a sweep, sorted into grids; cells that failed have no part in any."""
     groups: dict[str, list[Row]] = {}
     for row in [{**row, "config": with_defaults(row["config"])} for row in rows]:
-        shared = {name: value for name, value in row["config"].items() if name not in _VARIED}
-        name = json.dumps([shared, row["data"], row.get("network")], sort_keys=True)
+        name = json.dumps([shared_settings(row["config"]), row["data"], row.get("network")], sort_keys=True)
         groups.setdefault(name, []).append(row)
-    labels = _labels([group[0] for group in groups.values()])
-    return [Grid(label, _curves(group)) for label, group in zip(labels, groups.values(), strict=True)]
+    labels = labels_of([group[0] for group in groups.values()])
+    return [Grid(label, curves_of(group)) for label, group in zip(labels, groups.values(), strict=True)]
+
+
+def shared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration as JSON all but what varies within a grid."""
+    return {name: value for name, value in config.items() if name not in _VARIED}
 
 
 def base_rate(config: Mapping[str, Any]) -> float:
@@ -155,13 +159,18 @@ def _size(config: Mapping[str, Any]) -> int:
     return config["batch_size"] if plan is None else BatchPlan(plan["text"]).sizes[0]
 
 
-def _curves(rows: Sequence[Row]) -> tuple[Curve, ...]:
+def batches_of(config: Mapping[str, Any]) -> tuple[int, str]:
+    """`Curve.size` and `Curve.batches` of a configuration as JSON."""
+    plan = config.get("batch_plan")
+    return _size(config), str(config["batch_size"]) if plan is None else plan["text"]
+
+
+def curves_of(rows: Sequence[Row]) -> tuple[Curve, ...]:
+    """The curves of rows of one grid."""
     found: dict[tuple[int, str], dict[float, list[Row]]] = {}
     for row in rows:
         config = row["config"]
-        plan = config.get("batch_plan")
-        batches = (_size(config), str(config["batch_size"]) if plan is None else plan["text"])
-        points = found.setdefault(batches, {})
+        points = found.setdefault(batches_of(config), {})
         # 0.16 / 8 and 0.02 are one rate.
         rate = next((one for one in points if math.isclose(one, base_rate(config), rel_tol=1e-9)), base_rate(config))
         points.setdefault(rate, []).append(row)
@@ -180,10 +189,10 @@ def _point(rate: float, rows: Sequence[Row]) -> Point:
     return Point(rate, tuple(trained), len(seeds) - len(trained))
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    """Network and data of each, and the settings in which they differ, unlike one another."""
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """Of grids, by a row of each: network and data, and the settings in which they differ, unlike one another."""
     flat = [
-        _flat({name: value for name, value in row["config"].items() if name not in _VARIED})
+        _flat(shared_settings(row["config"]))
         # Two networks, or data sets, of one's own may have one name.
         | {"program": str(row.get("network"))[:_DIGITS], "data": row["data"][:_DIGITS]}
         for row in rows

@@ -193,6 +193,7 @@ def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: 
         "config": cell.config.to_dict(),
         "data": cell.data,
         "network": cell.network,
+        **({} if cell.rate_from is None else {"rate_from": cell.rate_from}),
         "seconds": seconds,
         "worker": worker,
         "threads": threads(),

@@ -13,9 +13,10 @@ from hardjax.data import Dataset, load
 from hardjax.engine.population import split
 from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.training import checkpoint, files
-from hardjax.training.population import check_members, prepare_population, wanted
+from hardjax.training.population import check_members, not_resident, prepare_population, wanted
 from hardjax.training.population_run import seconds_a_step, train_population
 from hardjax.training.run import RunResult
+from hardjax.training.setting import must_stream
 from hardjax.training.signals import interruptible
 
 _TOGETHER = ("vmap", "map")
@@ -63,6 +64,8 @@ def run_population(
             "Expected population='vmap', 'map' or 'auto' in run_population, got 'workers': `hj.sweep` and `hardjax"
             " sweep` train a member a process."
         )
+    if dataset is None and must_stream(configs[0], performance):
+        raise not_resident(configs[0].dataset)  # before all of it is read into memory
     # Once: every chunk would load the data, and compile programs of its own for a network of one's own.
     dataset = load(configs[0].dataset, configs[0].data_dir) if dataset is None else dataset
     if model is not None:

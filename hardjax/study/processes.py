@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -92,11 +93,11 @@ def end(worker: Worker, patience: float) -> int:
 
 
 def _obey(orders: dict[str, Any], asked: Any) -> None:
-    from hardjax.config import Performance, TrainConfig
+    from hardjax.config import Performance
     from hardjax.study import ledger, work
     from hardjax.study.cells import Cell
 
-    cells = [Cell(TrainConfig.from_dict(one["config"]), one["data"], one["network"]) for one in orders["cells"]]
+    cells = [Cell.from_dict(one) for one in orders["cells"]]
     trainer = work.Trainer(performance=Performance(**orders["performance"]))
     if orders.get("estimate"):
         from hardjax.study.estimate import tried
@@ -167,6 +168,10 @@ def _watch(left: bytearray) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _in_one_line(message: Warning | str, category: type[Warning], *rest: object) -> str:
+    return f"hardjax: worker: {category.__name__}: {' '.join(str(message).split())}\n"
+
+
 def main() -> int:
     """A worker's whole life; returns its exit code."""
     left = bytearray()
@@ -176,6 +181,7 @@ def main() -> int:
     from hardjax._validate import Refusal
     from hardjax.training.signals import interruptible
 
+    warnings.formatwarning = _in_one_line
     try:
         with interruptible() as asked:
             _obey(orders, asked)

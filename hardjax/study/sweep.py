@@ -16,6 +16,7 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.study import ledger as ledgers
 from hardjax.study import processes
+from hardjax.study.best_rates import with_best_rates
 from hardjax.study.cells import Cell, distinct, ordered, told_apart, weight
 from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
@@ -81,6 +82,7 @@ def sweep(
     max_hours: float | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    rates_from: str | os.PathLike | None = None,
     expiry: float = EXPIRY,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Sweep:
@@ -101,13 +103,15 @@ def sweep(
         max_hours: begin no cell after that time, and save those under way; what is left is for the next call.
         overwrite: begin anew, whatever of ours the folder holds.
         retry_failed: train cells again whose rows say that they failed; rows of cells not asked for stay.
+        rates_from: folder of a finished sweep: each cell is trained at the base rate of the best cell there at the same
+            batch size, which its row names (`rate_from`); the configurations then give no rate. See `best_rates`.
         expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells.
         on_progress: called again and again.
 
     Raises:
         ValueError: a cell twice (also by two names that `model` or `dataset` replace), data or a network that are not
-            there, a folder that holds something else or rows of another version, workers that cannot be had or that
-            ended before the cells were done.
+            there, a source without a best rate, a folder that holds something else or rows of another version, workers
+            that cannot be had or that ended before the cells were done.
     """
     configs = distinct(tuple(configs))
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
@@ -117,7 +121,10 @@ def sweep(
     _check_population(configs, performance, count)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
-    given = told_apart([trainer.cell(config) for config in configs])
+    given = [trainer.cell(config) for config in configs]
+    if rates_from is not None:
+        given = with_best_rates(given, rates_from, folder)
+    given = told_apart(given)
     _check_starts(trainer, configs)
     until = None if max_hours is None else time.monotonic() + 3600 * max_hours
     again = {cell.key for cell in given} if retry_failed else None

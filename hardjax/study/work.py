@@ -141,7 +141,15 @@ def _rows(
 ) -> Iterator[dict[str, Any] | None]:
     """The rows of cells that were claimed together; None where it was asked to end before."""
     if modes.together(cells[0].shape):
-        together = rows_together(ledger, cells, trainer, modes, asked)
+        began = time.monotonic()
+        try:
+            together = rows_together(ledger, cells, trainer, modes, asked)
+        except Refusal:  # of the folder, or of data that changed
+            raise
+        except (Exception, SystemExit) as error:  # a fault in what they share is what became of each of them
+            seconds = (time.monotonic() - began) / len(cells)
+            yield from (failed_row(cell, error, seconds, ledger.owner) for cell in cells)
+            return
         if together is not None:
             yield from together
             return

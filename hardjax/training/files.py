@@ -24,7 +24,7 @@ from hardjax.training.lines import refused
 UNDER_WAY = "under-way"  # the run that a comparison is at
 MEMBERS = "members"  # the runs of a population
 SWEEP_ROWS, SWEEP_WORK = "sweep.jsonl", "sweep"  # rows of a sweep, and what its workers keep beside them
-SWEEP_PICTURES = ("performance.png", "best.png", "reliable.png", "curves.png")
+SWEEP_PICTURES = ("performance.png", "best.png", "reliable.png", "curves.png", "norm_batches.png")
 # Of all commands: a name that is missing here is neither refused nor cleared away.
 FILES = (
     "config.json",

@@ -71,11 +71,12 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int, f
         "learning_rate": learning_rate(plan, done - 1),
         "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
     }
+    variables = setting.tested(state)
     names = {"train": "full_train", "validation": "validation", "test": "test"}
     for split, name in names.items():
         if split not in setting.splits or (split == "train" and not setting.config.evaluate_train):
             continue
-        measured = evaluated(setting, state.variables, split, feed)
+        measured = evaluated(setting, variables, split, feed)
         correct = float("nan") if measured.correct is None else measured.correct.item()
         top1 = 100 * correct / len(setting.splits[split].labels)
         entry |= {f"{name}_loss": float(measured.loss), f"{name}_top1": top1}

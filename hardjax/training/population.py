@@ -87,10 +87,7 @@ def prepare_population(
     # Its members fill a device; what they share is not spread over several.
     first = prepare(configs[0], dataset, model, _on_one_device(performance), variables)
     if first.dataset.streamed:
-        raise Refusal(
-            f"Expected resident data in a population, got {first.dataset.name} streamed: its members train different"
-            " samples, each of which would have to be read."
-        )
+        raise not_resident(first.dataset.name)
     places = len(configs) if places is None else places
     # One member after the other takes as many times as long; so does a CPU for all at once.
     in_turn = mode == "map" or jax.default_backend() == "cpu"
@@ -103,6 +100,14 @@ def prepare_population(
     shared = {field.name: getattr(members[0], field.name) for field in dataclasses.fields(Setting)}
     programs: Any = PopulationPrograms(first.recipe, mode)
     return Population(**shared | {"programs": programs}, members=members, mode=mode, places=places)
+
+
+def not_resident(name: str) -> Refusal:
+    """Of streamed data."""
+    return Refusal(
+        f"Expected resident data in a population, got {name} streamed: its members train different samples, each of"
+        " which would have to be read."
+    )
 
 
 def _on_one_device(performance: Performance | None) -> Performance:
@@ -134,7 +139,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
         if (reason := why_alone(config)) is not None:
             raise Refusal(reason)
         if (name := differing(configs[0], config)) is not None:
-            one, other = (found.to_dict()[name] for found in (configs[0], config))
+            one, other = (found.to_dict().get(name, getattr(found, name)) for found in (configs[0], config))
             raise Refusal(
                 f"Expected members of one population to share {name}, got {shown(one)} and {shown(other)}; they may"
                 f" differ in {', '.join(DIFFERING)}."
@@ -145,7 +150,9 @@ def differing(one: TrainConfig, other: TrainConfig) -> str | None:
     """The first setting in which two runs differ and that no program takes as an input; None where they may share a
     program."""
     found, wanted = (json.loads(lines.encode(config.to_dict())) for config in (one, other))
-    apart = [name for name in found if found[name] != wanted[name] and name not in DIFFERING]
+    # Of what is written only where it is set, one of the two may have nothing.
+    names = (name for name in {**found, **wanted} if name not in DIFFERING)
+    apart = [name for name in names if found.get(name) != wanted.get(name)]
     # The stages of a multi-step plan begin where the rate falls.
     if not apart and one.batch_plan is not None and one.batch_plan.multi_step and one.schedule != other.schedule:
         return "schedule"

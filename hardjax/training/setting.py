@@ -17,6 +17,7 @@ from hardjax.data.source import decoded_bytes
 from hardjax.engine import devices, memory
 from hardjax.engine.ahead import Wanted, compile_run, stage_programs
 from hardjax.engine.memory import Need, check_network
+from hardjax.engine.norm_statistics import RE_ESTIMATED, check_statistics
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.plan import Position, RunPlan
 from hardjax.engine.programs import Programs, programs_for
@@ -127,6 +128,7 @@ class Setting:
             eval_batch_size=self.performance.eval_batch_size,
             donate=self.performance.donate,
             saved=saved,
+            statistics=self._statistics,
             everything=self.performance.compile_ahead == "first",
             at=at,
             state=state,
@@ -135,7 +137,28 @@ class Setting:
     def stage_programs(self, plan: RunPlan, index: int) -> Iterator[Wanted]:
         """What a stage asks for from its beginning on, see `engine.ahead.stage_programs`."""
         train, observer, donate = self.splits["train"], self.observer, self.performance.donate
-        return stage_programs(self.programs, plan, index, self.hyper, train, observer=observer, donate=donate)
+        return stage_programs(
+            self.programs,
+            plan,
+            index,
+            self.hyper,
+            train,
+            observer=observer,
+            donate=donate,
+            statistics=self._statistics,
+        )
+
+    @property
+    def _statistics(self) -> int | None:
+        """Samples at a time where batch statistics are estimated anew for testing."""
+        return self.performance.eval_batch_size if self.config.norm_statistics == RE_ESTIMATED else None
+
+    def tested(self, state: TrainState) -> Any:
+        """The variables that a state is tested with; the state itself stays as it is."""
+        if self._statistics is None:
+            return state.variables
+        stats = self.programs.statistics(self._statistics, state, self.splits["train"])
+        return {**state.variables, "batch_stats": stats}
 
 
 def prepare(
@@ -195,6 +218,13 @@ def prepare(
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
     check_parts(recipe, batch_sizes(config))
+    if config.norm_statistics == RE_ESTIMATED:
+        if dataset.streamed:
+            raise Refusal(
+                f"Expected resident data with norm_statistics={RE_ESTIMATED!r}, got {dataset.name} streamed: the"
+                " training split would be read once more before every test."
+            )
+        check_statistics(recipe, facts.variables, first)
     if variables is not None:
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}

@@ -74,6 +74,12 @@ def test_every_axis(asked):
     assert [found for (found,) in _values(asked, "model_options")] == [
         {"widths": [4], "norm": norm} | more for norm in ("batch", "none") for more in ({}, {"dropout": 0.5})
     ]
+    words = "--model-option norm=batch --norm-momentum 0.99 --model-options dropout=0 dropout=0.5"
+    assert command("sweep", *words.split(), "--norm-statistics", "re-estimated") == 0
+    assert _values(asked, "norm_statistics") == [("re-estimated",)] * 2
+    assert [found for (found,) in _values(asked, "model_options")] == [
+        {"norm": "batch", "norm_momentum": 0.99, "dropout": dropout} for dropout in (0, 0.5)
+    ]
 
 
 def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, capsys):
@@ -109,6 +115,11 @@ def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, cap
         ("--no-fixed --selections hard-batches", "Give --fixed or --selections"),
         ("--augmentation standard --augmentations none", "Give --augmentation or --augmentations"),
         ("--model-option widths=[4] --model-options widths=[8]", "Give widths in --model-option or in --model-options"),
+        ("--rates-from a --base-learning-rates 1", "Give --base-learning-rates or --rates-from, not both"),
+        ("--rates-from a --learning-rate 1", "Give --learning-rate or --rates-from, not both"),
+        ("--norm-momentum 0.5 --model-options norm_momentum=0.9", "Give norm_momentum in --model-option or"),
+        ("--norm-momentum 0.5 --model-option norm_momentum=0.9", "model option 'norm_momentum' once, got it twice"),
+        ("--norm-momentum many", "--norm-momentum 'many' to be a number"),
         ("--model-option norm=batch --model-options norm=null", "Give norm in --model-option or in --model-options"),
         ("--base-learning-rates 2^x", "to be a number"),
         ("--base-learning-rates 2^-8^2", "to be a number"),
@@ -176,6 +187,30 @@ def test_the_pictures_are_drawn_from_the_rows_alone(tmp_path, capsys):
     ]
     out = " ".join(capsys.readouterr().out.split())
     assert "mlp on digits" in out and "81.00 │ 3 │ 80.00 to 82.00 │ 2^-14.64 to 2^-14.64 (1)" in out
+
+
+def test_sub_batches_have_a_picture_of_their_own(tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    parts = [cells(1, model_options={"norm": "batch", "norm_batch_size": part})[0] for part in (4, 8)]
+    (folder / "sweep.jsonl").write_text("".join(json.dumps(row(cell, 80)) + "\n" for cell in parts))
+    assert command("sweep", "--plot", folder) == 0
+    assert (folder / "norm_batches.png").stat().st_size > 2_000 and "norm_batches.png" in capsys.readouterr().out
+
+
+def test_rates_of_another_sweep_are_asked_for_and_said(asked, capsys):
+    choice = {"sweep": "runs/first", "grid": "mlp on digits", "batches": "8", "base_learning_rate": 0.25}
+    choice |= {"chosen_by": "median_validation_top1", "value": 81.25, "seeds": 3, "rates": 6}
+    asked["result"] = Sweep((), left=1)
+    assert command("sweep", "--rates-from", "runs/first", "--batch-sizes", 8) == 0
+    assert asked["rates_from"] == "runs/first" and _values(asked, "base_learning_rate") == [(None,)]
+    from hardjax.cli.sweep_screen import tell_rates
+
+    tell_rates([choice, None, dict(choice)])
+    (*_, line) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "batch 8: base rate 0.25 of runs/first (mlp on digits), the best of 6 by validation: 81.25 % over 3 seeds"
+    )
 
 
 def test_progress_is_a_line_now_and_then(capsys, monkeypatch):

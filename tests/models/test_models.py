@@ -100,7 +100,7 @@ def _shapes(module, image_shape):
 @pytest.mark.parametrize("name", ZOO)
 def test_options_are_plain_json(name):
     given = {"norm": "batch", "norm_batch_size": 4, "dtype": "bfloat16", "init": "torch", "dropout": 0.1}
-    given |= {"drop_path": 0.1, "stem": "cifar", "widths": [7, 8], "norm_dense": True}
+    given |= {"norm_momentum": 0.99, "drop_path": 0.1, "stem": "cifar", "widths": [7, 8], "norm_dense": True}
     given = {option: value for option, value in given.items() if option in models.options(name)}
     assert set(given) == set(models.options(name))
     assert models.create(name, **json.loads(json.dumps(given))) == models.create(name, **given)
@@ -224,6 +224,24 @@ def test_running_variance_is_unbiased_and_normalisation_biased():
     np.testing.assert_allclose(far, y, **near(atol=1e-3))  # float32 keeps seven digits of 1000, and no more may be lost
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module.apply(variables, x[:1, :1, :1], mutable=["batch_stats"])
+
+
+def test_the_momentum_of_running_statistics():
+    """New = momentum * old + (1 - momentum) * batch, in every normalisation; the default is 0.9, bit for bit."""
+    x = _images(8, 3)
+    variables = _init(zoo.Tiny(norm="batch"), x.shape[1:])
+    default, *others = (
+        make_apply(zoo.Tiny(norm="batch", norm_momentum=momentum))(variables, x, True)
+        for momentum in (None, 0.9, 0, 0.99)
+    )
+    chex.assert_trees_all_equal(default, others[0])
+    of_batch, slow = others[1][1], others[2][1]
+    expected = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, variables["batch_stats"], of_batch)
+    chex.assert_trees_all_close(slow, expected, rtol=1e-5, atol=1e-7)
+    moved = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, variables["batch_stats"], of_batch)
+    chex.assert_trees_all_close(default[1], moved, rtol=1e-5, atol=1e-7)
+    for found in others:
+        chex.assert_trees_all_equal(found[0], default[0])
 
 
 # What each network draws: kind of its convolutions' and dense layers' kernels, whether biases are zero.
@@ -462,6 +480,10 @@ def test_bad_options_are_one_clear_line():
         ("resnet8", {"norm": "layer"}, "Unknown norm 'layer'"),
         ("resnet8", {"norm": "none", "norm_batch_size": 4}, "Expected norm='none' to be 'batch'"),
         ("resnet8", {"norm_batch_size": 0}, "norm_batch_size=0"),
+        ("resnet8", {"norm": "group", "norm_momentum": 0.9}, "Expected norm='group' to be 'batch' with norm_momentum"),
+        ("mlp", {"norm_momentum": 0.9}, "Expected norm='none' to be 'batch' with norm_momentum=0.9"),
+        ("resnet8", {"norm_momentum": 1}, r"norm_momentum=1 in \[0, 1\)"),
+        ("resnet8", {"norm_momentum": "0.9"}, "norm_momentum='0.9' in"),
         ("resnet18", {"stem": "cifar10"}, "did you mean 'cifar'"),
         ("resnet8", {"stem": "cifar"}, "option of resnet8 'stem'"),
         ("resnet8", {"dtype": "float64"}, "Unknown dtype"),

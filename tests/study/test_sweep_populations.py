@@ -3,18 +3,21 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from sweeps import history_of
 
 import hardjax as hj
-from hardjax._validate import Refusal
+from hardjax._validate import OutOfMemory, Refusal
 from hardjax.engine.programs import Programs, programs_for
 from hardjax.study import chunks, work
+from hardjax.study.cells import Cell
 from hardjax.study.estimate import estimate
 from hardjax.study.ledger import Ledger
 from hardjax.study.sweep import _check_population
 from hardjax.study.sweep_rows import read_rows
+from hardjax.training.checkpoint import RunWarning
 from hardjax.training.population_loop import PopulationLoop
 
 BASE = hj.TrainConfig(model_options={"widths": [4]}, epochs=3, batch_size=10, optimizer="sgd", validation=0.2)
@@ -58,24 +61,76 @@ def test_rows_of_chunks_are_those_of_runs_alone(tiny, tmp_path, monkeypatch):
     assert len(_sweep(configs, tmp_path / "chunks", tiny).rows) == len(read_rows(tmp_path / "chunks")) == 6
 
 
+def _failing(error):
+    def fail(*given, **more):
+        raise error
+
+    return fail
+
+
 @pytest.mark.ci
-def test_a_fault_in_a_chunk_costs_its_own_cell(tiny, tmp_path, monkeypatch):
+def test_what_does_not_fit_together_costs_its_own_cell(tiny, tmp_path, monkeypatch):
     configs = hj.grid(BASE, seed=range(3))
     train = work.train
-
-    def fault(self):
-        raise ZeroDivisionError("division by zero")
 
     def faulty(setting, *given, **more):
         if setting.config.seed == 1:
             raise ZeroDivisionError("division by zero")
         return train(setting, *given, **more)
 
-    monkeypatch.setattr(PopulationLoop, "_test", fault)
+    monkeypatch.setattr(PopulationLoop, "_test", _failing(OutOfMemory("Out of memory in training.")))
     monkeypatch.setattr(work, "train", faulty)
-    found = _sweep(configs, tmp_path, tiny)
+    said = (
+        r"^3 cells of mlp widths=\[4\] on tiny, batch 10, are trained one by one instead of together: Out of memory in"
+    )
+    with pytest.warns(RunWarning, match=said):
+        found = _sweep(configs, tmp_path, tiny)
     assert [row["status"] for row in found.rows] == ["done", "failed", "done"]
     assert found.rows[0]["population"] == {"mode": "workers", "members": 1}
+
+
+@pytest.mark.ci
+def test_a_fault_in_what_cells_share_is_not_taken_for_slowness(tiny, tmp_path, monkeypatch):
+    configs = hj.grid(BASE, seed=range(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(PopulationLoop, "_test", _failing(ZeroDivisionError("division by zero")))
+        found = _sweep(configs, tmp_path, tiny)
+    assert [row["status"] for row in found.rows] == ["failed"] * 4
+    assert all("ZeroDivisionError: division by zero" in row["traceback"] for row in found.rows)
+    again = _sweep(configs, tmp_path, tiny, hj.Performance(population="workers"), retry_failed=True)
+    assert [row["status"] for row in again.rows] == ["done"] * 4
+
+
+class _Made:
+    """A trainer whose settings are the ways in which they are trained."""
+
+    def __init__(self, **errors):
+        self.errors = errors
+
+    def setting(self, config):
+        return self.population((config,), "workers", 1)
+
+    def population(self, configs, mode, places):
+        if mode in self.errors:
+            raise self.errors[mode]
+        return mode
+
+
+def test_a_way_that_is_refused_is_none_and_a_fault_is_told(monkeypatch):
+    alike = [Cell(dataclasses.replace(BASE, seed=seed), "data") for seed in range(4)]
+    seconds = {"workers": 1.0, "vmap": 2.0}
+    monkeypatch.setattr(chunks, "seconds_a_step", seconds.__getitem__)
+    monkeypatch.setattr(chunks.jax, "default_backend", lambda: "cpu")
+    assert chunks.fastest_mode(_Made(), alike, 4) == "vmap"  # half a second a member
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+    for error in (Refusal("Expected less."), OutOfMemory("Out of memory."), full):
+        with pytest.warns(RunWarning, match=r"^No population by vmap of 4 cells of mlp .*, batch 10: .*(less|memory)"):
+            assert chunks.fastest_mode(_Made(vmap=error), alike, 4) == "workers"
+    for error in (ZeroDivisionError("division by zero"), jax.errors.JaxRuntimeError("INTERNAL: made up")):
+        with pytest.raises(type(error)):
+            chunks.fastest_mode(_Made(vmap=error), alike, 4)
+    # What a cell alone raises is told by its row.
+    assert chunks.fastest_mode(_Made(workers=ZeroDivisionError("division by zero")), alike, 4) == "workers"
 
 
 @pytest.mark.ci

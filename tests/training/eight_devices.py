@@ -35,6 +35,7 @@ CASES = {
     "batch norm, trimmed": (NORMED, {"trimming": hj.trimming.Trimming(0.8, 0.3)}),
     "batch plan": (NORMED, {"batch_plan": BatchPlan.stages([8, 16, 32]), "epochs": 3}),
     "spectra": (NORMED, {"measure": hj.fisher.FisherMeasure(every=2), "selection": HardBatches(0.5)}),
+    "batch norm, re-estimated": (NORMED, {"norm_statistics": "re-estimated", "augmentation": "standard"}),
     "convolutions": (("resnet8", {}), {"augmentation": hj.Augmentation(pad=1, flip=True, frame=8), "epochs": 1}),
     "dropout": (("mlp", {"widths": [8], "dropout": 0.5}), {}),
 }

@@ -34,7 +34,7 @@ def test_eight_devices_do_what_one_does_under_replay(monkeypatch):
 
 @pytest.mark.ci
 def test_every_case_on_eight_devices(monkeypatch):
-    assert "26 passed" in _passes(monkeypatch)
+    assert "27 passed" in _passes(monkeypatch)
 
 
 def test_one_device_is_taken_where_there_is_one(tiny):

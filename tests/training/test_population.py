@@ -227,6 +227,21 @@ def test_what_no_population_does_is_refused(tiny, tmp_path):
         _together([BASE], tiny, output=tmp_path / "run", resume=True)
 
 
+def test_streamed_data_are_refused_before_they_are_read(monkeypatch):
+    from hardjax.study import population as running
+
+    def load(*given, **more):
+        raise AssertionError("read into memory")
+
+    monkeypatch.setattr(running, "load", load)
+    said = "Expected resident data in a population, got digits streamed"
+    with pytest.raises(Refusal, match=said):
+        hj.run_population([BASE] * 2, performance=hj.Performance(stream=True), progress=False)
+    monkeypatch.setattr(running, "must_stream", lambda config, performance: True)  # as of what no memory holds
+    with pytest.raises(Refusal, match=said):
+        hj.run_population([BASE] * 2, progress=False)
+
+
 def test_auto_takes_what_was_faster_and_keeps_it(tiny, tmp_path, monkeypatch):
     from hardjax.study import population as running
 
