@@ -23,6 +23,7 @@ from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import DIVERGED, FAILED
 from hardjax.study.sweep_rows import Row, key_of_row, read_rows
 from hardjax.study.work import Trainer, new_owner, work
+from hardjax.training import hosts
 from hardjax.training.population import why_alone
 from hardjax.training.signals import interruptible
 
@@ -109,6 +110,7 @@ def sweep(
             there, a folder that holds something else or rows of another version, workers that cannot be had or that
             ended before the cells were done.
     """
+    hosts.check_alone("a sweep")
     configs = distinct(tuple(configs))
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
         if value is not None:
