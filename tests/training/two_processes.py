@@ -31,7 +31,7 @@ def _kept(result):
 
 
 def _equal(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
 def cases():
@@ -53,7 +53,7 @@ def other_ways():
 
 
 def resumed():
-    """Process 1 alone is told to end; both save and end, and go on to the bits of a run that nobody interrupted."""
+    """Process 1 alone is told to end; both save, end, and go on to the bits of a run that nobody interrupted."""
     config = config_of(
         model_options={"widths": [8], "norm": "batch"}, selection=hj.selection.HardBatches(0.5), epochs=3
     )
