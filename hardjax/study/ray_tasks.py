@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hardjax._validate import Refusal
+from hardjax._validate import Refusal, first_line
 from hardjax.study import processes
 
 _CRASHED = 1  # Ray does not say how a process ended
@@ -37,7 +37,7 @@ class RayTasks:
         cpus, gpus: that each task asks the cluster for. With one processor a task has one thread on a core of its own.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed, or (on entering) there is no cluster.
     """
 
     def __init__(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
@@ -47,7 +47,10 @@ class RayTasks:
 
     def __enter__(self) -> "RayTasks":
         if not self._ray.is_initialized():
-            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            try:
+                self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            except Exception as error:  # Ray raises nothing narrower where a cluster does not start
+                raise Refusal(f"Expected a cluster of Ray to work on: {first_line(error)}") from error
             self._began = True
         return self
 
