@@ -83,12 +83,12 @@ def cut(images: Array, boxes: Array, shape: tuple[int, int]) -> Array:
 def _between(start: Array, length: Array, size: int) -> tuple[Array, Array, Array]:
     """Along one axis, of every pixel of the result: the pixels (B, size) before and behind its place, and how far it is
     from the first to the second."""
-    place = (jnp.arange(size) + 0.5) * length[:, None] / size - 0.5
-    place = jnp.clip(place, 0, length[:, None] - 1)
-    before = jnp.floor(place)
-    behind = jnp.minimum(before + 1, length[:, None] - 1)
-    low, high = ((start[:, None] + offset.astype(jnp.int32)) for offset in (before, behind))
-    return low, high, place - before
+    # Half-pixel centres, in whole numbers (of 2 * size to a pixel): a crop of the result's own size stays as it is.
+    last = length[:, None] - 1
+    place = jnp.clip((2 * jnp.arange(size) + 1) * length[:, None] - size, 0, 2 * size * last)
+    before = place // (2 * size)
+    behind = jnp.minimum(before + 1, last)
+    return start[:, None] + before, start[:, None] + behind, (place % (2 * size)) / (2 * size)
 
 
 def jittered(images: Array, shades: Array, strength: float) -> Array:
