@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from hardjax.training.signals import Asked
 
 LOST_AFTER = 30  # seconds without a heartbeat of a process after which the others end
 _WAIT = 300  # seconds for all processes to come
+_LAST_WORDS = 1.0  # seconds
 _NO_BOUND = 2**31 - 1
 _LOST = "another process of this job was lost, or has ended"
 _NEXT = "the same command of all processes with --resume goes on from the newest checkpoint"
@@ -216,14 +218,17 @@ def end(error: BaseException) -> None:
     by the loss of this one."""
     if isinstance(error, Refusal):
         name = "" if leads() else f"process {jax.process_index()}: "
-        print(f"hardjax: {name}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hardjax: {name}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if leads():  # its end ends all: the others may have lines of their own to say
+            time.sleep(_LAST_WORDS)
         _leave(2)
     if is_loss(error):
         print(f"hardjax: {_LOST} ({first_line(error)}); {_NEXT}.", file=sys.stderr)
         _leave(1)
-    if not isinstance(error, KeyboardInterrupt):
-        sys.excepthook(type(error), error, error.__traceback__)
-    _leave(130 if isinstance(error, KeyboardInterrupt) else 1)
+    if isinstance(error, KeyboardInterrupt):
+        _leave(130)
+    sys.excepthook(type(error), error, error.__traceback__)
+    _leave(1)
 
 
 def is_loss(error: BaseException) -> bool:
