@@ -95,8 +95,8 @@ def refusals():
 
 hosts.join(f"127.0.0.1:{PORT}", 2, ME, lost_after=60)
 try:
-    for part in (cases, other_ways, resumed, refusals):
+    for part in (resumed, refusals, other_ways, cases):
         part()
-    (FOLDER / f"said {ME}.json").write_text(json.dumps(SAID))
+        (FOLDER / f"said {ME}.json").write_text(json.dumps(SAID))
 except BaseException as error:
     hosts.end(error)
