@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import types
 
 import pytest
 from processes import Child
@@ -12,6 +13,7 @@ from sweeps import history_of
 
 import hardjax as hj
 from hardjax.study import ray_tasks
+from hardjax.study.ray_tasks import RayTasks
 from hardjax.study.sweep_rows import read_rows
 
 with_ray = pytest.mark.skipif(
@@ -99,6 +101,55 @@ class _Ray:
 
     def remote(self, function):
         return function
+
+
+class _AtOnce(_Ray):
+    """A cluster whose tasks are over when they are begun: what is left of the launcher without Ray."""
+
+    exceptions = types.SimpleNamespace(TaskCancelledError=OSError, OutOfMemoryError=MemoryError, RayError=KeyError)
+
+    def __init__(self):
+        self.asked = []
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
+
+    def remote(self, function):
+        def options(**given):
+            self.asked.append(given)
+            return types.SimpleNamespace(remote=function)
+
+        return types.SimpleNamespace(options=options)
+
+    def put(self, orders):
+        return json.loads(json.dumps(orders))
+
+    def wait(self, results, timeout):
+        return results, []
+
+    def get(self, result):
+        return result
+
+    def cancel(self, result): ...
+
+
+@pytest.mark.ci
+def test_each_task_trains_what_it_claims_and_ends(tmp_path, monkeypatch):
+    there, seen = _AtOnce(), []
+    monkeypatch.setattr(ray_tasks, "_imported", lambda: there)
+    configs = hj.grid(hj.TrainConfig(model_options={"widths": [4]}, epochs=1), seed=range(3))
+    found = hj.sweep(
+        configs, output=tmp_path / "sweep", launcher="ray", workers=2, task_cpus=2, on_progress=seen.append
+    )
+    assert [row["status"] for row in found.rows] == ["done"] * 3 and found.left == 0
+    assert len({row["worker"] for row in found.rows}) == 3 and seen[-1].rows == 3
+    assert {(one["num_cpus"], one["num_gpus"], one["max_retries"]) for one in there.asked} == {(2, 0.0, 0)}
+    # More than one processor: as many threads as there are.
+    assert not any("XLA_FLAGS" in one["runtime_env"]["env_vars"] for one in there.asked)
+    assert RayTasks(2).places() == 2 and RayTasks(0.5).places() == 8
 
 
 def test_options_that_nothing_would_read(capsys):
