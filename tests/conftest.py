@@ -12,7 +12,6 @@ import platforms
 os.environ.update(platforms.settings(os.environ))
 
 import jax
-import numpy as np
 import pytest
 import tiers
 
@@ -38,15 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def tiny():
-    """70 easily separated 6x6 images of 3 classes, 21 for testing."""
-    import hardjax as hj
+    """See `short_runs.tiny`."""
+    import short_runs
 
-    rng = np.random.default_rng(0)
-
-    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 3
-        images = rng.integers(0, 120, (count, 6, 6, 1))
-        images[np.arange(count), labels] += 100
-        return images.astype(np.uint8), labels
-
-    return hj.data.Dataset.from_arrays(*split(70), *split(21), num_classes=3, name="tiny")
+    return short_runs.tiny()

@@ -58,6 +58,9 @@ class Sweep(Settings):
     selections: Annotated[tuple[str, ...], told("strategies, as all-batches or hard-batches:0.5")] = ()
     batch_plans: Annotated[tuple[str, ...], told("batch sizes that change, in place of --batch-sizes")] = ()
     workers: Annotated[str, told("processes, a core and a thread each; auto: one a core, on a GPU one in all")] = "auto"
+    launcher: Annotated[str, told("what workers are: processes of this machine (local) | tasks of Ray (ray)")] = "local"
+    task_cpus: Annotated[float, told("processors that each task asks Ray for")] = 1.0
+    task_gpus: Annotated[float, told("GPUs that each task asks Ray for")] = 0.0
     population: Annotated[
         str | None,
         optional("MODE", "cells that share a program: vmap (at once) | map | workers (one by one) | auto (by timing)"),
@@ -105,6 +108,9 @@ def run(arguments: list[str]) -> int:
             overwrite=options.overwrite,
             retry_failed=options.retry_failed,
             rates_from=options.rates_from,
+            launcher=options.launcher,
+            task_cpus=options.task_cpus,
+            task_gpus=options.task_gpus,
             on_progress=screen,
         )
     return _tell(found, folder)
@@ -237,6 +243,9 @@ def _check_read(options: Any, arguments: list[str]) -> None:
         for other in others:
             if dash(other) in flags:
                 raise Refusal(f"Give {dash(other)} or {dash(several)}, not both.")
+    for option in ("task_cpus", "task_gpus"):
+        if dash(option) in flags and options.launcher != "ray":
+            raise Refusal(f"{dash(option)} goes with --launcher ray, not with {options.launcher}.")
     varied = set(map(_option_name, options.model_options))
     if both := [name for name in map(_option_name, options.network.texts) if name in varied]:
         raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")

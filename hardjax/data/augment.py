@@ -11,6 +11,7 @@ from jax import Array
 from hardjax import _settings, _validate
 from hardjax._axis import UNWRITTEN, Axis
 from hardjax._validate import Refusal
+from hardjax.data import views
 from hardjax.data.dataset import Dataset
 
 # None is "as fits the data set": an eighth of the height, and flips where they keep the label.
@@ -33,10 +34,14 @@ class Augmentation:
         sides: of data of images of several sizes: in training the shorter side of each is resized to a length drawn
             from these two, both included, and a crop taken at random (P4: 256 to 480, of 224); () takes the centre as
             in testing; None: with `pad` None what fits the data set, else the centre.
+        crop_area: least share of the image's area that a random crop has, resized to the image's size (or `resize`);
+            its sides are as 3 to 4 up to 4 to 3 (Inception: 0.08); in testing the whole image; None: no such crops.
+        jitter: brightness, contrast and saturation of colour images are each multiplied by a number drawn from 1 less
+            this to 1 more, just before normalisation; in training only; None: they stay.
 
     Raises:
         ValueError: a size below its least or above 2^14, two sides that fall, an unknown place, a random place without
-            a frame.
+            a frame, a share outside (0, 1], two ways to crop.
     """
 
     pad: int | None = 0
@@ -47,6 +52,8 @@ class Augmentation:
     normalize: bool = True
     # In no JSON where it is None: the settings of runs and rows of before it was there stay theirs.
     sides: tuple[int, ...] | None = field(default=None, metadata=UNWRITTEN)
+    crop_area: float | None = field(default=None, metadata=UNWRITTEN)
+    jitter: float | None = field(default=None, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         _settings.settle(self)
@@ -60,6 +67,13 @@ class Augmentation:
             raise Refusal(f"Expected sides={_validate.shown(self.sides)} as two lengths that do not fall, up to 2^14.")
         if self.place == "random" and self.frame is None:
             raise Refusal("Expected a frame (its side in pixels) with place='random', got frame=None.")
+        for name in ("crop_area", "jitter"):
+            if getattr(self, name) is not None:
+                _validate.in_half_open_unit(**{name: getattr(self, name)})
+        for name in ("pad", "frame", "sides") if self.crop_area is not None else ():
+            if getattr(self, name):
+                given = f"crop_area={self.crop_area} or {name}={getattr(self, name)}"
+                raise Refusal(f"Give {given}, not both: each is a way to crop.")
 
 
 def named(name: str, image_shape: tuple[int, ...], flip: bool) -> Augmentation:
@@ -83,8 +97,10 @@ def _fitted(
     sides = augmentation.sides
     if sides is None and augmentation.pad is None and of_data:
         sides = of_data
-    # A crop taken of a larger image needs no padding.
-    pad = (0 if sides else max(1, image_shape[0] // 8)) if augmentation.pad is None else augmentation.pad
+    pad = augmentation.pad
+    if pad is None:
+        # A crop of a larger image, or one that is resized, needs no padding.
+        pad = 0 if sides or augmentation.crop_area is not None else max(1, image_shape[0] // 8)
     flip = flip if augmentation.flip is None else augmentation.flip
     return dataclasses.replace(augmentation, pad=pad, flip=flip, sides=sides)
 
@@ -105,6 +121,11 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
         raise Refusal(f"Expected sides=() with {dataset.name}, whose images are of one size; got {augmentation.sides}.")
     if augmentation.sides and augmentation.sides[0] < min(shape[:2]):
         raise Refusal(f"Expected sides={augmentation.sides} to hold a crop of {shape[0]}x{shape[1]}.")
+    if augmentation.crop_area is not None and dataset.sides:
+        raise Refusal(
+            f"Expected crop_area=None with {dataset.name}, whose images of several sizes are cut where they are read."
+        )
+    views.check(shape, augmentation.crop_area, augmentation.jitter)
     if augmentation.pad >= min(shape[:2]):
         raise Refusal(
             f"Expected pad={augmentation.pad} to be less than the side of images of {shape[0]}x{shape[1]}: a crop could"
@@ -112,6 +133,7 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
         )
     output_shape(augmentation, shape)
     moves = augmentation.pad > 0 or augmentation.flip or augmentation.place == "random"
+    moves = moves or augmentation.crop_area is not None
     if moves and dataset.train.labels.ndim > 2:
         raise Refusal(
             f"Expected augmentation without crops, flips and random places: labels of {dataset.train.labels.shape[1:]}"
@@ -143,11 +165,15 @@ class Moves(NamedTuple):
         corners: (B, 2) int32, where the crop of a padded image begins.
         mirrored: (B,) bool.
         places: (B, 2) int32, where an image stands in its frame.
+        boxes: (B, 4) int32, the crop that is resized, see `views.draw_boxes`.
+        shades: (B, 3) int32, of brightness, contrast and saturation, see `views.jittered`.
     """
 
     corners: Array | None = None
     mirrored: Array | None = None
     places: Array | None = None
+    boxes: Array | None = None
+    shades: Array | None = None
 
 
 def draw_moves(augmentation: Augmentation, image_shape: tuple[int, ...], count: int, key: Array) -> Moves:
@@ -165,6 +191,12 @@ def draw_moves(augmentation: Augmentation, image_shape: tuple[int, ...], count: 
     if augmentation.frame is not None and augmentation.place == "random":
         room = jnp.array((augmentation.frame - height, augmentation.frame - width))
         found = found._replace(places=jax.random.randint(places, (count, 2), 0, room + 1))
+    # Keys that the split above does not give: it counts from 0 as well.
+    if augmentation.crop_area is not None:
+        boxes = views.draw_boxes(jax.random.fold_in(key, 3), count, image_shape, augmentation.crop_area)
+        found = found._replace(boxes=boxes)
+    if augmentation.jitter is not None:
+        found = found._replace(shades=views.draw_shades(jax.random.fold_in(key, 4), count))
     return found
 
 
@@ -199,15 +231,20 @@ def fetch(stored: Array, rows: Any, augmentation: Augmentation, moves: Moves | N
 
 @jax.named_scope("data")
 def prepare(images: Array, mean: Array, std: Array, augmentation: Augmentation, moves: Moves | None) -> Array:
-    """Fetched images (B, H, W, C) to (B, H', W', C) float32: into their frame, resized, normalised."""
+    """Fetched images (B, H, W, C) to (B, H', W', C) float32: into their frame, cut, resized, coloured, normalised."""
     if augmentation.frame is not None:
         images = _place(images, augmentation, None if moves is None else moves.places)
     # What only moves pixels is done by now, on uint8: a quarter of the bytes of float32.
     scale = 255.0 if images.dtype == jnp.uint8 else 1.0
     images = images.astype(jnp.float32) / scale
-    if augmentation.resize is not None:
+    if moves is not None and moves.boxes is not None:
+        images = views.cut(images, moves.boxes, output_shape(augmentation, images.shape[1:])[:2])
+    elif augmentation.resize is not None:
         shape = (len(images), augmentation.resize, augmentation.resize, images.shape[-1])
         images = jax.image.resize(images, shape, "bilinear", antialias=False)
+    if moves is not None and moves.shades is not None:
+        assert augmentation.jitter is not None
+        images = views.jittered(images, moves.shades, augmentation.jitter)
     return (images - mean) / std if augmentation.normalize else images
 
 
@@ -251,6 +288,13 @@ def _place(images: Array, augmentation: Augmentation, corners: Array | None) -> 
 
 AXIS = Axis(
     Augmentation,
-    flags={"augmentation": "name", "frame": "frame", "place": "place", "resize": "resize"},
+    flags={
+        "augmentation": "name",
+        "frame": "frame",
+        "place": "place",
+        "resize": "resize",
+        "crop_area": "crop_area",
+        "jitter": "jitter",
+    },
     presets=PRESETS,
 )

@@ -16,6 +16,7 @@ from hardjax.data import Dataset, load
 from hardjax.engine.recipe import Functions, functions_named, functions_of
 from hardjax.study import evidence, rows
 from hardjax.study.arms import Arm
+from hardjax.training import hosts
 from hardjax.training.run import RunResult, train
 from hardjax.training.setting import Setting, prepare
 
@@ -80,6 +81,7 @@ def compare(
             network that starts from the same weights with each, another comparison in the folder; what `run` refuses.
         Interrupted: (a KeyboardInterrupt) before the first run was complete.
     """
+    hosts.check_alone("a comparison")
     check_comparable(config, seeds, arms)
     if output is not None:
         rows.check(output, None, overwrite, resume)

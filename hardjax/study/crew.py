@@ -17,26 +17,39 @@ from hardjax.study.cells import Cell
 from hardjax.study.estimate import Estimate
 from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import failed_row
-from hardjax.study.processes import Worker
 from hardjax.study.work import new_owner
 
 _POLL = 0.5  # seconds between two looks at the rows
 _GRACE = 20.0  # seconds for workers to end that are no longer needed
 _TO_SAVE = 120.0  # seconds for workers to save what they are at: much longer than that takes, unless they were stopped
 _DEATHS = 3  # of processes that a cell may cost
-_REFUSED = 2  # exit status of a worker that said why it cannot go on: another one could not either
 
 
 class Crew:
-    """Worker processes and the one that waits for them."""
+    """Worker processes and the one that waits for them.
+
+    Args:
+        held: the sweep.
+        cells: to be trained.
+        count: of workers at a time.
+        performance: of every run.
+        expiry: of leases.
+        launcher: what starts and ends workers: the module `processes`, or `RayTasks`.
+    """
 
     def __init__(
-        self, held: Ledger, cells: Sequence[Cell], count: int, performance: Performance | None, expiry: float
+        self,
+        held: Ledger,
+        cells: Sequence[Cell],
+        count: int,
+        performance: Performance | None,
+        expiry: float,
+        launcher: Any = processes,
     ) -> None:
         self._held, self._cells = held, {cell.key: cell for cell in cells}
         self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry, "workers": count}
         self._count = count
-        self._workers: list[Worker] = []
+        self._launcher, self._workers = launcher, list[Any]()
         self._deaths: Counter[str] = Counter()
 
     def __enter__(self) -> "Crew":
@@ -44,10 +57,10 @@ class Crew:
 
     def __exit__(self, *error: object) -> None:
         """Wait for those who are left; who stands still is killed."""
-        processes.ask_to_end(self._workers)
+        self._launcher.ask_to_end(self._workers)
         until = time.monotonic() + _GRACE
         for worker in self._workers:
-            processes.end(worker, max(0.0, until - time.monotonic()))
+            self._launcher.end(worker, max(0.0, until - time.monotonic()))
 
     def conduct(self, over: Callable[[], object], tell: Callable[[], None]) -> None:
         """Until every cell has a row, or until it is to end and the workers have.
@@ -61,14 +74,14 @@ class Crew:
         until = None
         while self._left():
             if until is None and over():
-                processes.ask_to_end(self._workers)
+                self._launcher.ask_to_end(self._workers)
                 until = time.monotonic() + _TO_SAVE
             self._look(over)
             if not self._workers:
                 break
             if until is not None and time.monotonic() >= until:
                 while self._workers:
-                    processes.end(self._workers.pop(), 0.0)
+                    self._launcher.end(self._workers.pop(), 0.0)
                 break
             tell()
             time.sleep(_POLL)
@@ -83,13 +96,17 @@ class Crew:
     def _look(self, over: Callable[[], object]) -> None:
         """Who has ended, and why; nobody should have while cells are left, unless asked to."""
         for core, worker in enumerate(list(self._workers)):
-            if worker.process.poll() is None:
+            if self._launcher.ended(worker) is None:
                 continue
             self._workers.remove(worker)
-            code = processes.end(worker, 0.0)
+            code = self._launcher.end(worker, 0.0)
             self._held.refresh()
-            if code != _REFUSED and self._left() and not over():
+            if code == processes.REFUSED or not self._left() or over():
+                continue
+            if code != processes.MORE:
                 self._bury(worker, code, core)
+            elif len(self._workers) < len(self._left()):
+                self._start(core, self._suspects())
 
     def _left(self) -> list[str]:
         return [key for key in self._cells if key not in self._held.rows]
@@ -98,15 +115,19 @@ class Crew:
         orders = self._orders
         if alone:
             orders = orders | {"performance": orders["performance"] | {"population": "workers"}}
-        self._workers.append(processes.start(orders, new_owner(), core, _environment()))
+        self._workers.append(self._launcher.start(orders, new_owner(), core, _environment()))
 
-    def _bury(self, worker: Worker, code: int, core: int) -> None:
+    def _suspects(self) -> bool:
+        """Whether a cell that is left has cost a process."""
+        return any(self._deaths[key] for key in self._left())
+
+    def _bury(self, worker: Any, code: int, core: int) -> None:
         """After a worker that ended by itself: another one, and no cell that costs one after the other."""
         held = [key for key in self._held.leases.held_by(worker.owner) if key in self._left()]
         # Of a chunk nobody knows which cell it was: the next workers train one at a time, until it has shown itself.
         if len(held) == 1:
             self._deaths.update(held)
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        how = self._launcher.told(code)
         for key in held:
             if self._deaths[key] >= _DEATHS:
                 reason = f"{_DEATHS} processes ended {how} while they trained it" + (
@@ -115,7 +136,7 @@ class Crew:
                 self._held.add(failed_row(self._cells[key], reason, 0.0, worker.owner))
         # One that dies before it has a cell would die again.
         if self._held.leases.knows(worker.owner) and self._left():
-            self._start(core, len(held) > 1 or any(self._deaths[key] for key in self._left()))
+            self._start(core, len(held) > 1 or self._suspects())
 
 
 def estimates(cells: Sequence[Cell], performance: Performance | None, places: Sequence[int]) -> list[Estimate | str]:

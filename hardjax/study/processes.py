@@ -5,6 +5,7 @@ asks it to end (saved), its end means that the parent is gone. What decides the 
 XLA's threads must be set before jax is imported, so nothing of ours is imported at the top.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -25,6 +26,8 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 _PATIENCE = 0.5  # seconds for a signal of the terminal to arrive by itself
 _PLACES = 8  # workers on a core that are told apart
 _END = b"end\n"
+REFUSED = 2  # exit status of a worker that said why it cannot go on: another one could not either
+MORE = 3  # of one that trained what it had claimed, and was to claim no more
 # This very package, wherever the one that is installed lies; no file of the present folder is taken for a module.
 _MAIN = """
 import sys
@@ -52,24 +55,38 @@ def start(orders: dict[str, Any], owner: str, core: int, environment: dict[str, 
     """A worker, on a core of its own as far as there are free ones.
 
     Args:
-        orders: JSON, see `_obey`.
+        orders: JSON, see `obey`.
         owner: of its leases.
         core: place in `cores()` from which it looks for one.
         environment: variables beside those of this process.
         heard: read what it prints.
     """
-    flags = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), _ONE_THREAD]))
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _MAIN.format(root=str(Path(__file__).parents[2]))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
-        env=os.environ | environment | {"XLA_FLAGS": flags},
+        env=os.environ | environment | {"XLA_FLAGS": one_thread()},
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it died at once, which its exit code will say
         process.stdin.write(json.dumps(orders | {"owner": owner, "core": core}).encode() + b"\n")
         process.stdin.flush()
     return Worker(process, owner)
+
+
+def one_thread() -> str:
+    """XLA_FLAGS of a worker with one thread."""
+    return " ".join(filter(None, [os.environ.get("XLA_FLAGS"), _ONE_THREAD]))
+
+
+def ended(worker: Worker) -> int | None:
+    """Its exit code; None while it works."""
+    return worker.process.poll()
+
+
+def told(code: int) -> str:
+    """How a worker ended, in words."""
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
 
 
 def ask_to_end(workers: Sequence[Worker]) -> None:
@@ -92,13 +109,19 @@ def end(worker: Worker, patience: float) -> int:
     return code
 
 
-def _obey(orders: dict[str, Any], asked: Any) -> None:
-    from hardjax.config import Performance
+def obey(orders: dict[str, Any], asked: Any) -> None:
+    """Do what the orders say, until they are done or until it is asked to end.
+
+    Args:
+        orders: cells, performance, folder, owner, expiry and workers of a sweep; with "estimate", cells to try; with
+            "once", end after the cells that were claimed first.
+        asked: looked at between two cells.
+    """
     from hardjax.study import ledger, work
     from hardjax.study.cells import Cell
 
     cells = [Cell.from_dict(one) for one in orders["cells"]]
-    trainer = work.Trainer(performance=Performance(**orders["performance"]))
+    trainer = _trainer(json.dumps(orders["performance"]))
     if orders.get("estimate"):
         from hardjax.study.estimate import tried
 
@@ -109,10 +132,20 @@ def _obey(orders: dict[str, Any], asked: Any) -> None:
                 print(json.dumps(tried(trainer, cell, places)), file=answers, flush=True)
         return
     with ledger.opened(orders["folder"], orders["owner"], orders["expiry"]) as held:
-        work.work(held, cells, trainer, lambda: asked, workers=orders["workers"])
+        once = bool(orders.get("once"))
+        work.work(held, cells, trainer, lambda: asked, workers=orders["workers"], once=once)
 
 
-def _pin(core: int) -> None:
+@functools.lru_cache(maxsize=2)
+def _trainer(performance: str) -> Any:
+    """One of a process, which may be given several orders: data is read once."""
+    from hardjax.config import Performance
+    from hardjax.study.work import Trainer
+
+    return Trainer(performance=Performance(**json.loads(performance)))
+
+
+def pin(core: int) -> None:
     """Take one core, until the process ends: the one with the fewest workers of this user, of any sweep.
 
     Two workers on one core would take twice as long.
@@ -176,7 +209,7 @@ def main() -> int:
     """A worker's whole life; returns its exit code."""
     left = bytearray()
     orders = json.loads(_line(left))
-    _pin(orders["core"])
+    pin(orders["core"])
     _watch(left)
     from hardjax._validate import Refusal
     from hardjax.training.signals import interruptible
@@ -184,10 +217,10 @@ def main() -> int:
     warnings.formatwarning = _in_one_line
     try:
         with interruptible() as asked:
-            _obey(orders, asked)
+            obey(orders, asked)
     except Refusal as refusal:
         print(f"hardjax: worker: {' '.join(str(refusal).split())}", file=sys.stderr, flush=True)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
         return 130
     return 0

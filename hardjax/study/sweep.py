@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,14 @@ from hardjax.study.crew import Crew
 from hardjax.study.leases import EXPIRY
 from hardjax.study.ledger import Ledger
 from hardjax.study.outcomes import DIVERGED, FAILED
+from hardjax.study.ray_tasks import RayTasks
 from hardjax.study.sweep_rows import Row, key_of_row, read_rows
 from hardjax.study.work import Trainer, new_owner, work
+from hardjax.training import hosts
 from hardjax.training.population import why_alone
 from hardjax.training.signals import interruptible
+
+LAUNCHERS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ def sweep(
     retry_failed: bool = False,
     rates_from: str | os.PathLike | None = None,
     expiry: float = EXPIRY,
+    launcher: str = "local",
+    task_cpus: float = 1.0,
+    task_gpus: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Sweep:
     """Train every configuration once; a row each in `output`/sweep.jsonl, the moment it ends.
@@ -106,6 +114,10 @@ def sweep(
         rates_from: folder of a finished sweep: each cell is trained at the base rate of the best cell there at the same
             batch size, which its row names (`rate_from`); the configurations then give no rate. See `best_rates`.
         expiry: seconds after which a worker of another machine, or a stopped one, has lost its cells.
+        launcher: what workers are: processes of this machine ("local"), or tasks of Ray ("ray"), wherever its cluster
+            (RAY_ADDRESS, or a local one) has room: a task for each claim, as many at a time as `workers` says, by
+            default as there are cells. They must share the folder, and find data and networks by name.
+        task_cpus, task_gpus: that each task asks the cluster for.
         on_progress: called again and again.
 
     Raises:
@@ -113,11 +125,14 @@ def sweep(
             there, a source without a best rate, a folder that holds something else or rows of another version, workers
             that cannot be had or that ended before the cells were done.
     """
+    hosts.check_alone("a sweep")
     configs = distinct(tuple(configs))
     for name, value in (("max_hours", max_hours), ("expiry", expiry)):
         if value is not None:
             _validate.positive(**{name: value})
-    count = count_workers(workers, dataset, model)
+    _validate.one_of(LAUNCHERS, launcher=launcher)
+    tasks = None if launcher == "local" else _ray_tasks(task_cpus, task_gpus, dataset, model)
+    count = count_workers(workers, dataset, model) if tasks is None else _tasks_at_once(workers, len(configs))
     _check_population(configs, performance, count)
     folder = ledgers.check(output, overwrite)
     trainer = Trainer(dataset, model, performance)
@@ -128,18 +143,40 @@ def sweep(
     _check_starts(trainer, configs)
     until = None if max_hours is None else time.monotonic() + 3600 * max_hours
     again = {cell.key for cell in given} if retry_failed else None
-    with interruptible(until) as asked, ledgers.opened(folder, new_owner(), expiry, overwrite, again) as held:
+    with (
+        tasks or nullcontext(),  # before signals are listened to: Ray listens too
+        interruptible(until) as asked,
+        ledgers.opened(folder, new_owner(), expiry, overwrite, again) as held,
+    ):
         cells = ordered(given)
-        tell = _Teller(held, cells, count or 1, on_progress)
+        places = count if tasks is None or count is None else min(count, tasks.places())
+        tell = _Teller(held, cells, places or 1, on_progress)
         if count is None:
             work(held, cells, trainer, lambda: asked, lambda row: tell())
         else:
-            with Crew(held, cells, count, trainer.performance, expiry) as crew:
+            with Crew(held, cells, count, trainer.performance, expiry, tasks or processes) as crew:
                 crew.conduct(lambda: asked, tell)
         tell()
     rows = {key_of_row(row): row for row in read_rows(folder)} if held.rows else {}
     found = tuple(rows[cell.key] for cell in given if cell.key in rows)
     return Sweep(found, len(given) - len(found), asked.signal and asked.signal.name)
+
+
+def _ray_tasks(cpus: float, gpus: float, dataset: Dataset | None, model: Any) -> RayTasks:
+    """Raises ValueError where Ray is not there, or what its tasks could not be given or have no room for."""
+    _validate.not_negative(task_cpus=cpus, task_gpus=gpus)
+    if not cpus and not gpus:
+        raise Refusal("Expected task_cpus or task_gpus above 0: a task that needs nothing would run anywhere at once.")
+    if dataset is not None or model is not None:
+        raise Refusal("Give dataset= and model= with launcher='local': tasks of Ray load data and networks by name.")
+    return RayTasks(cpus, gpus)
+
+
+def _tasks_at_once(workers: int | str | None, cells: int) -> int:
+    if workers is None or workers == "auto":
+        return cells
+    _validate.at_least(1, workers=workers)  # type: ignore[arg-type]
+    return int(workers)
 
 
 def count_workers(workers: int | str | None, dataset: Dataset | None = None, model: Any = None) -> int | None:

@@ -99,6 +99,7 @@ def work(
     asked: Callable[[], object],
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
     workers: int = 1,
+    once: bool = False,
 ) -> None:
     """Train cells until every one has a row, or until asked to end.
 
@@ -107,6 +108,7 @@ def work(
         asked: looked at between two cells; a run under way looks at what `interruptible` yielded around all this.
         on_row: called after every row that was added.
         workers: processes that share the cells: each is to have a part of those of a shape.
+        once: end after the cells that were claimed first.
 
     Raises:
         ValueError: rows cannot be written (a full disk), or the data are no longer those of the cells.
@@ -129,6 +131,8 @@ def work(
                 if ledger.add(row):
                     on_row(row)
                 ledger.discard(row["key"])
+            if once:
+                return
 
 
 def new_owner() -> str:

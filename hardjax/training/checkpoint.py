@@ -29,6 +29,7 @@ import numpy as np
 from hardjax import _validate
 from hardjax._validate import Refusal
 from hardjax._version import __version__
+from hardjax.engine import devices
 from hardjax.engine.state import TrainState
 from hardjax.training import lines
 
@@ -103,8 +104,8 @@ def plain(state: TrainState) -> dict[str, Any]:
 
 
 def shapes(like: TrainState) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of `plain`; of what has no sharding, the first device."""
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Shapes, dtypes and shardings of `plain`; of what has no sharding, the first device of this process."""
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaves, structure = jax.tree.flatten(jax.eval_shape(plain, like))
     # In the order of the names, as the leaves are; a key is one leaf either way.
     placed = jax.tree.leaves(dict(like.__dict__))
@@ -116,8 +117,6 @@ def shapes(like: TrainState) -> dict[str, Any]:
 
 def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, Any]) -> Path:
     """`save` of what `on_host` gave."""
-    import orbax.checkpoint as ocp
-
     home = Path(folder).resolve() / FOLDER
     path = home / f"{int(host['step']):010}"
     try:
@@ -125,7 +124,7 @@ def write(folder: str | os.PathLike, host: dict[str, Any], facts: Mapping[str, A
         # Beside it, so that moving is renaming; hidden and with a name of its own, so that nobody's copy is in the way.
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=home) as scratch:
             fresh = Path(scratch) / "fresh"
-            with _one_voice(), _plain_path(fresh.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+            with _one_voice(), _plain_path(fresh.parent) as where, _checkpointer() as checkpointer:
                 # The checkpointer writes in the background; leaving the block waits for it.
                 checkpointer.save(where / fresh.name, host)
             _write_manifest(fresh, {"hardjax": __version__, **facts, "files": _files(fresh)})
@@ -257,13 +256,28 @@ def is_ours(path: Path) -> bool:
     )
 
 
-def _read(one: Kept, like: TrainState) -> TrainState:
+def _checkpointer() -> Any:
+    """Orbax's, of this process alone: states are whole on every device, so that there is nothing to gather, and no
+    process is to wait for one that was lost."""
     import orbax.checkpoint as ocp
 
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"hardjax-{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _read(one: Kept, like: TrainState) -> TrainState:
     wanted = shapes(like)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    if jax.process_count() > 1:  # each reads all by itself: a read that all take part in would wait for all
+        wanted = shapes(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like))
     lacking = {name for version, names in _ADDED.items() if version > one.version for name in names}
     fresh = {name: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted.pop(name)) for name in lacking}
-    with _plain_path(one.path.parent) as where, ocp.StandardCheckpointer() as checkpointer:
+    with _plain_path(one.path.parent) as where, _checkpointer() as checkpointer:
         # Compared by name before anything is read: the refusal is one line, and no array is cast to another dtype.
         held, asked = _kinds(checkpointer.metadata(where / one.path.name).item_metadata.tree), _kinds(wanted)
         if differ := sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name)):
@@ -274,6 +288,8 @@ def _read(one: Kept, like: TrainState) -> TrainState:
             )
         found = checkpointer.restore(where / one.path.name, wanted)
     found |= fresh
+    if jax.process_count() > 1:
+        found = jax.tree.map(devices.place, found, placed)
     return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
 
 

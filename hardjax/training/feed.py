@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from hardjax.data import Split
 from hardjax.engine import devices, evaluate
@@ -71,9 +72,7 @@ class Feed:
             del self._pending[step]
         self._read_ahead(steps[-1] + 1)
         self.waited += time.perf_counter() - started
-        mesh = self._setting.recipe.mesh
-        placed = jax.device_put(images, None if mesh is None else devices.over_axis(mesh, 1))
-        return self._setting.splits["train"]._replace(images=placed)
+        return self._setting.splits["train"]._replace(images=self._placed(images))
 
     def evaluate(self, variables: Any, name: str) -> Evaluation:
         """Loss and accuracy over a whole split, read part by part; to the bits of resident data."""
@@ -84,8 +83,9 @@ class Feed:
         if held == len(labels):
             # The very program of resident data.
             images = np.concatenate([future.result() for future in self._indices(name, 0, held)])
-            given = split._replace(images=jax.device_put(images), rows=None)
-            return setting.programs.evaluate(size, variables, devices.put(given, mesh))
+            given = split._replace(images=images, rows=None)
+            given = jax.device_put(given) if mesh is None else devices.put(given, mesh)
+            return setting.programs.evaluate(size, variables, given)
 
         def parts() -> Iterator[Evaluation]:
             starts = range(0, len(labels), held)
@@ -97,10 +97,25 @@ class Feed:
                 real, lacking = len(images), held - len(images)
                 filled = [np.pad(a, ((0, lacking), *((0, 0),) * (a.ndim - 1))) for a in (images, labels[start:][:real])]
                 given = split._replace(images=filled[0], labels=filled[1], rows=None)
-                given = devices.put(jax.device_put(given), mesh)
+                given = jax.device_put(given) if mesh is None else devices.put(given, mesh)
                 yield setting.programs.evaluate_part(size, variables, given, np.int32(real))
 
         return evaluate.mean_of_parts(parts(), len(labels))
+
+    def _placed(self, images: np.ndarray) -> Array:
+        """Images (steps, part of B, H, W, C) of this process on the devices that share each batch."""
+        mesh = self._setting.recipe.mesh
+        if mesh is None:
+            return jax.device_put(images)
+        shape = (len(images), self._schedule.shape[1], *images.shape[2:])
+        return jax.make_array_from_process_local_data(devices.over_axis(mesh, 1), images, shape)
+
+    def _own(self) -> slice:
+        """Of each batch, the samples that devices of this process hold."""
+        if not devices.spans_processes(self._setting.recipe.mesh):
+            return slice(None)
+        part = self._schedule.shape[1] // jax.process_count()
+        return slice(part * jax.process_index(), part * (jax.process_index() + 1))
 
     def _begin(self, state: TrainState, began: int, length: int) -> None:
         """Take in which samples a round trains; waits for the device."""
@@ -113,7 +128,7 @@ class Feed:
         self._round, self._schedule, self._pending = began, slots if of_samples else partition[slots], {}
 
     def _batch(self, step: int) -> np.ndarray:
-        """Images (B, H, W, C) of a step of the round."""
+        """Images (B, H, W, C) of a step of the round; of several processes those of this one."""
         self._begin_reading(step)
         return np.concatenate([future.result() for future in self._pending[step]])
 
@@ -127,8 +142,9 @@ class Feed:
     def _begin_reading(self, step: int) -> None:
         if step not in self._pending:
             assert self._round is not None
-            draws = self._draws(self._round + step, self._schedule.shape[1])
-            self._pending[step] = self._shares(self._setting.dataset.train, self._schedule[step], draws)
+            draws, own = self._draws(self._round + step, self._schedule.shape[1]), self._own()
+            draws = None if draws is None else draws[own]
+            self._pending[step] = self._shares(self._setting.dataset.train, self._schedule[step][own], draws)
 
     def _draws(self, backprops: int, count: int) -> np.ndarray | None:
         """(B, 3) in [0, 1) of a step: of the seed and the step alone, so that a run that goes on draws the same."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hardjax._validate import OutOfMemory, ran_out_of_memory
+from hardjax.engine import devices
 from hardjax.engine.plan import Dispatch, Facts, Position, next_dispatch, step_inputs
 from hardjax.engine.rounds import RoundInfo
 from hardjax.engine.state import StepInputs, TrainData
@@ -18,6 +19,7 @@ from hardjax.training import points
 from hardjax.training.ahead import Compiler
 from hardjax.training.control import Decider, change_of
 from hardjax.training.feed import Feed
+from hardjax.training.hosts import Accord
 from hardjax.training.record import Record
 from hardjax.training.resume import Start
 from hardjax.training.saver import Saver
@@ -82,6 +84,8 @@ class Loop:
         self._feed = Feed(setting) if setting.dataset.streamed else None
         # What the clocks showed when the device was last set going.
         self._window: _Window | None = None
+        # Steps a dispatch that this process of several wishes.
+        self._wished: int | None = None
 
     @property
     def compile_seconds(self) -> float:
@@ -104,7 +108,7 @@ class Loop:
             return self._train(asked)
 
     def _train(self, asked: Asked) -> str:
-        facts = Facts()
+        facts, accord = Facts(), Accord(self.setting.recipe.mesh, asked)
         while (dispatch := next_dispatch(self.plan, self.position, facts)) is not None:
             first = self.position.backprops == 0
             self._issue(dispatch)
@@ -116,10 +120,12 @@ class Loop:
             elif first and self._window is not None and dispatch.trained:
                 self._read()  # the first steps are timed at once: how many fit a dispatch follows from them
                 self._rebound(self._spent())
+            if (bound := accord.exchange(self._wished)) is not None:
+                self._rebind(bound)
             if self._compiler is not None:
                 self._compiler.follow(self.plan, self.position)
             over = facts.stop is not None or self.position.backprops == self.plan.steps
-            if asked and not over:
+            if accord.asked and not over:
                 self._drain()
                 facts = Facts("interrupted")
             elif self.saver is not None and not over:
@@ -225,7 +231,15 @@ class Loop:
         index = self.plan.stage_of(max(0, self.position.backprops - 1))
         share = affordable / self.plan.bound_of(index)
         if share < 1 / 4:
-            self.plan = dataclasses.replace(self.plan, bound=max(LEAST_BOUND, int(share * self.plan.bound)))
+            bound = max(LEAST_BOUND, int(share * self.plan.bound))
+            if devices.spans_processes(self.setting.recipe.mesh):
+                self._wished = bound  # others have other clocks: all take the least that one of them wishes
+            else:
+                self._rebind(bound)
+
+    def _rebind(self, bound: int) -> None:
+        if bound < self.plan.bound:
+            self.plan = dataclasses.replace(self.plan, bound=bound)
 
     def _drain(self) -> None:
         """Read everything, wait for the device, stop the clock."""

@@ -7,6 +7,7 @@ beside the checkpoint.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,23 +194,28 @@ class Record:
             "never_finite": self.never_finite,
         }
 
-    def restore(self, folder: Path, marks: dict[str, Any]) -> None:
+    def restore(self, folder: Path, marks: Mapping[str, Any], writes: bool = True) -> None:
         """Go on from what `marks` gave: files are cut to it and read.
+
+        Args:
+            writes: this process writes the files; else it reads of them what `marks` covers, while another one goes on.
 
         Raises:
             ValueError: a file does not begin with what it held then.
         """
         kept = {name: Mark(*mark) for name, mark in marks["files"].items()}
         for name, mark in kept.items():
-            if not lines.cut(folder / name, mark):
+            if not (lines.cut if writes else lines.holds)(folder / name, mark):
                 raise Refusal(f"{name} in {str(folder)!r} is not as it was when the checkpoint was written.")
         # Before there were controllers a record had no decisions.
-        self._files = {name: LineFile(folder / name, kept.get(name, Mark())) for name in FILES}
-        for entry in lines.read_lines(folder / HISTORY):
+        if writes:
+            self._files = {name: LineFile(folder / name, kept.get(name, Mark())) for name in FILES}
+        held = {name: lines.read_lines(folder / name, kept.get(name, Mark()).size) for name in FILES}
+        for entry in held[HISTORY]:
             self.history.add(**entry)
-        self.spectra.restore(lines.read_lines(folder / spectra.FILE))
-        self.decisions = lines.read_lines(folder / DECISIONS)
-        rounds = [lines.unpack(row["counts"]) for row in lines.read_lines(folder / ROUNDS)]
+        self.spectra.restore(held[spectra.FILE])
+        self.decisions = held[DECISIONS]
+        rounds = [lines.unpack(row["counts"]) for row in held[ROUNDS]]
         self._rounds = None if self._rounds is None else rounds
         self._written = {spectra.FILE: len(self.spectra), ROUNDS: len(rounds)}
         # JSON has no NaN: a sum that is not finite came back as nothing.

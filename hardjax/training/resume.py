@@ -89,6 +89,28 @@ def find(folder: Path, setting: Setting, step: int | None = None) -> Start | Non
     )
 
 
+def followed(folder: Path, setting: Setting, step: int) -> Start:
+    """Where process 0 goes on, read by another one, which says nothing of it and writes nothing.
+
+    Raises:
+        ValueError: it is not there, or not what process 0 found: the processes do not share the folder.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)
+        found = find(folder, setting, step)
+    if found is None:
+        raise Refusal(f"Expected output={str(folder)!r} on a file system that all processes of a job share.")
+    return found
+
+
+def shared(setting: Setting) -> dict[str, Any]:
+    """What all processes of a job must have in common: what is trained, and how it is cut into programs."""
+    there = identity(setting) | {"versions": files.environment()["versions"]}
+    there["performance"] = dataclasses.asdict(setting.performance)
+    there["speed"] = setting.plan.bound
+    return there
+
+
 def shapes_of(setting: Setting, one: Kept) -> TrainState:
     """Of the state that a checkpoint holds; of one without its place in the run that of the beginning."""
     return setting.state_shapes(Position(**one.facts["position"]) if "position" in one.facts else Position())
@@ -126,6 +148,7 @@ def rounds_like(setting: Setting) -> dict[str, Any]:
         **made["versions"],
         "device": made["device_kind"],
         "threads": threads(),
+        "processes": jax.process_count(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "jax_enable_x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         **settings,

@@ -13,19 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from hardjax._validate import OutOfMemory, Refusal, ran_out_of_memory
+from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.config import Performance, TrainConfig
 from hardjax.data import Dataset
 from hardjax.engine import devices
 from hardjax.engine.state import TrainState
-from hardjax.training import checkpoint, files, lines, points
+from hardjax.training import checkpoint, files, hosts, lines, points
 from hardjax.training import resume as resuming
 from hardjax.training.ahead import Compiler
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.loop import Loop
+from hardjax.training.opening import check_output, followed, opened
 from hardjax.training.progress import ProgressBar, Silent
 from hardjax.training.record import FIELDS
-from hardjax.training.saver import Saver, check_space
 from hardjax.training.setting import Setting, prepare
 from hardjax.training.signals import interruptible
 
@@ -82,29 +82,17 @@ def run(
 
     Ctrl-C or SIGTERM ends the run after the dispatch under way, saved, with what was reached; a second one at once.
 
+    Of several processes (`jax.distributed`) each makes the same call; process 0 alone writes into `output`, and shows
+    progress.
+
     Raises:
         ValueError: data, model and configuration do not fit, in one line.
     """
-    if output is not None:  # before data is read and a network traced
-        check_output(output, overwrite, resume)
-    return train(prepare(config, dataset, model, performance, variables), output, overwrite, resume, progress)
-
-
-def check_output(output: str | os.PathLike | None, overwrite: bool, resume: bool) -> None:
-    """Look whether a run could write there; touches nothing.
-
-    Raises:
-        ValueError: it holds something else, or the wishes contradict each other.
-    """
-    if overwrite and resume:
-        raise Refusal("Give overwrite=True (--overwrite) or resume=True (--resume), not both.")
-    if output is None:
-        if resume:
-            raise Refusal("Expected output= with resume=True: the folder of the run to go on with.")
-        return
-    folder = files.check_folder(output, overwrite or resume)
-    if resume:
-        files.check_resumable(folder)
+    with hosts.together("begin this run"):
+        if output is not None and hosts.leads():  # before data is read and a network traced
+            check_output(output, overwrite, resume)
+        setting = prepare(config, dataset, model, performance, variables)
+    return train(setting, output, overwrite, resume, progress)
 
 
 def train(
@@ -132,50 +120,48 @@ def train(
     """
     # Before the folder is cleared: what is no JSON (a strategy of one's own may hold anything) is refused here.
     plain = setting.config.to_dict()
-    check_output(output, overwrite, resume)
+    if hosts.several():
+        hosts.check_same(resuming.shared(setting))
     compiled, waited = setting.programs.compile_seconds, setting.programs.wait_seconds
     with ExitStack() as held:
-        folder, start, saver = None, None, None
-        if output is not None:
-            performance = setting.performance
-            limit = None if performance.checkpoint_gigabytes is None else 1e9 * performance.checkpoint_gigabytes
-            check_space(limit, setting.state_shapes())
-            folder = held.enter_context(files.claim_folder(output, overwrite, keep=True))
-            checkpoint.clean(folder)
-            start = resuming.find(folder, setting) if resume else None
-            saver = held.enter_context(Saver(folder, performance.save_every, limit))
-        steps = setting.plan.steps
-        bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if progress else Silent())
+        with hosts.together("write there, as process 0 is to"):
+            folder, start, saver = opened(held, setting, output, overwrite, resume)
+        start, record = followed(setting, output, resume, start, folder)
+        steps, shown = setting.plan.steps, progress and hosts.leads()
+        bar = held.enter_context(ProgressBar(setting.config.epochs, steps=steps) if shown else Silent())
         # To the last file: a signal between two of them would leave a run that looks cut short.
         asked = held.enter_context(interruptible())
         if start is not None and start.end is not None:
             bar.say(f"the run in {str(output)!r} is finished: nothing is left to do")
-            result = result_of(setting, Loop(setting, bar, compiled, folder, saver, start), start.end, None)
+            loop = Loop(setting, bar, compiled, folder, saver, start, record=record)
+            result = result_of(setting, loop, start.end, None)
             if folder is not None and not is_told(folder, result):  # killed before its last files, or they were damaged
                 write(folder, result)
             return result
         with explained_memory(setting):
             if (visible := len(devices.visible())) > 1:
-                bar.say(f"training on {setting.performance.devices} of the {visible} devices that are visible")
+                among = f" by {jax.process_count()} processes" if hosts.several() else ""
+                bar.say(f"training on {setting.performance.devices} of the {visible} devices that are visible{among}")
             if setting.dataset.streamed:
                 stored = setting.dataset.train
                 shape = "x".join(map(str, stored.image_shape))
                 bar.say(f"{stored.num_samples:,} images of {shape} are read while it trains")
             # What the device has no room for is refused before anything that is there is removed.
-            setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
+            with hosts.together("hold this run"):
+                setting.compile(output is not None, *((start.position, start.state) if start is not None else ()))
             if folder is not None:
                 begin(folder, plain, resume, start)
             if start is not None:
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
             background = setting.performance.compile_ahead == "background"
             compiler = held.enter_context(Compiler(setting)) if background else None
-            loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler)
+            loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler, record)
             end = loop.go(asked)
         result = result_of(setting, loop, end, asked.signal)
         if folder is not None and saver is not None and (keep or end == "interrupted"):
             saver.finish(loop.state, loop.facts(None if end == "interrupted" else end))
             write(folder, result)
-    if end == "diverged":
+    if end == "diverged" and hosts.leads():
         warnings.warn(_last_words(loop, folder), RunWarning, stacklevel=2)
     return result
 
@@ -213,7 +199,7 @@ def is_told(folder: Path, result: RunResult) -> bool:
         return False
     here = json.loads(lines.encode(result.summary))
     clocks = ("compile_seconds", "compile_wait_seconds", "input_wait_seconds")
-    where = (*clocks, "interrupted", "signal", "devices", *files.environment())
+    where = (*clocks, "interrupted", "signal", "devices", "processes", *files.environment())
     return isinstance(there, dict) and all(there.get(name) == here[name] for name in here if name not in where)
 
 
@@ -281,6 +267,7 @@ def _summarise(setting: Setting, loop: points.Run) -> dict[str, Any]:
         "never_finite_batches": loop.record.never_finite,
         "resumed_at": list(loop.resumed_at),
         "devices": setting.performance.devices,
+        **({"processes": jax.process_count()} if hosts.several() else {}),
         **({} if loop.input_wait_seconds is None else {"input_wait_seconds": loop.input_wait_seconds}),
         **files.environment(),
     }

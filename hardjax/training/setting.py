@@ -262,13 +262,15 @@ def run_plan(config: TrainConfig, recipe: Recipe, performance: Performance, boun
 
 def must_stream(config: TrainConfig, performance: Performance) -> bool:
     """Whether named data is to be left on the disk: as asked, or where its images would take more than half of what the
-    device has left.
+    device has left; of several processes as asked alone.
 
     Raises:
         DataNotPrepared: no prepared data.
     """
     if performance.stream is not None:
         return performance.stream
+    if jax.process_count() > 1:  # the memory of two machines might say otherwise
+        return False
     room = memory.available(devices.visible()[0])
     return room is not None and 2 * decoded_bytes(config.dataset, config.data_dir) > room
 

@@ -72,4 +72,5 @@ def _listening(asked: Asked) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # None: C code listened before, whose handler Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -121,3 +121,16 @@ def test_a_worker_that_stands_still_when_it_is_asked_to_end_is_killed(held, work
         process.kill()
     conduct.join()
     assert not stuck and not held.rows
+
+
+def test_a_worker_that_was_to_claim_no_more_is_followed_by_another_and_costs_nothing(held, workers):
+    given = cells(3)
+    workers.program = f"raise SystemExit({processes.MORE})"
+
+    def claim(ledger):
+        (taken,) = ledger.claim(given)
+        assert ledger.add(row(taken))
+
+    workers.claim = claim
+    _conduct(held, given)
+    assert len(workers.started) == 3 and {row["status"] for row in held.rows.values()} == {"done"}

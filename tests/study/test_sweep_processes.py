@@ -36,14 +36,14 @@ def test_each_worker_takes_the_core_with_the_fewest(tmp_path, monkeypatch, descr
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, found: taken.extend(found))
     monkeypatch.setattr(processes, "cores", lambda: [2, 5, 7])
     for core in (1, 1, 0, 0, 1):
-        processes._pin(core)
+        processes.pin(core)
     assert taken == [5, 7, 2, 2, 5] and len(descriptors) == 5
     os.close(descriptors[0])  # the first one ends
-    processes._pin(0)
+    processes.pin(0)
     assert taken[-1] == 5
     (tmp_path / "other").touch()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "other"))  # where no folder can be made
-    processes._pin(2)
+    processes.pin(2)
     assert taken[-1] == 7
 
 

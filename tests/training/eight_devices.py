@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short_runs import MLP, NORMED, config_of
 from wide import wide
 
 import hardjax as hj
@@ -21,8 +22,6 @@ from hardjax.training.signals import Asked
 
 assert jax.device_count() == 8, "see test_devices.py"
 
-MLP = ("mlp", {"widths": [8]})
-NORMED = ("mlp", {"widths": [8], "norm": "batch"})
 CASES = {
     "all batches": (MLP, {}),
     "hard batches": (MLP, {"selection": HardBatches(0.5)}),
@@ -39,12 +38,6 @@ CASES = {
     "convolutions": (("resnet8", {}), {"augmentation": hj.Augmentation(pad=1, flip=True, frame=8), "epochs": 1}),
     "dropout": (("mlp", {"widths": [8], "dropout": 0.5}), {}),
 }
-
-
-def config_of(**changes):
-    whole = "batch_plan" in changes
-    settings = {"learning_rate": 0.1, "epochs": 2, **({} if whole else {"batch_size": 16})}
-    return hj.TrainConfig(**{**settings, **changes})
 
 
 def _assert_equal(one, many, tolerance):
