@@ -92,7 +92,8 @@ def test_flags_left_alone_give_the_default(name):
 def test_augmentation_that_fits_the_data_is_filled_in(tiny):
     from hardjax.data import augment
 
-    asked = augment.AXIS.from_flags({"augmentation": "standard", "frame": 9, "place": "random", "resize": None})
+    flags = {flag: default for flag, _, default, _ in augment.AXIS.options("")}
+    asked = augment.AXIS.from_flags(flags | {"augmentation": "standard", "frame": 9, "place": "random"})
     assert augment.resolve(asked, tiny) == hj.Augmentation(pad=1, flip=False, frame=9, place="random")
     with pytest.raises(Refusal, match="pad=None, flip=None as `resolve` fills them in"):
         augment.preprocess(tiny.train.images[:2], tiny.mean, tiny.std, asked)

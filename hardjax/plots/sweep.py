@@ -14,6 +14,7 @@ from hardjax.study.norm_grids import NormCurve, NormGrid
 from hardjax.study.outcomes import published_top1
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
+_FLAT = 0.2  # share of the height below which curves are shown once more, closer
 _RATE_LABEL = "log2 of the base learning rate (rate / batch size)"
 _BY = {TEST: "best rate chosen on the test split, as published", VALIDATION: "best rate chosen on the validation share"}
 _COLUMNS = 3
@@ -29,9 +30,26 @@ def performance(grids: Sequence[Grid]) -> Figure:
             _crosses(axes, [math.log2(point.rate) for point in points], points, color)
         _chance(axes, grid)
         axes.set(xlabel=_RATE_LABEL, ylabel=_TEST_LABEL)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper right")
+        _closer(axes, grid)
 
     return _panels(grids, draw, f"{_over_seeds(grids)}; crosses: runs diverged, which count with what they predict")
+
+
+def _closer(axes: Any, grid: Grid) -> None:
+    """What converged reliably once more, where it fills so little of the height that nothing is to be seen of it."""
+    rates = [set(reliable_rates(grid, curve)) for curve in grid.curves]
+    found = [[p for p in curve.points if p.rate in kept] for curve, kept in zip(grid.curves, rates, strict=True)]
+    means = [point.mean for points in found for point in points]
+    bottom, top = axes.get_ylim()
+    if not means or max(means) - min(means) > _FLAT * (top - bottom):
+        return
+    inset = axes.inset_axes((0.07, 0.14, 0.42, 0.62))
+    for curve, points, color in zip(grid.curves, found, _colors(grid.curves), strict=True):
+        if points:
+            _band(inset, [math.log2(point.rate) for point in points], points, f"m = {curve.batches}", color)
+    inset.set_title("converged reliably", fontsize=9)
+    inset.tick_params(labelsize=8)
 
 
 def best(grids: Sequence[Grid]) -> Figure:
