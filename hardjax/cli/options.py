@@ -92,8 +92,10 @@ class Settings:
         int | None, optional("SAMPLES", "of a batch that are differentiated at a time; default: all of them")
     ] = None
     stream: Annotated[
-        bool | None, told("read images while it trains; default: where the device does not hold them")
-    ] = None
+        bool,
+        told("read images while it trains; without it that is done where the device does not hold them"),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
     compile_ahead: Annotated[
         str, told("programs of a batch plan's later stages: background (while it trains) | first (before) | off")
     ] = "background"
@@ -139,7 +141,8 @@ class Settings:
 
     def performance(self) -> Performance:
         names = {f.name for f in dataclasses.fields(Performance)} & {f.name for f in dataclasses.fields(self)}
-        return Performance(**{name: getattr(self, name) for name in names})
+        given = {name: getattr(self, name) for name in names}
+        return Performance(**given | {"stream": True if self.stream else None})
 
 
 def with_axes(command: type[_Kind], leave_out: tuple[str, ...] = ()) -> type[_Kind]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from hardjax._validate import OutOfMemory
+from hardjax._validate import OutOfMemory, Refusal
 from hardjax.cli import main, output, prepare
 from hardjax.cli.encoding import degrade
 from hardjax.training import spectra
@@ -205,3 +205,14 @@ def test_models_lists_sizes_beside_the_published_ones(capsys, monkeypatch):
     shown = capsys.readouterr().out
     for text in ("resnet50", "23,528,522", "1,334.6M", "23.52M, 2.69G", "norm_batch_size"):
         assert text in shown
+
+
+def test_stream_is_a_switch():
+    from hardjax.cli.options import Settings, with_axes
+    from hardjax.cli.parsing import parse
+
+    assert parse(with_axes(Settings), "train", ["--stream"]).performance().stream is True
+    # By the memory that there is.
+    assert parse(with_axes(Settings), "train", []).performance().stream is None
+    with pytest.raises(Refusal, match="--stream"):
+        parse(with_axes(Settings), "train", ["--stream=True"])
