@@ -218,6 +218,7 @@ def prepare(
     # Before anything of the network's size is made: trimming tries it out.
     check_network(recipe, facts.variables, dataset, make_hyper(config))
     check_parts(recipe, batch_sizes(config))
+    _check_controller(config, facts.variables)
     if config.norm_statistics == RE_ESTIMATED:
         if dataset.streamed:
             raise Refusal(
@@ -245,6 +246,24 @@ def prepare(
         network=facts.fingerprint,
         start=variables,
     )
+
+
+def _check_controller(config: TrainConfig, variables: Any) -> None:
+    """Raises ValueError for a controller by a noise scale that has no meaning.
+
+    What a sample adds to the gradient of a batch is not independent of the others under batch statistics: the squared
+    mean that follows from it as if it were came out below zero in every state of a ResNet-8 and a perceptron that was
+    looked at (`experiments/noise_scale.py`), which would double the batch for ever.
+    """
+    controller = None if config.batch_plan is None else config.batch_plan.controller
+    if controller is None or controller.rule != "noise-scale" or config.measure is None:
+        return
+    if jax.tree.leaves(variables["batch_stats"]) and config.measure.rows != "frozen":
+        raise Refusal(
+            f"Expected measure rows 'frozen', or a network without batch statistics, with the controller's rule"
+            f" 'noise-scale', got rows {config.measure.rows!r}: samples of a batch are not independent under batch"
+            " statistics. The rules 'trajectory' and 'growth' take them."
+        )
 
 
 def run_plan(config: TrainConfig, recipe: Recipe, performance: Performance, bound: int) -> RunPlan:

@@ -184,6 +184,10 @@ def test_neighbours_are_compiled_aside(tiny):
         (dict(plan=BatchPlan("controlled:start=2,least=1,most=2")), "batch_size=1 to be at least 2 with measure"),
         (dict(batch_size=16), "Give batch_size=16 or batch_plan='controlled:"),
         (dict(epochs=2), "every=2 below epochs=2, or it never decides"),
+        (
+            dict(model_options={"widths": [4], "norm": "batch"}),
+            "samples of a batch are not independent",
+        ),
         (dict(performance=hj.Performance(compile_ahead="first")), "what it will need is not known before it trains"),
     ],
 )
