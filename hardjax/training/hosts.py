@@ -170,7 +170,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     if apart.any():
         process, place = (int(axis[0]) for axis in np.nonzero(apart))
         raise Refusal(
-            f"Expected the same {list(facts)[place]} in all processes of a job; process {process} has another."
+            f"Expected the same {list(facts)[place]} in all processes of this job; process {process} has another."
         )
 
 
