@@ -14,6 +14,7 @@ and more than is known without them only where it lies above that of the validat
 import argparse
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,9 @@ def main() -> None:
         folders.append(str(RUNS / f"batch{size}-rate{rate:g}-seed{seed}"))
         result = hj.run(config, dataset=dataset, output=folders[-1], resume=True, progress=False)
         print(f"{folders[-1]}: test top-1 {result.summary['final_test_top1']:.2f} %", flush=True)
+    # By names that mean the same on every machine: they are written into the file.
+    os.chdir(HERE.parent)
+    folders = [os.path.relpath(folder) for folder in folders]
     beacons.write(folders, str(HERE / "results" / "early_beacons.json"), overwrite=True)
 
 
