@@ -95,7 +95,7 @@ def of_class(cls: type) -> st.SearchStrategy:
             # Fields that do not go together; whatever else is refused ought not to be.
             if not any(
                 words in str(refusal)
-                for words in ("Expected a frame", "batch_plan", "with measure", "with micro_batch")
+                for words in ("Expected a frame", "a way to crop", "batch_plan", "with measure", "with micro_batch")
             ):
                 raise
             reject()

@@ -31,7 +31,7 @@ from hardjax.config import Performance, TrainConfig
 from hardjax.data import decoded
 from hardjax.study import rows
 from hardjax.study.measure import measure_run
-from hardjax.training import checkpoint, lines
+from hardjax.training import checkpoint, lines, opening
 from hardjax.training import run as running
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.saver import Saver
@@ -620,7 +620,7 @@ def test_whatever_file_is_damaged_nothing_else_comes_out(tiny, tmp_path, monkeyp
     expected = outcome(tmp_path / "whole", setting)
     with monkeypatch.context() as patch:
         if interrupted:
-            patch.setattr(running, "Saver", _Interrupting)
+            patch.setattr(opening, "Saver", _Interrupting)
         running.train(setting, tmp_path / "run", progress=False)
     kept = checkpoint.kept(tmp_path / "run")
     assert len(kept) >= 2 and (kept[-1].step < setting.plan.steps) == interrupted
