@@ -5,7 +5,7 @@
 
 The paper prints neither its runs on CIFAR nor the batch sizes and rates of its grids: ours are powers of two from 2 to
 1,024 at base rates 2^-12 to 2^0, five runs. Reduced: 10,000 images, 20 epochs, four sizes by four rates, three runs.
-ImageNet is configurations alone: hardjax reads no ImageNet.
+ImageNet is configurations alone: nobody has run them.
 """
 
 import dataclasses

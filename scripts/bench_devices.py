@@ -1,9 +1,11 @@
 """Collectives of a training step on 1 to 8 devices, and their bytes, read from the compiled program.
 
     python scripts/bench_devices.py --model resnet8 --batch 64
+    python scripts/bench_devices.py --model resnet8 --batch 64 --h100     # in the environment of gpu_programs.py
 
 Nothing is trained or timed: a CPU with so many forced devices compiles the program that real ones would run, as far as
-the partitioner decides; a GPU's compiler may merge some of the sums (docs/devices.md).
+the partitioner decides; the compiler for so many H100s of one machine, which needs none of them, merges some of the
+sums (docs/devices.md).
 """
 
 import argparse
@@ -25,7 +27,8 @@ def collectives(text: str, inside: bool) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
     kinds = "|".join(COLLECTIVES)
     for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        # Of one that is begun and ended apart, the end: its result is all that it returns.
+        match = re.search(rf"= (.*?) ({kinds})(?:-done)?\(", line)
         if match is None or ("/while/body/" in line) != inside:
             continue
         count, size = found[match[2]]
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--show", action="store_true", help="print the collectives' lines")
     parser.add_argument("--shard-data", action="store_true")
+    parser.add_argument("--h100", action="store_true", help="compiled for H100s, by the compiler for CUDA")
     options = parser.parse_args()
     # Before jax looks for devices.
     flag = f"--xla_force_host_platform_device_count={max(options.devices)}"
@@ -64,6 +68,13 @@ def main() -> None:
     import hardjax as hj
     from hardjax.engine import devices
     from hardjax.engine.programs import lowerable
+    from hardjax.fisher.rules import rule
+
+    if options.h100:
+        import gpu_programs
+
+        gpu_programs.check_compiler()
+        rule.on_cpu = lambda: False  # rules of per-sample rows ask while they are traced
 
     rng = np.random.default_rng(0)
 
@@ -76,7 +87,7 @@ def main() -> None:
     print(f"{options.model}{f' norm={options.norm}' if options.norm else ''}, batch {options.batch}")
     print("| devices | collectives a step | bytes a step and device | outside the steps |\n| ---: | --- | ---: | --- |")
     for count in options.devices:
-        mesh = devices.make_mesh(count)
+        mesh = gpu_programs.make_mesh(count) if options.h100 else devices.make_mesh(count)
         named = lowerable(config, dataset, bound=2, mesh=mesh)
         name = next(name for name in named if name.startswith("segment"))
         function, args = named[name]

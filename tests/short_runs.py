@@ -13,11 +13,20 @@ CASES = {
     "hard batches, batch norm": (NORMED, {"selection": HardBatches(0.5)}),
     "trimming": (MLP, {"trimming": hj.trimming.Trimming(0.8, 0.3)}),
     "batch norm, a part over processes": (("mlp", {**NORMED[1], "norm_batch_size": 2}), {"batch_size": 2, "epochs": 1}),
+    "batch norm, a part over two of four": (
+        ("mlp", {**NORMED[1], "norm_batch_size": 2}),
+        {"batch_size": 4, "epochs": 1},
+    ),
     "batch plan, spectra": (
         NORMED,
         {"batch_plan": BatchPlan.stages([16, 32]), "measure": hj.fisher.FisherMeasure(every=2)},
     ),
 }
+
+
+def of_processes(count):
+    """Names of the cases that so many processes can share."""
+    return [name for name, (_, changes) in CASES.items() if changes.get("batch_size", 16) % count == 0]
 
 
 def config_of(**changes):

@@ -12,6 +12,7 @@ from hardjax import _settings, _validate
 from hardjax._axis import UNWRITTEN, Axis
 from hardjax._validate import Refusal
 from hardjax.data import views
+from hardjax.data.catalog import Cut
 from hardjax.data.dataset import Dataset
 
 # None is "as fits the data set": an eighth of the height, and flips where they keep the label.
@@ -35,7 +36,8 @@ class Augmentation:
             from these two, both included, and a crop taken at random (P4: 256 to 480, of 224); () takes the centre as
             in testing; None: with `pad` None what fits the data set, else the centre.
         crop_area: least share of the image's area that a random crop has, resized to the image's size (or `resize`);
-            its sides are as 3 to 4 up to 4 to 3 (Inception: 0.08); in testing the whole image; None: no such crops.
+            its sides are as 3 to 4 up to 4 to 3 (Inception: 0.08); in testing the whole image, or what is cut of images
+            of several sizes without it; None: no such crops.
         jitter: brightness, contrast and saturation of colour images are each multiplied by a number drawn from 1 less
             this to 1 more, just before normalisation; in training only; None: they stay.
 
@@ -95,7 +97,7 @@ def _fitted(
 ) -> Augmentation:
     """Without the Nones of what fits the data set; of images of one size there are no sides."""
     sides = augmentation.sides
-    if sides is None and augmentation.pad is None and of_data:
+    if sides is None and augmentation.pad is None and augmentation.crop_area is None and of_data:
         sides = of_data
     pad = augmentation.pad
     if pad is None:
@@ -121,10 +123,6 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
         raise Refusal(f"Expected sides=() with {dataset.name}, whose images are of one size; got {augmentation.sides}.")
     if augmentation.sides and augmentation.sides[0] < min(shape[:2]):
         raise Refusal(f"Expected sides={augmentation.sides} to hold a crop of {shape[0]}x{shape[1]}.")
-    if augmentation.crop_area is not None and dataset.sides:
-        raise Refusal(
-            f"Expected crop_area=None with {dataset.name}, whose images of several sizes are cut where they are read."
-        )
     views.check(shape, augmentation.crop_area, augmentation.jitter)
     if augmentation.pad >= min(shape[:2]):
         raise Refusal(
@@ -140,6 +138,19 @@ def resolve(augmentation: Augmentation | str, dataset: Dataset) -> Augmentation:
             " a sample would not move with their image."
         )
     return augmentation
+
+
+def where_read(augmentation: Augmentation, dataset: Dataset) -> Cut | None:
+    """How a resolved augmentation cuts images of several sizes, which is done where they are read; None: from the
+    centre, or there are none."""
+    if not dataset.sides or not (augmentation.sides or augmentation.crop_area is not None):
+        return None
+    return Cut(augmentation.sides or (), augmentation.crop_area)
+
+
+def on_device(augmentation: Augmentation, dataset: Dataset) -> Augmentation:
+    """The rest of it."""
+    return dataclasses.replace(augmentation, crop_area=None) if dataset.sides else augmentation
 
 
 def output_shape(augmentation: Augmentation, image_shape: tuple[int, ...]) -> tuple[int, int, int]:

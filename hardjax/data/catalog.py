@@ -20,6 +20,18 @@ class Fit(NamedTuple):
     sides: tuple[int, int]
 
 
+class Cut(NamedTuple):
+    """What crops of images of several sizes are drawn from in training; see `Augmentation` for either.
+
+    Attributes:
+        sides: least and greatest length of the shorter side, of crops as P4 has them.
+        area: least share of the image's area, of Inception's crops; None: by `sides`.
+    """
+
+    sides: tuple[int, ...] = ()
+    area: float | None = None
+
+
 @dataclass(frozen=True)
 class Entry:
     """A data set.

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hardjax._validate import Refusal
-from hardjax.data import catalog, decoded, tfds
-from hardjax.data.catalog import Fit
+from hardjax.data import catalog, decoded, tfds, views
+from hardjax.data.catalog import Cut, Fit
 from hardjax.data.dataset import Dataset, Split
 from hardjax.data.labels import checked
 from hardjax.data.pixels import pixel_statistics
@@ -68,14 +68,14 @@ class Records:
             return self.read(np.array([indices]))[0]
         return self.read(np.arange(len(self))[indices] if isinstance(indices, slice) else np.asarray(indices))
 
-    def read(self, indices: np.ndarray, draws: np.ndarray | None = None, sides: tuple[int, ...] = ()) -> np.ndarray:
+    def read(self, indices: np.ndarray, draws: np.ndarray | None = None, cut: Cut | None = None) -> np.ndarray:
         """Images (k, H, W, C) of these samples, in this order.
 
         Args:
             indices: (k,).
-            draws: (k, 3) in [0, 1): of the shorter side, and of the place of the crop from above and from the left;
-                None takes the centre.
-            sides: least and greatest length of the shorter side.
+            draws: (k, 3) in [0, 1): of the crop's size, and of its place from above and from the left; None takes the
+                centre.
+            cut: what the crops are drawn from.
 
         Raises:
             ValueError: a record is damaged, or its image of another shape than the files say.
@@ -84,7 +84,7 @@ class Records:
         for place, (row, index) in enumerate(zip(self._rows(self._sources, indices), indices, strict=True)):
             image = np.asarray(row["image"])
             if self._fit is not None:
-                image = fitted(image, self._fit, None if draws is None else draws[place], sides)
+                image = fitted(image, self._fit, None if draws is None else draws[place], cut)
             if image.shape != self.shape[1:] or image.dtype != np.uint8:
                 raise self._fault(f"image {index} is {image.shape} {image.dtype}, not {self.shape[1:]} uint8")
             images[place] = image
@@ -129,26 +129,45 @@ class Records:
         return Refusal(f"Prepared {self._name} in {self._folder} cannot be read: {what}.")
 
 
-def fitted(image: np.ndarray, fit: Fit, draw: np.ndarray | None, sides: tuple[int, ...]) -> np.ndarray:
-    """A crop (crop, crop, C) of an image (h, w, C) whose shorter side is first resized (bilinear, with antialiasing).
+def fitted(image: np.ndarray, fit: Fit, draw: np.ndarray | None, cut: Cut | None) -> np.ndarray:
+    """A crop (crop, crop, C) of an image (h, w, C), resized (bilinear, with antialiasing).
 
     Args:
         draw: (3,) in [0, 1), see `Records.read`; None takes the centre of the image of testing.
-        sides: least and greatest length of the shorter side where there are draws.
+        cut: what a crop is drawn from where there are draws.
     """
     from PIL import Image
 
+    flat = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    size, shape = (fit.crop, fit.crop), (fit.crop, fit.crop, -1)
+    if cut is not None and cut.area is not None and draw is not None:
+        top, left, height, width = _box(image.shape[:2], cut.area, draw)
+        box = (left, top, left + width, top + height)
+        return np.asarray(flat.resize(size, Image.Resampling.BILINEAR, box)).reshape(shape)
     height, width = image.shape[:2]
-    side = fit.side if draw is None else sides[0] + int(draw[0] * (sides[1] - sides[0] + 1))
+    side = fit.side
+    if draw is not None and cut is not None:
+        side = cut.sides[0] + int(draw[0] * (cut.sides[1] - cut.sides[0] + 1))
     shorter = min(height, width)
-    size = [max(side, round(length * side / shorter)) for length in (height, width)]
-    room = [length - fit.crop for length in size]
+    high, wide = (max(side, round(length * side / shorter)) for length in (height, width))
     top, left = (
-        (free // 2 if draw is None else int(draw[axis] * (free + 1))) for axis, free in enumerate(room, start=1)
+        (free // 2 if draw is None else int(draw[axis] * (free + 1)))
+        for axis, free in enumerate((high - fit.crop, wide - fit.crop), start=1)
     )
-    flat = image[..., 0] if image.shape[-1] == 1 else image
-    resized = np.asarray(Image.fromarray(flat).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return resized[top : top + fit.crop, left : left + fit.crop].reshape(fit.crop, fit.crop, -1)
+    resized = np.asarray(flat.resize((wide, high), Image.Resampling.BILINEAR))
+    return resized[top : top + fit.crop, left : left + fit.crop].reshape(shape)
+
+
+def _box(size: tuple[int, ...], area: float, draw: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of Inception's; of an image that is too long for any, the most of its
+    middle whose sides are as 3 to 4 or 4 to 3."""
+    height, width = size
+    sizes = views.crop_sizes(height, width, area)
+    if len(sizes):
+        high, wide = (int(length) for length in sizes[int(draw[0] * len(sizes))])
+        return int(draw[1] * (height - high + 1)), int(draw[2] * (width - wide + 1)), high, wide
+    high, wide = min(height, round(width * views.WIDEST)), min(width, round(height * views.WIDEST))
+    return (height - high) // 2, (width - wide) // 2, high, wide
 
 
 def open_records(

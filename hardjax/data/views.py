@@ -14,7 +14,7 @@ from hardjax._validate import Refusal
 
 # Shares of the area and ratios of the sides that are drawn from; an odd number of ratios, so that 1 is among them.
 _AREAS, _RATIOS = 256, 65
-_WIDEST = 4 / 3
+WIDEST = 4 / 3
 _SHADES = 2**16
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow and torchvision take it
 
@@ -30,7 +30,7 @@ def crop_sizes(height: int, width: int, least: float) -> np.ndarray:
     Source: Szegedy et al., Going deeper with convolutions, section 6.
     """
     areas = height * width * (least + (1 - least) * (np.arange(_AREAS) + 0.5) / _AREAS)
-    ratios = _WIDEST ** (2 * (np.arange(_RATIOS) + 0.5) / _RATIOS - 1)
+    ratios = WIDEST ** (2 * (np.arange(_RATIOS) + 0.5) / _RATIOS - 1)
     heights, widths = (np.rint(np.sqrt(areas[:, None] * share)) for share in (1 / ratios, ratios))
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
     return np.stack([heights[fits], widths[fits]], 1).astype(np.int32)

@@ -21,7 +21,7 @@ from hardjax.choose.batch_plan import BatchPlan, Span, rate_scale, steps_of
 from hardjax.choose.selection import AllBatches
 from hardjax.choose.trimming import TrimPlan
 from hardjax.data import Dataset, Split
-from hardjax.data.augment import resolve
+from hardjax.data.augment import on_device, resolve
 from hardjax.engine import devices
 from hardjax.engine.optimizers import Hyper
 from hardjax.engine.stages import RunPlan, Stage
@@ -112,7 +112,7 @@ def make_recipe(
         apply=functions.apply,
         loss=losses.resolve(config.loss),
         optimizer=config.optimizer,
-        augmentation=resolve(config.augmentation, dataset),
+        augmentation=on_device(resolve(config.augmentation, dataset), dataset),
         precision=config.precision,
         on_nan=config.on_nan,
         num_samples=num_samples,

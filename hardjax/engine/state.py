@@ -30,7 +30,7 @@ class Recipe:
         apply: (variables, images, train, key) -> (logits, new batch_stats).
         loss: of each sample.
         optimizer: name for `make_optimizer`.
-        augmentation: as in `TrainConfig`, resolved.
+        augmentation: as in `TrainConfig`, resolved; what is done on the device.
         precision: of matrix products and convolutions.
         on_nan: as in `TrainConfig`; under "record" no program looks for bad steps.
         num_samples: n of the training split.

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from hardjax.data import Split
+from hardjax.data.augment import resolve, where_read
 from hardjax.engine import devices, evaluate
 from hardjax.engine.evaluate import Evaluation
 from hardjax.engine.plan import Dispatch
@@ -43,6 +44,7 @@ class Feed:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
+        self._cut = where_read(resolve(setting.config.augmentation, setting.dataset), setting.dataset)
         self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "hardjax reader")
         self._round: int | None = None  # back-propagations before the round that `_schedule` is of
         self._schedule = np.zeros((0, 0), np.int32)
@@ -148,7 +150,7 @@ class Feed:
 
     def _draws(self, backprops: int, count: int) -> np.ndarray | None:
         """(B, 3) in [0, 1) of a step: of the seed and the step alone, so that a run that goes on draws the same."""
-        if not self._setting.recipe.augmentation.sides:
+        if self._cut is None:
             return None
         return np.random.default_rng([_DRAWS, self._setting.config.seed, backprops]).random((count, 3))
 
@@ -160,11 +162,10 @@ class Feed:
     def _shares(self, split: Split, indices: np.ndarray, draws: np.ndarray | None) -> list[Future]:
         """The images of these samples, some to a thread."""
         rows = indices if split.rows is None else np.asarray(split.rows)[indices]
-        sides = self._setting.recipe.augmentation.sides
 
         def read(some: slice) -> np.ndarray:
             if draws is None:
                 return split.images[rows[some]]
-            return split.images.read(rows[some], draws[some], sides)
+            return split.images.read(rows[some], draws[some], self._cut)
 
         return [self._pool.submit(read, slice(at, at + _SHARE)) for at in range(0, len(rows), _SHARE)]

@@ -1,5 +1,6 @@
 """Several processes that train one run: real ones, on this machine's loopback."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -9,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT, Child
-from short_runs import CASES, config_of
+from short_runs import CASES, config_of, of_processes
 from wide import wide
 
 import hardjax as hj
 from hardjax.training import checkpoint, hosts
 
-PROGRAM = ROOT / "tests/training/two_processes.py"
+PROGRAM = ROOT / "tests/training/several_processes.py"
 TRAIN = (
     "--dataset digits --train-samples 200 --model-option widths=[8] --batch-size 100 --learning-rate 0.1 --epochs 150"
     " --save-every 1 --lost-after 60"
@@ -37,33 +38,62 @@ def _port():
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder in which two processes left what they came to."""
-    folder = tmp_path_factory.mktemp("two")
-    with pytest.MonkeyPatch.context() as patch:
+def _trained(folder, processes, *parts):
+    """The folder in which so many processes left what they came to."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setenv("JAX_PLATFORMS", "cpu")
         patch.delenv("XLA_FLAGS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT / "tests"))
         port = _port()
-        with Child(PROGRAM, port, 0, folder) as first, Child(PROGRAM, port, 1, folder) as second:
-            codes = first.ends(1800), second.ends(1800)
-    assert codes == (0, 0), first.printed[-3000:] + second.printed[-3000:]
+        started = [Child(PROGRAM, port, number, processes, folder, *parts) for number in range(processes)]
+        for child in started:
+            stack.enter_context(child)
+        codes = [child.ends(1800) for child in started]
+    assert not any(codes), "".join(child.printed[-3000:] for child in started)
     return folder
 
 
-def _said(folder):
-    return [json.loads((folder / f"said {process}.json").read_text()) for process in range(2)]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return _trained(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def trained_by_four(tmp_path_factory):
+    return _trained(tmp_path_factory.mktemp("four"), 4, "resumed", "cases")
+
+
+def _said(folder, processes=2):
+    return [json.loads((folder / f"said {process}.json").read_text()) for process in range(processes)]
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", of_processes(2))
 def test_two_processes_do_what_one_does(trained, tiny, name):
+    _compare_with_one(trained, 2, tiny, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", of_processes(4))
+def test_four_processes_do_what_one_does(trained_by_four, tiny, name):
+    _compare_with_one(trained_by_four, 4, tiny, name)
+
+
+@pytest.mark.slow
+def test_four_processes_resume_to_the_same_bits(trained_by_four):
+    for said in _said(trained_by_four, 4):
+        assert said["cut"] == ["interrupted", "SIGTERM", True]
+        assert said["resumed"] == [True, True] and said["finished"] == [True, 3]
+
+
+def _compare_with_one(folder, processes, tiny, name):
     network, changes = CASES[name]
-    first, second = (dict(np.load(trained / f"{name} {process}.npz")) for process in range(2))
-    assert first.keys() == second.keys() and len(first) > 20
-    for array in first:
-        np.testing.assert_array_equal(first[array], second[array], err_msg=array)
+    first, *others = (dict(np.load(folder / f"{name} {process}.npz")) for process in range(processes))
+    assert len(others) == processes - 1 and len(first) > 20
+    for other in others:
+        assert first.keys() == other.keys()
+        for array in first:
+            np.testing.assert_array_equal(first[array], other[array], err_msg=array)
     with jax.enable_x64(True):
         alone = hj.run(
             config_of(**changes),
@@ -127,10 +157,10 @@ def _train(folder, *more):
     return Child("-m", "hardjax", "train", *TRAIN.split(), "--output", folder, *more)
 
 
-def _both(folder, *more):
-    """The same command in two processes."""
-    job = ("--coordinator", f"127.0.0.1:{_port()}", "--processes", 2)
-    return tuple(_train(folder, *job, "--process-id", number, *more) for number in range(2))
+def _together(folder, processes, *more):
+    """The same command in several processes."""
+    job = ("--coordinator", f"127.0.0.1:{_port()}", "--processes", processes)
+    return tuple(_train(folder, *job, "--process-id", number, *more) for number in range(processes))
 
 
 def _is_saved(folder):
@@ -141,7 +171,7 @@ def _is_saved(folder):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_loss_of_a_process_ends_the_other_with_a_line(tmp_path, on_cpu, lost):
     folder = tmp_path / "run"
-    first, second = both = _both(folder)
+    first, second = both = _together(folder, 2)
     with first, second:
         assert both[0].shows(lambda: _is_saved(folder)), first.printed + second.printed
         both[lost].strike(signal.SIGKILL)
@@ -169,6 +199,26 @@ def test_the_loss_of_a_process_ends_the_other_with_a_line(tmp_path, on_cpu, lost
         assert one["samples_hash"] == other["samples_hash"]
         # float32, 300 steps: rounding grows with them.
         np.testing.assert_allclose(one["full_train_loss"], other["full_train_loss"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_of_four_processes_one_is_lost_and_two_go_on(tmp_path, on_cpu):
+    folder = tmp_path / "run"
+    started = _together(folder, 4)
+    with contextlib.ExitStack() as stack:
+        for child in started:
+            stack.enter_context(child)
+        assert started[0].shows(lambda: _is_saved(folder)), "".join(child.printed for child in started)
+        started[2].strike(signal.SIGKILL)
+        for child in (started[0], started[1], started[3]):
+            assert child.ends() == 1, child.printed
+            assert child.printed.splitlines()[-1].startswith("hardjax: another process of this job was lost")
+    first, second = _together(folder, 2, "--resume")
+    with first, second:
+        assert (first.ends(), second.ends()) == (0, 0), first.printed + second.printed
+    assert "processes is 4 there and 2 here" in first.printed
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["backprops"], summary["processes"]) == (300, 2) and summary["resumed_at"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from prepared import make_prepared, make_several_sizes
 import hardjax as hj
 from hardjax.choose.selection import HardBatches, HardSamples
 from hardjax.data import source
+from hardjax.data.catalog import Cut
 from hardjax.engine import evaluate, memory
 from hardjax.testing import assert_resumes_everywhere
 from hardjax.training import checkpoint
@@ -166,7 +167,7 @@ def test_images_of_several_sizes(tmp_path):
     assert (plain.sides, plain.pad, plain.flip) == (None, 0, False)
     draws = np.random.default_rng(0).random((3, 3))
     some = np.array([4, 1, 4])
-    first, second = (dataset.train.images.read(some, draws, (256, 480)) for _ in range(2))
+    first, second = (dataset.train.images.read(some, draws, Cut((256, 480))) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (3, 224, 224, 3) and (first[0] != first[2]).any()
     # A share keeps the published statistics: none are computed.
@@ -174,10 +175,11 @@ def test_images_of_several_sizes(tmp_path):
 
 
 @pytest.mark.ci
-def test_a_run_on_images_of_several_sizes_resumes_everywhere(tmp_path):
+@pytest.mark.parametrize("augmentation", ["standard", hj.Augmentation(flip=True, crop_area=0.1)], ids=["P4", "crops"])
+def test_a_run_on_images_of_several_sizes_resumes_everywhere(tmp_path, augmentation):
     make_several_sizes(tmp_path)
     config = config_of(
-        dataset="imagenet2012", data_dir=str(tmp_path), augmentation="standard", epochs=2, evaluate_train=False
+        dataset="imagenet2012", data_dir=str(tmp_path), augmentation=augmentation, epochs=2, evaluate_train=False
     )
     assert assert_resumes_everywhere(config, performance=hj.Performance(steps_per_dispatch=1)) > 2
 
@@ -186,13 +188,52 @@ def test_crops_are_where_they_should_be():
     """Columns 0..9 of a 4x10 image as grey values: its shorter side to 4 changes nothing but the crop."""
     image = np.broadcast_to(np.arange(10, dtype=np.uint8)[None, :, None], (4, 10, 3))
     fit = hj.data.catalog.Fit(crop=4, side=4, sides=(4, 4))
-    np.testing.assert_array_equal(source.fitted(image, fit, None, ())[0, :, 0], [3, 4, 5, 6])
+    np.testing.assert_array_equal(source.fitted(image, fit, None, None)[0, :, 0], [3, 4, 5, 6])
     for draw, first in ((0.0, 0), (0.5, 3), (0.999, 6)):
-        crop = source.fitted(image, fit, np.array([0.0, 0.7, draw]), (4, 4))
+        crop = source.fitted(image, fit, np.array([0.0, 0.7, draw]), Cut((4, 4)))
         np.testing.assert_array_equal(crop[0, :, 0], np.arange(first, first + 4))
     # To a shorter side of 5 to 8 by the first draw: the crop is the same share of the image, or smaller.
-    wide = [source.fitted(image * 25, fit, np.array([d, 0, 0.999]), (4, 8))[0, :, 0] for d in (0.0, 0.999)]
+    wide = [source.fitted(image * 25, fit, np.array([d, 0, 0.999]), Cut((4, 8)))[0, :, 0] for d in (0.0, 0.999)]
     assert wide[0].tolist() == [150, 175, 200, 225] and np.ptp(wide[1]) < 50 and wide[1][-1] == 225
+
+
+def test_crops_of_inception_are_cut_from_each_image(tmp_path):
+    """Of an image whose pixels say where they are: a share of the area, sides as 3 to 4 up to 4 to 3, anywhere."""
+    down, right = np.meshgrid(np.arange(60), np.arange(90), indexing="ij")
+    image, fit = np.stack([down, right, 0 * right], -1).astype(np.uint8), hj.data.catalog.Fit(8, 8, (8, 8))
+    rng, shares, ratios = np.random.default_rng(0), [], []
+    for draw in rng.random((400, 3)):
+        crop = source.fitted(image, fit, draw, Cut(area=0.2)).astype(float)
+        assert crop.shape == (8, 8, 3)
+        # Pixels of the result lie an eighth of the crop apart; those at the rim are pulled inwards by the filter.
+        high, wide = ((crop[6, 6] - crop[1, 1]) * 8 / 5)[:2]
+        shares.append(high * wide / (60 * 90))
+        ratios.append(wide / high)
+        assert high <= 62 and wide <= 92
+    # 60x80 is the widest crop that fits.
+    assert 0.17 < min(shares) < 0.24 and 0.8 < max(shares) < 0.95 and 0.42 < np.mean(shares) < 0.52
+    assert 0.66 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.5
+    # Whole image: nothing but its size changes, and so it is where the draw says.
+    first, last = (source.fitted(image, fit, np.array([0.5, at, at]), Cut(area=0.2)) for at in (0.0, 0.999))
+    assert first[0, 0, 0] < 5 and first[0, 0, 1] < 5 and last[-1, -1, 0] > 54 and last[-1, -1, 1] > 84
+    # No crop of that shape covers half of an image ten times as wide as high: the middle does.
+    long = np.broadcast_to(np.arange(100, dtype=np.uint8)[None, :, None], (10, 100, 3))
+    middle = source.fitted(long, fit, np.array([0.3, 0.1, 0.9]), Cut(area=0.5))
+    np.testing.assert_allclose(middle[0, [0, -1], 0], [44, 55], atol=1.5)
+
+
+def test_either_way_of_cutting_is_of_the_reader(tmp_path):
+    make_several_sizes(tmp_path)
+    dataset = hj.data.load("imagenet2012", tmp_path)
+    standard, inception = (
+        hj.data.augment.resolve(augmentation, dataset)
+        for augmentation in ("standard", hj.Augmentation(pad=None, flip=None, crop_area=0.08))
+    )
+    assert hj.data.augment.where_read(standard, dataset) == Cut((256, 480))
+    assert hj.data.augment.where_read(inception, dataset) == Cut((), 0.08)
+    assert hj.data.augment.on_device(inception, dataset) == hj.Augmentation(pad=0, flip=True)
+    config = config_of(dataset="imagenet2012", augmentation=hj.Augmentation(crop_area=0.08), batch_size=4)
+    assert prepare(config, dataset).recipe.augmentation.crop_area is None
 
 
 @pytest.mark.parametrize(

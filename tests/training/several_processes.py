@@ -1,6 +1,6 @@
-"""One of two processes that train together: test_hosts.py starts this file twice, and compares what it writes.
+"""One of several processes that train together: test_hosts.py starts this file as often, and compares what it writes.
 
-two_processes.py PORT PROCESS_ID FOLDER
+several_processes.py PORT PROCESS_ID PROCESSES FOLDER [PART ...]
 """
 
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from short_runs import CASES, config_of, tiny
+from short_runs import CASES, config_of, of_processes, tiny
 from wide import wide
 
 import hardjax as hj
 from hardjax.training import checkpoint, hosts, points
 
-PORT, ME, FOLDER = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+PORT, ME, COUNT, FOLDER = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 SAID = {}
 
 
@@ -35,10 +35,11 @@ def _equal(one, other):
 
 
 def cases():
-    for name, (network, changes) in CASES.items():
+    for name in of_processes(COUNT):
+        network, changes = CASES[name]
         with jax.enable_x64(True):
             result = hj.run(config_of(**changes), dataset=tiny(), model=wide(*network), progress=False)
-        assert (result.summary["devices"], result.summary["processes"]) == (2, 2)
+        assert (result.summary["devices"], result.summary["processes"]) == (COUNT, COUNT)
         np.savez(FOLDER / f"{name} {ME}.npz", **_kept(result))
 
 
@@ -53,7 +54,7 @@ def other_ways():
 
 
 def resumed():
-    """Process 1 alone is told to end; both save, end, and go on to the bits of a run that nobody interrupted."""
+    """Process 1 alone is told to end; all save, end, and go on to the bits of a run that nobody interrupted."""
     config = config_of(
         model_options={"widths": [8], "norm": "batch"}, selection=hj.selection.HardBatches(0.5), epochs=3
     )
@@ -93,10 +94,11 @@ def refusals():
     refused("sweep", lambda: hj.sweep([config_of()], output=FOLDER / "sweep", dataset=tiny()))
 
 
-hosts.join(f"127.0.0.1:{PORT}", 2, ME, lost_after=60)
+hosts.join(f"127.0.0.1:{PORT}", COUNT, ME, lost_after=60)
 try:
-    for part in (resumed, refusals, other_ways, cases):
-        part()
+    parts = {part.__name__: part for part in (resumed, refusals, other_ways, cases)}
+    for name in sys.argv[5:] or parts:
+        parts[name]()
         (FOLDER / f"said {ME}.json").write_text(json.dumps(SAID))
 except BaseException as error:
     hosts.end(error)
