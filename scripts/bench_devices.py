@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--norm", default=None, help="batch | group | none")
+    parser.add_argument("--norm-batch", type=int, help="samples that batch statistics are taken over")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -60,7 +61,8 @@ def main() -> None:
     # Before jax looks for devices.
     flag = f"--xla_force_host_platform_device_count={max(options.devices)}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if options.h100 or not os.environ.get("JAX_PLATFORMS"):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
     import jax
     import numpy as np
@@ -82,7 +84,8 @@ def main() -> None:
         return rng.integers(0, 256, (count, options.side, options.side, 3), dtype=np.uint8), np.arange(count) % 10
 
     dataset = hj.data.Dataset.from_arrays(*split(4 * options.batch), *split(options.batch), num_classes=10)
-    model_options = {"norm": options.norm} if options.norm else {}
+    chosen = {"norm": options.norm, "norm_batch_size": options.norm_batch}
+    model_options = {name: value for name, value in chosen.items() if value is not None}
     config = hj.TrainConfig(model=options.model, model_options=model_options, batch_size=options.batch, epochs=1)
     print(f"{options.model}{f' norm={options.norm}' if options.norm else ''}, batch {options.batch}")
     print("| devices | collectives a step | bytes a step and device | outside the steps |\n| ---: | --- | ---: | --- |")
