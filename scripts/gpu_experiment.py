@@ -3,9 +3,10 @@
     python scripts/gpu_experiment.py [--data-dir DIR] [--minutes 10] [--output runs/gpu_experiment] [--smoke]
 
 In this order, each with a row in OUTPUT the moment it is known: throughput of ResNet-20 (ms a step), ours and PyTorch's
-where torch is installed; rows of P1's table 3 and P2's table 1 at the reduced scale; ResNet-18 on CIFAR-10 to 94 % with
-ordinary training, hard and random replay, trimming and random trimming, seed after seed. OUTPUT/summary.json has
-medians over seeds; a target that was missed counts as infinitely late. --smoke: tiny, on digits, for the tests.
+where torch is installed; 8 and 32 runs of batch 16 as one program beside one after another; rows of P1's table 3 and
+P2's table 1 at the reduced scale; ResNet-18 on CIFAR-10 to 94 % with ordinary training, hard and random replay,
+trimming and random trimming, seed after seed. OUTPUT/summary.json has medians over seeds; a target that was missed
+counts as infinitely late. --smoke: tiny, on digits, for the tests.
 """
 
 import argparse
@@ -49,6 +50,7 @@ FULL = hj.TrainConfig(
 SMOKE = hj.TrainConfig(model="mlp", model_options={"widths": [8]}, epochs=2, batch_size=64, evaluate_train=False)
 TIMED = {"model": "resnet20", "model_options": {}}
 SIZES = (128, 512)  # of the batches timed
+POPULATIONS, SMALL = (8, 32), 16  # members, and the batch size of each
 TABLES = ("p1-table-3", "p2-table-1")
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 Task = tuple[str, Callable[[], dict[str, Any]]]
@@ -68,7 +70,7 @@ def main() -> None:
     dataset = hj.data.load(base.dataset, base.data_dir)
     until = time.monotonic() + 60 * options.minutes
     wanted = list(tasks(base, dataset, options.seeds))
-    first = [task for task in wanted if task[0].startswith("throughput")]
+    first = [task for task in wanted if task[0].startswith(("throughput", "population"))]
     work(iter(first), folder / "rows.jsonl", until)
     tables(folder, options.data_dir, "smoke" if options.smoke else "reduced", until)
     work(iter(wanted), folder / "rows.jsonl", until)
@@ -98,13 +100,18 @@ def work(wanted: Iterator[Task], path: Path, until: float) -> None:
 
 
 def tasks(base: hj.TrainConfig, dataset: hj.data.Dataset, seeds: int) -> Iterator[Task]:
-    """(name, what finds its row): throughput, then runs seed by seed."""
+    """(name, what finds its row): throughput, populations, then runs seed by seed."""
     full = base.model != SMOKE.model
     for size in SIZES if full else (64,):
         timed = dataclasses.replace(base, **TIMED) if full else base
         yield f"throughput, ours, batch {size}", lambda timed=timed, size=size: ours(timed, dataset, size)
         if full:
             yield f"throughput, torch, batch {size}", lambda size=size: torchs(size)
+    for model in ("mlp", "resnet8") if full else (base.model,):
+        for members in POPULATIONS if full else (2,):
+            one = dataclasses.replace(base, model=model, model_options={} if full else base.model_options)
+            name = f"population, {model}, {members} members"
+            yield name, lambda one=one, members=members: together(one, dataset, members)
     for seed in range(seeds):
         for arm, settings in ARMS.items():
             config = dataclasses.replace(base, **settings, seed=seed)
@@ -131,6 +138,24 @@ def ours(base: hj.TrainConfig, dataset: hj.data.Dataset, size: int) -> dict[str,
         "kind": "throughput",
         "ms_a_step": 1e3 * summary["seconds_per_step"],
         "compile_seconds": summary["compile_seconds"],
+    }
+
+
+def together(base: hj.TrainConfig, dataset: hj.data.Dataset, members: int) -> dict[str, Any]:
+    """Seconds of runs that differ in their base rate, one after another (one is timed) and as one program."""
+    few = {"batch_size": SMALL, "learning_rate": None, "augmentation": "none", "epochs": 2, "test_every": 2}
+    base = dataclasses.replace(base, **few, train_samples=min(4096, dataset.train.num_samples))
+    rates = 2.0 ** np.linspace(-12, -6, members)
+    configs = [dataclasses.replace(base, base_learning_rate=float(rate)) for rate in rates]
+    alone = hj.run(configs[0], dataset=dataset, progress=False).summary
+    how = hj.Performance(population="vmap")
+    found = hj.run_population(configs, dataset=dataset, performance=how, progress=False)[0].summary
+    return {
+        "kind": "population",
+        "seconds_alone": alone["train_seconds"],
+        "seconds_together": found["train_seconds"],
+        "times_in_turn": members * alone["train_seconds"] / found["train_seconds"],
+        "compile_seconds": alone["compile_seconds"] + found["compile_seconds"],
     }
 
 
@@ -170,10 +195,12 @@ def trained(config: hj.TrainConfig, dataset: hj.data.Dataset, arm: str) -> dict[
 
 
 def summary(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Throughput, and of each arm its accuracy and the median seconds to the target, misses infinite."""
+    """Throughput, speed of populations over runs in turn, and of each arm its accuracy and the median seconds to the
+    target, misses infinite."""
     found: dict[str, Any] = {
         "ms_a_step": {row["task"]: row["ms_a_step"] for row in rows if row["kind"] == "throughput"}
     }
+    found["times_in_turn"] = {row["task"]: row["times_in_turn"] for row in rows if row["kind"] == "population"}
     for arm in ARMS:
         those = [row for row in rows if row["kind"] == "run" and row["arm"] == arm]
         if those:

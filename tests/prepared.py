@@ -27,20 +27,24 @@ def _feature(kind: str, module: str, **settings) -> dict:
     return {"pythonClassName": f"tensorflow_datasets.core.features.{module}", kind: settings}
 
 
-def make_several_sizes(root):
+def make_several_sizes(root, sizes=((48, 64), (64, 40), (50, 50), (40, 90)), train=(5, 3), draw=None):
     """The layout of imagenet2012: JPEG, images of several sizes, and no split called test."""
-    sizes = [(48, 64), (64, 40), (50, 50), (40, 90)]
-    return make_prepared(
-        root, "imagenet2012", "5.1.0", {"train": [5, 3], "validation": [4]}, encoding="JPEG", sizes=sizes
-    )
+    shards = {"train": train, "validation": [4]}
+    return make_prepared(root, "imagenet2012", "5.1.0", shards, encoding="JPEG", sizes=sizes, draw=draw)
 
 
-def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="PNG", seed=0, sizes=None):
+def _noise(rng, shape):
+    return rng.integers(0, 256, shape).astype(np.uint8)
+
+
+def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="PNG", seed=0, sizes=None, draw=None):
     """A prepared data set as TFDS lays it out; returns its folder and the arrays in it.
 
     Args:
         sizes: (height, width) of the images in turn; None: all are 6x5.
+        draw: (generator, shape) -> one image; None: noise.
     """
+    draw = draw or _noise
     from array_record.python import array_record_module
 
     folder = root / name / version
@@ -62,7 +66,7 @@ def make_prepared(root, name="mnist", version="3.0.1", shards=SHARDS, encoding="
             images = rng.integers(0, 256, (count, 6, 5, 3)).astype(np.uint8)
         else:
             shapes = [(*sizes[index % len(sizes)], 3) for index in range(count)]
-            images = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+            images = [draw(rng, shape) for shape in shapes]
         labels, at = np.arange(count) % 3, 0
         for shard, size in enumerate(counts):
             file = folder / f"{name}-{part}.array_record-{shard:05d}-of-{len(counts):05d}"

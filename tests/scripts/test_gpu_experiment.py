@@ -54,4 +54,6 @@ def test_a_smoke_run(script, tmp_path):
     path = tmp_path / "rows.jsonl"
     script.work(script.tasks(script.SMOKE, digits, 1), path, time.monotonic() + 1000)
     found = script.summary(lines.read_lines(path), 94)
-    assert set(found) == {"ms_a_step", *script.ARMS} and found["ms_a_step"]["throughput, ours, batch 64"] > 0
+    assert set(found) == {"ms_a_step", "times_in_turn", *script.ARMS}
+    assert found["ms_a_step"]["throughput, ours, batch 64"] > 0
+    assert found["times_in_turn"]["population, mlp, 2 members"] > 0
