@@ -10,13 +10,14 @@ import itertools
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hardjax import _validate
-from hardjax._validate import Refusal, shown
+from hardjax._validate import Refusal, first_line, shown
 from hardjax.config import TrainConfig
 from hardjax.study.cells import grid
 from hardjax.study.experiments_metrics import METRICS
@@ -206,6 +207,14 @@ def _place(name: str) -> tuple:
     return paper, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), numbers, name
 
 
+def _line_in(path: Path, error: Exception) -> str:
+    """Where in the file it went wrong, as " line 7"; nothing where that is elsewhere."""
+    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    if not passed and isinstance(error, SyntaxError) and error.lineno:
+        passed = [error.lineno]
+    return f" line {passed[-1]}" if passed else ""
+
+
 def _read(path: Path) -> Sequence[Experiment]:
     name = f"hardjax_experiments_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -216,6 +225,11 @@ def _read(path: Path) -> Sequence[Experiment]:
         spec.loader.exec_module(module)
     except Refusal as refusal:
         raise Refusal(f"Cannot read the experiments in {str(path)!r}: {refusal}") from None
+    except Exception as error:  # the chain holds where in their module it is
+        line = _line_in(path, error)
+        raise Refusal(
+            f"Cannot read the experiments in {str(path)!r}{line}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     found = module.EXPERIMENTS
     if not all(isinstance(one, Experiment) for one in found):
         raise Refusal(f"Expected EXPERIMENTS of {str(path)!r} to hold experiments alone.")

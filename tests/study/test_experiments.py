@@ -185,6 +185,21 @@ def test_a_folder_without_experiments_is_refused(tmp_path):
         experiments.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = 1\nEXPERIMENTS = (b,)\n", r"table.py' line 2: NameError: name 'b' is not defined"),
+        ("\n\nEXPERIMENTS = (\n", r"table.py' line 3: SyntaxError: "),
+        ("import nowhere\nEXPERIMENTS = ()\n", r"table.py' line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("EXPERIMENTS = (1,)\n", "to hold experiments alone"),
+    ],
+)
+def test_a_faulty_module_is_one_line(tmp_path, text, said):
+    (tmp_path / "table.py").write_text(text)
+    with pytest.raises(Refusal, match=said):
+        experiments.load(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def ours():
     return experiments.load(FOLDER)
