@@ -244,7 +244,7 @@ def _trial(network: "Apply", manner: Manner, variables: Any, images: Any) -> tup
 def _look(network: "Apply", manner: Manner, variables: Any, images: Any) -> tuple[Manner, bool]:
     key, name = jax.eval_shape(lambda: jax.random.key(0)), network.name
     # Two images: batch norm in training refuses, or makes nothing of, a single value.
-    batch = images.shape[0] if variables is not None else 2
+    batch = images.shape[0] if variables is not None else max(2, images.shape[0])
     images = _shape(images, (batch, *images.shape[1:]))
     if variables is None:
         variables = jax.eval_shape(lambda key, images: network.make(manner, True, key, images), key, images)

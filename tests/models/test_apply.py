@@ -7,6 +7,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from hardjax._validate import Refusal
@@ -266,3 +267,36 @@ def test_variables_may_be_as_flax_gives_them():
     chex.assert_trees_all_close(
         make_apply(Logits(Furnished(), 0))(own, IMAGES, True)[0], Furnished().apply(own, IMAGES, True)[0], rtol=1e-6
     )
+
+
+class Parts(nn.Module):
+    """Batch norm over parts of a batch, of which no smaller batch has any."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, 4)
+        if not train:
+            return x - mean.value
+        parts = x.reshape(-1, self.size, 4)
+        means = parts.mean(1, keepdims=True)
+        mean.value = 0.5 * mean.value + 0.5 * means.mean((0, 1))
+        return (parts - means).reshape(-1, 4)
+
+
+@pytest.mark.parametrize("size", [2, 4, 32, 48, 128, 180])
+def test_a_network_that_cuts_its_batches_is_made_of_enough_images(size):
+    apply = make_apply(Parts(size))
+    variables = apply.init(jax.random.key(0), (2, 2, 1))
+    assert variables["params"]["Dense_0"]["kernel"].shape == (4, 4)
+    images = jax.random.normal(jax.random.key(1), (2 * size, 2, 2, 1))
+    logits, stats = apply(variables, images, True)
+    np.testing.assert_allclose(logits.reshape(2, size, 4).mean(1), 0, atol=1e-6)
+    assert jax.tree.leaves(stats)[0].shape == (4,)
+
+
+def test_a_network_that_cuts_its_batches_otherwise_is_refused():
+    with pytest.raises(ValueError, match=r"Parts cannot be called: cannot reshape array of shape \(2, 4\)"):
+        make_apply(Parts(77)).init(jax.random.key(0), (2, 2, 1))

@@ -20,6 +20,9 @@ from hardjax.models.modes import Manner, Take, plain
 OTHERS = "(other collections)"
 # What Flax keeps for looking on; it has the shape of one batch's activations.
 TRANSIENT = ("intermediates", "perturbations")
+# Images that a network is made from. Two (batch norm in training refuses, or warns of, a single value); more for one
+# that cuts its batches into parts, of any usual size.
+_COUNTS = (2, 64, 2**7 * 3**2 * 5)
 
 
 class Apply(ABC):
@@ -73,8 +76,18 @@ class Apply(ABC):
         Raises:
             ValueError: it cannot be made for such images, or its mode is not understood.
         """
-        # Two images: batch norm in training refuses, or warns of, a single value.
-        images = jnp.zeros((2, *image_shape), jnp.float32)
+        refusals: list[Refusal] = []
+        for count in _COUNTS:
+            try:
+                return self.first(key, jnp.zeros((count, *image_shape), jnp.float32))
+            except modes.Unmoved:
+                raise
+            except Refusal as refusal:
+                refusals.append(refusal)
+        raise refusals[0]
+
+    def first(self, key: Array, images: Array) -> dict[str, Any]:
+        """`init` for images (B, H, W, C)."""
         manner = modes.understand(self, None, images)
         with modes.refusing(self.name, "cannot be made"):
             return self.packed(self.make(manner, True, key, images))

@@ -75,19 +75,18 @@ class LinenApply(Apply):
             return out, {}
         return out[0], {name: value for name, value in plain(out[1]).items() if name not in TRANSIENT}
 
-    def init(self, key: Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-        """See `Apply.init`. Layers that exist only in training are made as well. Boxes (`nn.with_partitioning`) are
+    def first(self, key: Array, images: Array) -> dict[str, Any]:
+        """See `Apply.first`. Layers that exist only in training are made as well. Boxes (`nn.with_partitioning`) are
         taken off."""
-        images = jnp.zeros((1, *image_shape), jnp.float32)
         if is_ours(self):
             params_key, dropout_key = jax.random.split(key)
-            variables = self.module.init({"params": params_key, "dropout": dropout_key}, images, train=False)
+            variables = self.module.init({"params": params_key, "dropout": dropout_key}, images[:1], train=False)
             return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-        manner = modes.understand(self, None, images)
+        # A single one where that will do: it is what networks were always understood from.
+        manner = modes.understand(self, None, images[:1] if len(images) == 2 else images)
         with modes.refusing(self.name, "cannot be made"):
-            variables = self.make(manner, False, key, images)
-            # Two images: batch norm in training refuses, or warns of, a single value.
-            trained = self.make(manner, True, key, jnp.zeros((2, *image_shape), jnp.float32))
+            variables = self.make(manner, False, key, images[:1])
+            trained = self.make(manner, True, key, images)
         # Where both modes make a leaf, evaluation's is taken: it is what a network without further layers always got.
         return self.packed(_merged(trained, variables))
 
