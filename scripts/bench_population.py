@@ -82,8 +82,7 @@ def line(model: str, batch: int, members: int, options: argparse.Namespace) -> s
             passed = seconds(call)
             if repeat:  # the first one compiles
                 found[way].append(passed)
-    if "workers" not in options.without:
-        for _ in range(options.repeats):
+        if repeat and "workers" not in options.without:
             passed, share = by_workers(model, batch, members, options)
             found.setdefault("workers", []).append(passed)
             lost.append(share)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -115,8 +116,7 @@ def main() -> None:
 
     images = hj.data.load(options.dataset, options.data_dir, stream=True).train.images
     shape = "x".join(map(str, images.shape[1:3]))
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HARDJAX_CACHE"] = folder
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, HARDJAX_CACHE=folder):
         make_several_sizes(Path(folder), sizes=[WIDE], train=(64,), draw=smooth)
         wide = hj.data.load("imagenet2012", folder).train.images
 

@@ -2,11 +2,11 @@
 
     python scripts/gpu_experiment.py [--data-dir DIR] [--minutes 10] [--output runs/gpu_experiment] [--smoke]
 
-In this order, each with a row in OUTPUT the moment it is known: throughput of ResNet-20 (ms a step), ours and PyTorch's
-where torch is installed; 8 and 32 runs of batch 16 as one program beside one after another; rows of P1's table 3 and
-P2's table 1 at the reduced scale; ResNet-18 on CIFAR-10 to 94 % with ordinary training, hard and random replay,
-trimming and random trimming, seed after seed. OUTPUT/summary.json has medians over seeds; a target that was missed
-counts as infinitely late. --smoke: tiny, on digits, for the tests.
+In this order, each with a row in OUTPUT/full (OUTPUT/smoke) the moment it is known: throughput of ResNet-20 (ms a
+step), ours and PyTorch's where torch is installed; 8 and 32 runs of batch 16 as one program beside one after another;
+rows of P1's table 3 and P2's table 1 at the reduced scale; ResNet-18 on CIFAR-10 to 94 % with ordinary training, hard
+and random replay, trimming and random trimming, seed after seed. summary.json there has medians over seeds, of rows of
+this device; a target that was missed counts as infinitely late. --smoke: tiny, on digits, for the tests.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import hardjax as hj
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny, on digits")
     options = parser.parse_args()
     base = SMOKE if options.smoke else dataclasses.replace(FULL, data_dir=options.data_dir)
-    folder = Path(options.output)
+    folder = Path(options.output) / ("smoke" if options.smoke else "full")
     folder.mkdir(parents=True, exist_ok=True)
     dataset = hj.data.load(base.dataset, base.data_dir)
     until = time.monotonic() + 60 * options.minutes
@@ -74,14 +75,14 @@ def main() -> None:
     work(iter(first), folder / "rows.jsonl", until)
     tables(folder, options.data_dir, "smoke" if options.smoke else "reduced", until)
     work(iter(wanted), folder / "rows.jsonl", until)
-    found = summary(lines.read_lines(folder / "rows.jsonl"), TARGET)
+    found = summary(rows_of(folder / "rows.jsonl"), TARGET)
     files.write_json(folder / "summary.json", found | files.environment())
     print(json.dumps(found, indent=1))
 
 
 def work(wanted: Iterator[Task], path: Path, until: float) -> None:
-    """Do what has no row yet, one after another, as long as the longest of before would still fit."""
-    done = {row["task"]: row for row in lines.read_lines(path)}
+    """Do what has no row yet from this device, one after another, as long as the longest of before would still fit."""
+    done = {row["task"]: row for row in rows_of(path)}
     longest = max((row["wall_seconds"] for row in done.values()), default=0.0)
     for name, task in wanted:
         if name in done:
@@ -97,6 +98,12 @@ def work(wanted: Iterator[Task], path: Path, until: float) -> None:
         environment = {"device": files.environment()["device"], "commit": files.commit()}
         lines.append_line(path, {"task": name, "wall_seconds": taken} | found | environment)
         print(f"{name}: {taken:.1f} s", flush=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Of this device, without what a package that was missing then could not tell."""
+    device = files.environment()["device"]
+    return [row for row in lines.read_lines(path) if row["device"] == device and not row.get("reason")]
 
 
 def tasks(base: hj.TrainConfig, dataset: hj.data.Dataset, seeds: int) -> Iterator[Task]:
@@ -119,7 +126,7 @@ def tasks(base: hj.TrainConfig, dataset: hj.data.Dataset, seeds: int) -> Iterato
 
 
 def tables(folder: Path, data_dir: str | None, scale: str, until: float) -> None:
-    """Rows of the papers' tables, in OUTPUT/results as `hardjax table` writes them; half of the time at most."""
+    """Rows of the papers' tables, in FOLDER/results as `hardjax table` writes them; half of the time at most."""
     found = Results(experiments.load(EXPERIMENTS), folder / "results")
     began = time.monotonic()
     for name in TABLES:
@@ -149,24 +156,29 @@ def together(base: hj.TrainConfig, dataset: hj.data.Dataset, members: int) -> di
     configs = [dataclasses.replace(base, base_learning_rate=float(rate)) for rate in rates]
     alone = hj.run(configs[0], dataset=dataset, progress=False).summary
     how = hj.Performance(population="vmap")
-    found = hj.run_population(configs, dataset=dataset, performance=how, progress=False)[0].summary
+    found = hj.run_population(configs, dataset=dataset, performance=how, progress=False)
+    # A member's seconds are its share.
+    trained, compiled = (sum(one.summary[name] for one in found) for name in ("train_seconds", "compile_seconds"))
     return {
         "kind": "population",
         "seconds_alone": alone["train_seconds"],
-        "seconds_together": found["train_seconds"],
-        "times_in_turn": members * alone["train_seconds"] / found["train_seconds"],
-        "compile_seconds": alone["compile_seconds"] + found["compile_seconds"],
+        "seconds_together": trained,
+        "times_in_turn": members * alone["train_seconds"] / trained,
+        "compile_seconds": alone["compile_seconds"] + compiled,
     }
 
 
 def torchs(size: int) -> dict[str, Any]:
-    """The same of PyTorch: ResNet-20, channels last, eager; None where torch is not installed."""
+    """Of PyTorch: ResNet-20, channels last, eager, over and over on one batch (ours draws, fetches and augments too);
+    None where torch is not installed, or without CUDA beside a GPU."""
     try:
         import torch
         from torch_networks import he_resnet
     except ImportError as error:
         return {"kind": "throughput", "ms_a_step": None, "reason": f"{error.name} is not installed"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and jax.default_backend() != "cpu":
+        return {"kind": "throughput", "ms_a_step": None, "reason": "this torch has no CUDA"}
     model = he_resnet(3).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     images = torch.randn(size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
@@ -183,7 +195,7 @@ def torchs(size: int) -> dict[str, Any]:
         return (time.perf_counter() - began) / count
 
     steps(10)
-    return {"kind": "throughput", "ms_a_step": 1e3 * steps(100), "torch": torch.__version__}
+    return {"kind": "throughput", "ms_a_step": 1e3 * steps(100), "torch": torch.__version__, "on": device}
 
 
 def trained(config: hj.TrainConfig, dataset: hj.data.Dataset, arm: str) -> dict[str, Any]:

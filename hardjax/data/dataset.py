@@ -17,6 +17,8 @@ from hardjax.data import pixels
 from hardjax.data.labels import check_differ, checked, evenly
 from hardjax.data.pixels import pixel_statistics
 
+_READ = 1024  # images that are read at a time
+
 
 class Split(NamedTuple):
     """Samples with their labels; a share of other data holds no images of its own. Read images by `take`.
@@ -51,6 +53,13 @@ class Split(NamedTuple):
     def take(self, indices: Any) -> Array:
         """Images (k, H, W, C) of these samples of the split, by index (k,) or slice; pure, so it may be traced."""
         return self.images[indices if self.rows is None else self.rows[indices]]
+
+
+def _add(digest: Any, *arrays: Any) -> None:
+    for leaf in arrays:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array)
 
 
 @dataclass(frozen=True)
@@ -147,19 +156,37 @@ class Dataset:
     def checksum(self) -> str:
         """32 hex digits of the images and labels of every split and of `num_classes`, and of nothing else.
 
-        Of data that is streamed from prepared files it is of the names and sizes of the files and of the labels. With a
-        validation share it is that of the whole data, before the share was split off. Computed on first use
-        (0.2 s for CIFAR-10), from the host's bytes: the same on every device.
+        The same wherever the images are; of those that stay on the disk it is kept in the cache folder once they have
+        all been read for it. Of images of several sizes it is of the names and sizes of their files. With a validation
+        share it is that of the whole data, before the share was split off. Computed on first use (0.2 s for CIFAR-10,
+        of the disk as long as decoding takes), from the host's bytes: the same on every device.
         """
+        splits = self._unshared()
+        records = [split.images for split in splits if hasattr(split.images, "remembered")]
+        if not records:
+            return self._digest(splits, read=True)
+        named = self._digest(splits, read=False)  # by the files: all that is needed to know it again
+        if any(one.sides for one in records):
+            return named
+        return records[0].remembered(named, lambda: self._digest(splits, read=True))
+
+    def _digest(self, splits: list[Split], read: bool) -> str:
+        """Of splits with their images, or with the files that hold them."""
         digest = hashlib.blake2b(str(self.num_classes).encode(), digest_size=16)
-        for split in self._unshared():
-            for leaf in (leaf for leaf in split if leaf is not None):
-                if isinstance(leaf, Array | np.ndarray):
-                    array = np.ascontiguousarray(leaf)
-                    digest.update(f"{array.dtype.str}{array.shape}".encode())
-                    digest.update(array)
-                else:
-                    digest.update(leaf.checksum.encode())
+        for images, labels, rows in splits:
+            if isinstance(images, Array | np.ndarray):
+                _add(digest, images, labels, *([] if rows is None else [rows]))
+                continue
+            if not read:
+                digest.update(images.checksum.encode())
+                _add(digest, labels, *([] if rows is None else [rows]))
+                continue
+            order = np.arange(len(images)) if rows is None else np.asarray(rows)
+            # As `_add` takes an array of those images.
+            digest.update(f"{images.dtype.str}{(len(order), *images.shape[1:])}".encode())
+            for start in range(0, len(order), _READ):
+                digest.update(np.ascontiguousarray(images[order[start : start + _READ]]))
+            _add(digest, labels)
         return digest.hexdigest()
 
     def _unshared(self) -> list[Split]:
@@ -172,6 +199,9 @@ class Dataset:
         labels = np.full((len(self.train.images), *one.shape[1:]), -1, one.dtype)
         for split in (self.train, self.validation):
             labels[np.asarray(split.rows)] = split.labels
+        rows = np.sort(np.concatenate([self.train.rows, self.validation.rows]))
+        if len(rows) < len(labels):  # some of the training samples were left out before
+            return [Split(self.train.images, labels[rows], rows), self.test]
         return [Split(self.train.images, labels), self.test]
 
     def with_train_samples(self, count: int | None, seed: int = 0) -> "Dataset":

@@ -5,6 +5,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ class Records:
                 raise self._fault(f"image {index} is {image.shape} {image.dtype}, not {self.shape[1:]} uint8")
             images[place] = image
         return images
+
+    def remembered(self, named: str, find: Callable[[], str]) -> str:
+        """The checksum of data that is known by the name `named`, kept beside what else is known of these files."""
+        kept = _beside(self._name, self._folder, ".sums.json")
+        known = _sums(kept)
+        if named not in known:
+            known = _sums(kept) | {named: find()}
+            with suppress(OSError):  # it is found again the next time
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                scratch = kept.with_name(f".{kept.name}-{os.getpid()}")
+                scratch.write_text(json.dumps(known))
+                scratch.replace(kept)
+        return known[named]
 
     def labels(self, advance: Callable[[int, int], None]) -> np.ndarray:
         """(n,) int32, of all records; no image is decoded."""
@@ -185,9 +199,7 @@ def open_records(
     entry, folder = catalog.find(name), tfds.prepared_folder(name, data_dir)
     splits = {"train": entry.train, "test": (entry.test,)}
     images = {split: Records(name, folder, parts, entry.fit, entry.statistics) for split, parts in splits.items()}
-    entry_of_cache = decoded.entry(name, folder)
-    # Not `with_suffix`: the version has points in it, and the fingerprint stands behind the last of them.
-    kept = entry_of_cache.with_name(f"{entry_of_cache.name}.stream.npz")
+    kept = _beside(name, folder, ".stream.npz")
     known = _known(kept, images)
     if known is None:
         mean, std = images["train"].statistics or pixel_statistics(images["train"])
@@ -232,6 +244,22 @@ def decoded_bytes(name: str, data_dir: str | os.PathLike | None = None) -> int:
     for side in described.image_shape:
         pixels *= side or (entry.fit.crop if entry.fit else 1)
     return pixels * described.samples((*entry.train, entry.test))
+
+
+def _beside(name: str, folder: Path, suffix: str) -> Path:
+    """A file of the cache folder for these prepared files, whose fingerprint it has in its name."""
+    entry = decoded.entry(name, folder)
+    # Not `with_suffix`: the version has points in it, and the fingerprint stands behind the last of them.
+    return entry.with_name(entry.name + suffix)
+
+
+def _sums(kept: Path) -> dict[str, str]:
+    """Name of some data -> its checksum; nothing where the file is not there or damaged."""
+    try:
+        found = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: known for name, known in found.items() if isinstance(known, str)} if isinstance(found, dict) else {}
 
 
 def _known(kept: Path, images: dict[str, Records]) -> dict[str, np.ndarray] | None:

@@ -39,6 +39,7 @@ def count_for(asked: int | None, *sizes: int) -> int:
     threefry = "threefry" in str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
     if processes > 1:
         _check_processes(asked, processes, allowed, sizes)
+        asked = asked or allowed[-1]  # none of them may be left to train alone
     if asked is None:
         return allowed[-1] if threefry else 1
     if asked > there:
@@ -49,7 +50,7 @@ def count_for(asked: int | None, *sizes: int) -> int:
         raise Refusal(f"Expected devices={asked} to divide the samples of a batch ({each}); allowed here: {listed}.")
     if asked > 1 and not threefry:
         generator = shown(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
-        raise Refusal(f"Expected devices=1 with jax_default_prng_impl={generator}, whose draws depend on the devices.")
+        raise Refusal(f"Expected one device with jax_default_prng_impl={generator}, whose draws depend on the devices.")
     return asked
 
 

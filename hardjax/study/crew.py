@@ -35,6 +35,7 @@ class Crew:
         performance: of every run.
         expiry: of leases.
         launcher: what starts and ends workers: the module `processes`, or `RayTasks`.
+        at_once: workers that there is room for, where not all that are started begin; None: `count`.
     """
 
     def __init__(
@@ -45,9 +46,12 @@ class Crew:
         performance: Performance | None,
         expiry: float,
         launcher: Any = processes,
+        at_once: int | None = None,
     ) -> None:
         self._held, self._cells = held, {cell.key: cell for cell in cells}
-        self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry, "workers": count}
+        self._orders = _orders(cells, performance) | {"folder": str(held.folder), "expiry": expiry}
+        # Those that wait for room are to have no part of the cells set aside for them.
+        self._orders["workers"] = at_once or count
         self._count = count
         self._launcher, self._workers = launcher, list[Any]()
         self._deaths: Counter[str] = Counter()

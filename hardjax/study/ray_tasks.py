@@ -90,19 +90,19 @@ class RayTasks:
         """Its exit status; None while it is under way, or waits for room."""
         if not self._ray.wait([task.result], timeout=0)[0]:
             return None
+        return self._outcome(task)[0]
+
+    def _outcome(self, task: Task) -> tuple[int, str]:
+        """(exit status, what it said) of one that ended."""
         try:
-            code, line = self._ray.get(task.result)
+            return self._ray.get(task.result)
         except self._ray.exceptions.TaskCancelledError:
-            return processes.MORE
+            return processes.MORE, ""
         except self._ray.exceptions.OutOfMemoryError:
-            return -signal.SIGKILL
+            return -signal.SIGKILL, ""
         except self._ray.exceptions.RayError as error:
-            if not isinstance(error, self._ray.exceptions.WorkerCrashedError):
-                print(f"hardjax: worker: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
-            return _CRASHED
-        if line:
-            print(f"hardjax: worker: {line}", file=sys.stderr, flush=True)
-        return code
+            crashed = isinstance(error, self._ray.exceptions.WorkerCrashedError)
+            return _CRASHED, "" if crashed else " ".join(str(error).split())[:300]
 
     def told(self, code: int) -> str:
         """How a worker ended, in words."""
@@ -116,10 +116,13 @@ class RayTasks:
     def end(self, task: Task, patience: float) -> int:
         """Wait for a task that was asked to end, or ended; kill it where it stands still. Returns its exit status."""
         self._ray.wait([task.result], timeout=patience)
-        if (code := self.ended(task)) is not None:
-            return code
-        self._ray.cancel(task.result, force=True)
-        return -signal.SIGKILL
+        if self.ended(task) is None:
+            self._ray.cancel(task.result, force=True)
+            return -signal.SIGKILL
+        code, line = self._outcome(task)
+        if line:
+            print(f"hardjax: worker: {line}", file=sys.stderr, flush=True)
+        return code
 
 
 def trained(orders: dict[str, Any], owner: str) -> tuple[int, str]:

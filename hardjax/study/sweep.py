@@ -154,7 +154,7 @@ def sweep(
         if count is None:
             work(held, cells, trainer, lambda: asked, lambda row: tell())
         else:
-            with Crew(held, cells, count, trainer.performance, expiry, tasks or processes) as crew:
+            with Crew(held, cells, count, trainer.performance, expiry, tasks or processes, places) as crew:
                 crew.conduct(lambda: asked, tell)
         tell()
     rows = {key_of_row(row): row for row in read_rows(folder)} if held.rows else {}

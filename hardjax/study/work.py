@@ -25,7 +25,7 @@ from hardjax.training import lock
 from hardjax.training.checkpoint import RunWarning
 from hardjax.training.population import Population, prepare_population
 from hardjax.training.run import RunResult, train
-from hardjax.training.setting import Setting, prepare
+from hardjax.training.setting import Setting, must_stream, prepare
 
 _POLL = 0.5  # seconds between two looks while others hold what is left
 
@@ -52,7 +52,7 @@ class Trainer:
             return self._given
         name = (config.dataset, config.data_dir)
         if name not in self._datasets:
-            self._datasets[name] = load(*name)
+            self._datasets[name] = load(*name, stream=must_stream(config, self.performance or Performance()))
         return self._datasets[name]
 
     def functions(self, config: TrainConfig) -> Functions | None:

@@ -8,7 +8,7 @@ is the faster of the two.
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from hardjax.training.setting import Setting
 
 _SHARE = 32  # images that a thread reads at a time
 _AHEAD_BYTES = 1 << 28  # of images that were read and not asked for yet
+_GLANCE = 1e-3  # seconds between two looks at whether the device still has work
 _DRAWS = 0x5C415E  # sets the draws of crops apart from others of the same seed
 
 
@@ -35,21 +36,38 @@ def evaluated(setting: Setting, variables: Any, name: str, feed: "Feed | None") 
     return setting.programs.evaluate(setting.performance.eval_batch_size, variables, setting.splits[name])
 
 
+class _Idle:
+    """How long the device has had nothing to do: from when an array that it was to compute is there."""
+
+    def __init__(self, due: Array) -> None:
+        self._due, self._since = due, 0.0
+        self.look()
+
+    def look(self) -> None:
+        if not self._since and self._due.is_ready():
+            self._since = time.perf_counter()
+
+    def seconds(self) -> float:
+        self.look()
+        return time.perf_counter() - self._since if self._since else 0.0
+
+
 class Feed:
     """The reader of one run; leaving the block ends its threads.
 
     Attributes:
-        waited: seconds that training stood still for images so far.
+        waited: seconds so far in which the device had nothing to do because images were not read yet; what is read
+            while it computes costs nothing.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, waited: float = 0.0) -> None:
         self._setting = setting
         self._cut = where_read(resolve(setting.config.augmentation, setting.dataset), setting.dataset)
         self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "hardjax reader")
         self._round: int | None = None  # back-propagations before the round that `_schedule` is of
         self._schedule = np.zeros((0, 0), np.int32)
         self._pending: dict[int, list[Future]] = {}
-        self.waited = 0.0
+        self.waited = waited
 
     def __enter__(self) -> "Feed":
         return self
@@ -64,16 +82,17 @@ class Feed:
             state: in the midst of the round.
         """
         began = dispatch.before.backprops - dispatch.before.cursor
-        cursor, started = dispatch.before.cursor, time.perf_counter()
+        cursor, idle = dispatch.before.cursor, _Idle(state.slots)
         if self._round != began:
             self._begin(state, began, dispatch.before.round_steps)
+            idle.look()
         # A look leaves its batch for the step that trains it.
         steps = range(cursor, cursor + max(1, dispatch.trained))
-        images = np.stack([self._batch(step) for step in steps])
+        images = np.stack([self._batch(step, idle) for step in steps])
         for step in steps if dispatch.trained else ():
             del self._pending[step]
         self._read_ahead(steps[-1] + 1)
-        self.waited += time.perf_counter() - started
+        self.waited += idle.seconds()
         return self._setting.splits["train"]._replace(images=self._placed(images))
 
     def evaluate(self, variables: Any, name: str) -> Evaluation:
@@ -129,9 +148,11 @@ class Feed:
         of_samples = self._setting.plan.selection.unit == "sample"
         self._round, self._schedule, self._pending = began, slots if of_samples else partition[slots], {}
 
-    def _batch(self, step: int) -> np.ndarray:
+    def _batch(self, step: int, idle: "_Idle") -> np.ndarray:
         """Images (B, H, W, C) of a step of the round; of several processes those of this one."""
         self._begin_reading(step)
+        while wait(self._pending[step], _GLANCE).not_done:
+            idle.look()
         return np.concatenate([future.result() for future in self._pending[step]])
 
     def _read_ahead(self, first: int) -> None:

@@ -81,7 +81,7 @@ class Loop:
         self._compiled = (0.0 if start is None else start.compile_seconds) - compiled
         self._waited = (0.0 if start is None else start.compile_wait_seconds) - waited
         self._in_flight: tuple[Dispatch, Any] | None = None
-        self._feed = Feed(setting) if setting.dataset.streamed else None
+        self._feed = Feed(setting, start.input_wait_seconds if start else 0.0) if setting.dataset.streamed else None
         # What the clocks showed when the device was last set going.
         self._window: _Window | None = None
         # Steps a dispatch that this process of several wishes.
@@ -99,7 +99,7 @@ class Loop:
 
     @property
     def input_wait_seconds(self) -> float | None:
-        """That this process stood still for images; None of resident data."""
+        """Of this run, what the device stood still for images, see `Feed.waited`; None of resident data."""
         return None if self._feed is None else self._feed.waited
 
     def go(self, asked: Asked) -> str:

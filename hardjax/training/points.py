@@ -41,6 +41,7 @@ def facts(run: Run, end: str | None) -> dict[str, Any]:
         seconds=run.seconds,
         compile_seconds=run.compile_seconds,
         compile_wait_seconds=run.compile_wait_seconds,
+        input_wait_seconds=run.input_wait_seconds,
         resumed_at=list(run.resumed_at),
         end=end,
         # A step that was skipped left nothing behind.

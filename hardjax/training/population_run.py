@@ -162,7 +162,7 @@ def _together(population: Population, starts: Sequence[Start | None]) -> Start |
         return None
     states = [going.state if start is None or start.end is not None else start.state for start in starts]
     states += [going.state] * (population.places - len(states))
-    return Start(stack(states), going.position, {}, 0.0, 0.0, 0.0, going.resumed_at, None)
+    return Start(stack(states), going.position, {}, 0.0, 0.0, 0.0, 0.0, going.resumed_at, None)
 
 
 def _result(population: Population, one: Member, asked: Asked) -> RunResult:

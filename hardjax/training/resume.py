@@ -34,6 +34,7 @@ class Start:
         position: for `next_dispatch`.
         record: for `Record.restore`.
         seconds, compile_seconds, compile_wait_seconds: of training, of compiling and of waiting for it so far.
+        input_wait_seconds: of waiting for images.
         resumed_at: back-propagations at which it was gone on with, this time included.
         end: why the run ended; None where it did not.
     """
@@ -44,6 +45,7 @@ class Start:
     seconds: float
     compile_seconds: float
     compile_wait_seconds: float
+    input_wait_seconds: float
     resumed_at: tuple[int, ...]
     end: str | None
 
@@ -84,6 +86,7 @@ def find(folder: Path, setting: Setting, step: int | None = None) -> Start | Non
         compile_seconds=facts["compile_seconds"],
         # Before there was a thread for it, all compiling was waited for.
         compile_wait_seconds=facts.get("compile_wait_seconds", facts["compile_seconds"]),
+        input_wait_seconds=facts.get("input_wait_seconds") or 0.0,
         resumed_at=resumed if ended else (*resumed, position.backprops),
         end=facts["end"],
     )

@@ -57,6 +57,17 @@ def test_a_step_sends_gradients_and_sums_and_never_the_data(norm):
     _check_what_is_sent(norm, "--devices", "1", "2", "8")
 
 
+@pytest.mark.ci
+def test_of_images_in_parts_each_device_is_sent_those_of_a_batch():
+    """The script holds four batches: all of them together would be seen."""
+    found = _told("--model", "resnet8", "--norm", "group", "--shard-data", "--devices", "2", "8")
+    for count, (step, _) in found.items():
+        beside = sum(size for _, size in step.values()) - _gradient_bytes("group") - 5 * BATCH
+        # Its images, uint8 or as wider numbers while they are added up, and which they are.
+        assert 0 < beside <= 4 * DATA + 64 * BATCH, (count, step)
+        assert step.get("all-gather", (0, 0))[1] < DATA, (count, step)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_so_do_programs_for_h100s(norm):

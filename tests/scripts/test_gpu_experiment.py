@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_what_has_a_row_is_not_done_again_and_nothing_is_begun_that_would_not_fi
     script.work(iter([task("a"), task("c")]), path, time.monotonic() + 100)
     script.work(iter([task("d")]), path, time.monotonic() - 1)
     assert done == ["a", "b", "c"] == [row["task"] for row in lines.read_lines(path)]
+
+
+def test_rows_of_another_device_or_of_what_was_missing_are_none(script, tmp_path):
+    path, here = tmp_path / "rows.jsonl", script.files.environment()["device"]
+    kept = {"task": "a", "device": here}
+    for row in (kept, {"task": "b", "device": "gpu: H100"}, {"task": "c", "device": here, "reason": "no torch"}):
+        lines.append_line(path, row)
+    assert script.rows_of(path) == [kept]
+
+
+def test_a_population_takes_the_seconds_of_all_its_members(script, monkeypatch):
+    def found(**seconds):
+        return types.SimpleNamespace(summary={"compile_seconds": 1.0, **seconds})
+
+    monkeypatch.setattr(script.hj, "run", lambda *given, **more: found(train_seconds=3.0))
+    monkeypatch.setattr(script.hj, "run_population", lambda configs, **more: [found(train_seconds=0.5)] * len(configs))
+    row = script.together(script.SMOKE, hj.data.load("digits"), 8)
+    assert (row["seconds_together"], row["times_in_turn"], row["compile_seconds"]) == (4.0, 6.0, 9.0)
 
 
 @pytest.mark.ci

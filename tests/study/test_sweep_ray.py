@@ -152,6 +152,24 @@ def test_each_task_trains_what_it_claims_and_ends(tmp_path, monkeypatch):
     assert RayTasks(2).places() == 2 and RayTasks(0.5).places() == 8
 
 
+def test_what_a_task_says_is_printed_once(monkeypatch, capsys):
+    there = _AtOnce()
+    monkeypatch.setattr(ray_tasks, "_imported", lambda: there)
+    tasks, task = RayTasks(), ray_tasks.Task((3, "disk full"), "me")
+    assert tasks.ended(task) == 3 and tasks.end(task, 0.0) == 3
+    assert capsys.readouterr().err == "hardjax: worker: disk full\n"
+
+
+@pytest.mark.ci
+def test_tasks_take_chunks_of_as_many_as_there_is_room_for(tmp_path, monkeypatch):
+    there = _AtOnce()  # four processors
+    monkeypatch.setattr(ray_tasks, "_imported", lambda: there)
+    base = hj.TrainConfig(model_options={"widths": [4]}, epochs=1, optimizer="sgd")
+    configs = hj.grid(base, base_learning_rate=[2.0**power for power in range(-12, -4)])
+    found = hj.sweep(configs, output=tmp_path / "s", launcher="ray", performance=hj.Performance(population="vmap"))
+    assert {(row["population"]["mode"], row["population"]["members"]) for row in found.rows} == {("vmap", 2)}
+
+
 def test_options_that_nothing_would_read(capsys):
     from hardjax.cli import main
 

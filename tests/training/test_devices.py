@@ -76,8 +76,12 @@ def test_other_generators_of_random_numbers_stay_on_one_device(monkeypatch):
     monkeypatch.setattr(devices, "visible", lambda: list("abcd"))
     with jax.default_prng_impl("rbg"):
         assert devices.count_for(None, 16) == 1
-        with pytest.raises(ValueError, match="devices=1 with jax_default_prng_impl='rbg', whose draws depend on the"):
+        with pytest.raises(ValueError, match="one device with jax_default_prng_impl='rbg', whose draws depend on the"):
             devices.count_for(4, 16)
+        # Of several processes none may be left to train the run alone.
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match="one device with jax_default_prng_impl='rbg'"):
+            devices.count_for(None, 16)
 
 
 def test_rows_are_filled_up_to_the_devices():

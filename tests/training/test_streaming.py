@@ -1,5 +1,8 @@
 """Data that is read while it trains, against the same data on the device: bit for bit."""
 
+import shutil
+import types
+
 import chex
 import jax
 import numpy as np
@@ -11,8 +14,9 @@ from hardjax.choose.selection import HardBatches, HardSamples
 from hardjax.data import source
 from hardjax.data.catalog import Cut
 from hardjax.engine import evaluate, memory
+from hardjax.study.work import Trainer
 from hardjax.testing import assert_resumes_everywhere
-from hardjax.training import checkpoint
+from hardjax.training import checkpoint, feed
 from hardjax.training.feed import Feed
 from hardjax.training.setting import must_stream, prepare
 
@@ -130,7 +134,14 @@ def test_what_is_known_of_the_records_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(source.Records, "labels", None)  # not read again
     again = hj.data.load("mnist", tmp_path, stream=True)
     np.testing.assert_array_equal(again.train.labels, resident.train.labels)
-    assert again.checksum == first.checksum != resident.checksum
+    assert again.checksum == first.checksum == resident.checksum
+    for shared in (lambda one: one.with_train_samples(6), lambda one: one.with_validation(0.5)):
+        assert shared(first).checksum == shared(resident).checksum
+    both = [one.with_train_samples(6).with_validation(0.5).checksum for one in (first, resident)]
+    assert both[0] == both[1] == resident.with_train_samples(6).checksum != resident.checksum
+    with monkeypatch.context() as patch:
+        patch.setattr(source.Records, "read", None)  # the images are not read again
+        assert hj.data.load("mnist", tmp_path, stream=True).checksum == resident.checksum
     (kept,) = (tmp_path / "cache").glob("datasets/*.stream.npz")
     kept.write_bytes(kept.read_bytes()[:-20])
     with pytest.raises(TypeError):  # it would be
@@ -172,6 +183,63 @@ def test_images_of_several_sizes(tmp_path):
     assert first.shape == (3, 224, 224, 3) and (first[0] != first[2]).any()
     # A share keeps the published statistics: none are computed.
     np.testing.assert_array_equal(dataset.with_validation(0.25).mean, dataset.mean)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, None), (None, True)])
+def test_a_run_goes_on_with_its_images_on_the_disk_or_not(tmp_path, before, after):
+    make_prepared(tmp_path)
+    config = config_of(dataset="mnist", data_dir=str(tmp_path), batch_size=4, train_samples=7, validation=0.3, epochs=3)
+    whole = hj.run(config, progress=False)
+    how = [hj.Performance(stream=stream, save_every=1) for stream in (before, after)]
+    hj.run(config, output=tmp_path / "run", performance=how[0], progress=False)
+    newest = sorted((tmp_path / "run" / "checkpoint").glob("0*"))[-1]
+    shutil.rmtree(newest)
+    (tmp_path / "run" / "summary.json").unlink()
+    rest = hj.run(config, output=tmp_path / "run", performance=how[1], resume=True, progress=False)
+    assert rest.summary["resumed_at"] and rest.summary["backprops"] == whole.summary["backprops"]
+    _assert_same(whole, rest)
+
+
+def test_a_sweep_streams_as_asked_and_its_cells_keep_their_names(tmp_path):
+    make_prepared(tmp_path)
+    config = config_of(dataset="mnist", data_dir=str(tmp_path), batch_size=4, epochs=1)
+    resident, streamed = Trainer(), Trainer(performance=STREAMED)
+    assert streamed.dataset(config).streamed and not resident.dataset(config).streamed
+    assert streamed.cell(config).key == resident.cell(config).key
+
+
+class _Due:
+    """An array that is there when it is told."""
+
+    there = False
+
+    def is_ready(self):
+        return self.there
+
+
+def test_waiting_while_the_device_computes_is_none(monkeypatch):
+    clock = types.SimpleNamespace(now=10.0)
+    monkeypatch.setattr(feed.time, "perf_counter", lambda: clock.now)
+    due = _Due()
+    idle = feed._Idle(due)
+    clock.now += 5
+    idle.look()
+    assert idle.seconds() == 0
+    due.there = True
+    idle.look()
+    clock.now += 2
+    assert idle.seconds() == 2
+    there = feed._Idle(due)
+    clock.now += 1
+    assert (there.seconds(), idle.seconds()) == (1, 3)
+
+
+def test_what_was_waited_for_is_part_of_a_run_that_goes_on(tmp_path):
+    make_prepared(tmp_path)
+    config = config_of(dataset="mnist", data_dir=str(tmp_path), batch_size=4, epochs=2)
+    first = hj.run(config, output=tmp_path / "run", performance=STREAMED, progress=False)
+    again = hj.run(config, output=tmp_path / "run", performance=STREAMED, resume=True, progress=False)
+    assert again.summary["input_wait_seconds"] == first.summary["input_wait_seconds"] > 0
 
 
 @pytest.mark.ci
