@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def missing(found: Found) -> list[Planned]:
 def price(found: Found) -> float:
     """Seconds that the missing runs take one after another, by the measured ones of this experiment and scale.
 
-    Runs of other shapes go by their steps. NaN where no row was timed: nothing is made up.
+    Runs of other shapes go by their steps. Only rows of the device that most were trained on count: others are faster or
+    slower. NaN where no row was timed: nothing is made up.
     """
     left = missing(found)
     if not left:
@@ -57,7 +59,10 @@ def price(found: Found) -> float:
     if not timed:
         return math.nan
     size = found.experiment.scales[found.scale]
-    done = {arm: [row for row in those.values() if row.get("seconds") is not None] for arm, those in found.arms.items()}
+
+    device = Counter(row.get("device") for row in timed).most_common(1)[0][0]
+    alike = [row for row in timed if row.get("device") == device]
+    done = {arm: [row for row in those.values() if row in alike] for arm, those in found.arms.items()}
     known = {arm: Cell(size.config(arm), "") for arm, those in done.items() if those}
     rows = {cell.key: _median_row(done[arm]) for arm, cell in known.items()}
     cells = [Cell(one.config, "") for one in left]

@@ -90,6 +90,9 @@ def test_prices_are_measured_or_said_to_be_unmeasured(tmp_path):
     assert price(_found(tmp_path / "a", rows)) == 8 + 20 + 8
     # Of an arm without a row by its steps, which are those of the other.
     assert price(_found(tmp_path / "b", rows[:1])) == 4 * 8
+    # Another device tells nothing of this one.
+    elsewhere = [dict(_row("plain", 1, 10.0, seconds=0.5), device="gpu: H100")]
+    assert price(_found(tmp_path / "e", [*rows, *elsewhere])) == 20 + 8
     assert math.isnan(price(_found(tmp_path / "c", [dict(rows[0], seconds=None)])))
     assert math.isnan(price(_found(tmp_path / "d", [])))
 
