@@ -49,8 +49,8 @@ def missing(found: Found) -> list[Planned]:
 def price(found: Found) -> float:
     """Seconds that the missing runs take one after another, by the measured ones of this experiment and scale.
 
-    Runs of other shapes go by their steps. Only rows of the device that most were trained on count: others are faster or
-    slower. NaN where no row was timed: nothing is made up.
+    Runs of other shapes go by their steps. Only rows of the device that most were trained on count: others differ in
+    speed. NaN where no row was timed: nothing is made up.
     """
     left = missing(found)
     if not left:
