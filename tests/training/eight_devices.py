@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from short_runs import MLP, NORMED, config_of
+from short_runs import MLP, NORMED, PATH, config_of
 from wide import wide
 
 import hardjax as hj
@@ -57,10 +57,8 @@ def test_eight_devices_do_what_one_does(tiny, name):
     network, changes = CASES[name]
     with jax.enable_x64(True):
         model, config = wide(*network), config_of(**changes)
-        one, many = (
-            hj.run(config, dataset=tiny, model=model, performance=hj.Performance(devices=count), progress=False)
-            for count in (1, None)
-        )
+        ways = (hj.Performance(devices=count, **PATH) for count in (1, None))
+        one, many = (hj.run(config, dataset=tiny, model=model, performance=way, progress=False) for way in ways)
         assert (one.summary["devices"], many.summary["devices"]) == (1, 8)
         assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(many.state.params))
         assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(many.state.params))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from short_runs import CASES, config_of, of_processes, tiny
+from short_runs import CASES, PATH, config_of, of_processes, tiny
 from wide import wide
 
 import hardjax as hj
@@ -38,7 +38,8 @@ def cases():
     for name in of_processes(COUNT):
         network, changes = CASES[name]
         with jax.enable_x64(True):
-            result = hj.run(config_of(**changes), dataset=tiny(), model=wide(*network), progress=False)
+            how = hj.Performance(**PATH)
+            result = hj.run(config_of(**changes), dataset=tiny(), model=wide(*network), performance=how, progress=False)
         assert (result.summary["devices"], result.summary["processes"]) == (COUNT, COUNT)
         np.savez(FOLDER / f"{name} {ME}.npz", **_kept(result))
 

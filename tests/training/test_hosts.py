@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT, Child
-from short_runs import CASES, config_of, of_processes
+from short_runs import CASES, PATH, config_of, of_processes
 from wide import wide
 
 import hardjax as hj
@@ -99,7 +99,7 @@ def _compare_with_one(folder, processes, tiny, name):
             config_of(**changes),
             dataset=tiny,
             model=wide(*network),
-            performance=hj.Performance(devices=1),
+            performance=hj.Performance(devices=1, **PATH),
             progress=False,
         )
         plain = checkpoint.on_host(alone.state)
