@@ -59,10 +59,12 @@ def price(found: Found) -> float:
     if not timed:
         return math.nan
     size = found.experiment.scales[found.scale]
+    [(device, _)] = Counter(row.get("device") for row in timed).most_common(1)
 
-    device = Counter(row.get("device") for row in timed).most_common(1)[0][0]
-    alike = [row for row in timed if row.get("device") == device]
-    done = {arm: [row for row in those.values() if row in alike] for arm, those in found.arms.items()}
+    def counts(row: dict[str, Any]) -> bool:
+        return row.get("seconds") is not None and row.get("device") == device
+
+    done = {arm: [row for row in those.values() if counts(row)] for arm, those in found.arms.items()}
     known = {arm: Cell(size.config(arm), "") for arm, those in done.items() if those}
     rows = {cell.key: _median_row(done[arm]) for arm, cell in known.items()}
     cells = [Cell(one.config, "") for one in left]
