@@ -166,18 +166,18 @@ def _why_diverged(result: RunResult) -> str | None:
 
 
 def _ended_early(summary: Mapping[str, Any]) -> bool:
-    """At something that was not finite (`TrainConfig.on_nan`, or as a member of a population)."""
+    """At something that was not finite (`TrainConfig.on_nan`, or parameters that will stay so)."""
     return summary["end"] != "budget spent"
 
 
 def _was_kept(result: RunResult) -> bool:
-    """Whether it is a member of a population that diverged before the end of the others, and is as it was then."""
-    return _ended_early(result.summary) and "population" in result.summary
+    """Whether it ended because its parameters were no numbers any more, and would have stayed as they were then."""
+    return _ended_early(result.summary) and result.config.on_nan != "stop"
 
 
 def kept_to_the_end(history: Mapping[str, np.ndarray], epochs: int) -> dict[str, np.ndarray]:
-    """The test points of a member that diverged with those that its state would have until the last epoch: a run alone,
-    whose parameters stay as little a number as they are, has them in its history."""
+    """The test points of a run that diverged with those that its state would have until the last epoch: one that is
+    trained on all the same (`hj.run`), whose parameters stay as little a number, has them in its history."""
     further = np.arange(math.floor(history["epoch"][-1]) + 1, epochs + 1)
     names = ("test_loss", "test_top1", "validation_top1")
     padded = {name: np.append(history[name], np.full(len(further), history[name][-1])) for name in names}
@@ -205,9 +205,10 @@ def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: 
 def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) -> dict[str, Any]:
     history, summary, config = result.history, result.summary, result.config
     epochs, points = history["epoch"], len(history["epoch"])
+    lost = _was_kept(result)
     # The epochs before the end of a run that ended early are not its last ones.
-    last = 1 if _ended_early(summary) and not _was_kept(result) else LAST_EPOCHS
-    read = kept_to_the_end(history, config.epochs) if _was_kept(result) else history
+    last = 1 if _ended_early(summary) and not lost else LAST_EPOCHS
+    read = kept_to_the_end(history, config.epochs) if lost else history
     median = median_of_last_epochs(read["epoch"], published_top1(read, labels.first_class), last)
     size = config.batch_sizes[0]
     return {
@@ -221,7 +222,8 @@ def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) ->
         "converged": not diverged and has_converged(history, labels.chance, labels.predictions),
         "chance_top1": labels.chance,
         "first_class_top1": labels.first_class,
-        **{name: float(history[name][-1]) if points else math.nan for name in ("C_K", "L_K")},
+        # What was measured before parameters were no numbers is not that of the end.
+        **{name: float(history[name][-1]) if points and not lost else math.nan for name in ("C_K", "L_K")},
         "backprops": summary["backprops"],
         "num_batches": summary["num_batches"],
         "surplus_percent": 100 * (summary["num_batches"] * size / samples - 1),

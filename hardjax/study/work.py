@@ -191,7 +191,7 @@ def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
         folder, there = ledger.place(cell.key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return train(setting, folder, resume=there, progress=False, keep=False)
+            return train(setting, folder, resume=there, progress=False, keep=False, while_finite=True)
         except OutOfMemory:
             raise
         except Refusal:

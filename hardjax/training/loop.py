@@ -12,6 +12,7 @@ import jax
 from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine import devices
 from hardjax.engine.plan import Dispatch, Facts, Position, next_dispatch, step_inputs
+from hardjax.engine.population import is_finite
 from hardjax.engine.rounds import RoundInfo
 from hardjax.engine.state import StepInputs, TrainData
 from hardjax.fisher import memory
@@ -53,6 +54,7 @@ class Loop:
         waited: `wait_seconds` of its programs when the run began.
         compiler: compiles for later stages, or None.
         record: what takes in what is reported; None: the record of one run.
+        while_finite: end at the first test point whose parameters are no numbers any more, as they would stay.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Loop:
         waited: float = 0.0,
         compiler: Compiler | None = None,
         record: Any = None,
+        while_finite: bool = False,
     ) -> None:
         self.setting, self.bar, self.saver, self._compiler = setting, bar, saver, compiler
+        self._while_finite = while_finite
         self.position = Position() if start is None else start.position
         self.plan = setting.plan.following(self.position.decided)
         self._decider = Decider(setting)
@@ -268,7 +272,8 @@ class Loop:
     def _reason_to_stop(self) -> str | None:
         """Whether the run should end here, at something that is not finite."""
         if self.setting.config.on_nan != "stop":
-            return None
+            lost = self._while_finite and self.position.backprops < self.plan.steps and not is_finite(self.state.params)
+            return "diverged" if lost else None
         return "diverged" if self.record.bad_steps or not self.record.spectra.all_finite else None
 
     @contextmanager

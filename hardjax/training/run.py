@@ -102,6 +102,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     keep: bool = True,
+    while_finite: bool = False,
 ) -> RunResult:
     """`run` of what `setting.prepare` made.
 
@@ -113,6 +114,8 @@ def train(
         progress: a progress bar on standard error.
         keep: leave the last state, summary.json and replays.npz in the folder; a comparison, which keeps its results
             elsewhere, asks for what an interrupted run needs alone.
+        while_finite: end at the first test point whose parameters are no numbers any more, which they stay, whatever
+            is trained: the result is that of a member of a population that diverged.
 
     Raises:
         ValueError: the folder holds another run, or cannot be written.
@@ -155,7 +158,7 @@ def train(
                 bar.say(f"going on from {start.position.backprops:,} of {steps:,} back-propagations")
             background = setting.performance.compile_ahead == "background"
             compiler = held.enter_context(Compiler(setting)) if background else None
-            loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler, record)
+            loop = Loop(setting, bar, compiled, folder, saver, start, waited, compiler, record, while_finite)
             end = loop.go(asked)
         result = result_of(setting, loop, end, asked.signal)
         if folder is not None and saver is not None and (keep or end == "interrupted"):

@@ -19,8 +19,9 @@ from hardjax._validate import Refusal
 from hardjax.engine import programs
 from hardjax.study import sweep as sweeping
 from hardjax.study import work
-from hardjax.study.cells import ordered
+from hardjax.study.cells import Cell, ordered
 from hardjax.study.ledger import opened
+from hardjax.study.outcomes import row_of
 from hardjax.study.sweep_rows import read_rows
 from hardjax.training import lines, lock
 from hardjax.training.loop import Loop
@@ -114,7 +115,14 @@ def test_failures_and_divergence_are_rows(tiny, tmp_path, monkeypatch):
     assert failed["reason"] == "ZeroDivisionError: division by zero" and "Loop" not in failed["reason"]
     assert "in fault" in failed["traceback"]
     diverged = found.diverged[0]
-    assert diverged["history"]["test_top1"] == [0, 0, 0] and "not finite" in diverged["reason"]
+    # It ends where its parameters are no numbers, and has the figures of a run that is trained on all the same.
+    assert diverged["history"]["test_top1"] == [0]
+    assert diverged["reason"] == "parameters were not finite after epoch 1; first at step 2"
+    result = hj.run(configs[2], dataset=tiny, progress=False)
+    row = row_of(Cell(configs[2], "data"), result, tiny.with_validation(0.2), 1.0, "me")
+    alone = json.loads(lines.encode(row))["metrics"]
+    further = {"backprops": 6, "bad_steps": 5}
+    assert diverged["metrics"] == alone | further and alone["backprops"] == 18
     assert diverged["metrics"]["median_test_top1"] == pytest.approx(100 / 3)  # all are taken for the first class
     assert not (tmp_path / "sweep").exists()
     # A failure stays one, until it is asked to be tried again.
@@ -393,3 +401,12 @@ def test_a_lease_is_renewed_while_a_cell_is_trained(tiny, tmp_path, monkeypatch)
         work.work(held, [cell], trainer, lambda: False)
         assert not held.leases.knows("worker")  # given back
     assert len(set(beats)) == 4 and [row["status"] for row in read_rows(tmp_path)] == ["failed"]
+
+
+def test_behind_its_end_a_run_that_diverged_is_nowhere_in_the_plane(tiny, tmp_path):
+    measure = hj.fisher.FisherMeasure(every=5)  # one spectrum an epoch of six steps, the first of them finite
+    config = dataclasses.replace(BASE, base_learning_rate=1e30, measure=measure)
+    (row,) = _sweep([config], tmp_path, tiny).rows
+    assert row["status"] == "diverged" and row["metrics"]["C_K"] is None
+    for fields in row["trail"]["measures"].values():
+        assert fields["C_K"][1:] == [None, None] and fields["L_K"][1:] == [None, None]

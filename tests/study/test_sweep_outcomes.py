@@ -1,5 +1,6 @@
 """Rows of a sweep: P4's figure of a run, what counts as converged, and what becomes of a cell."""
 
+import dataclasses
 import json
 import math
 import types
@@ -127,7 +128,9 @@ def test_the_row_of_a_run_is_strict_json(tiny):
     ],
 )
 def test_divergence_is_a_result_with_the_accuracy_of_what_is_predicted(tiny, losses, summary, reason):
-    row = row_of(Cell(BASE, "data"), _result(losses, **summary), tiny, 3.0, "me")
+    result = _result(losses, **summary)
+    result.config = dataclasses.replace(BASE, on_nan="stop")
+    row = row_of(Cell(BASE, "data"), result, tiny, 3.0, "me")
     assert (row["status"], row["reason"]) == ("diverged", reason)
     assert row["metrics"]["median_test_top1"] == 80  # some samples alone were lost
     assert row["metrics"]["converged"] is False
@@ -135,6 +138,7 @@ def test_divergence_is_a_result_with_the_accuracy_of_what_is_predicted(tiny, los
 
 def test_a_run_that_ended_early_counts_with_what_it_had_at_its_end(tiny):
     result = _result([2.0, 1.0, 0.5], end="diverged")
+    result.config = dataclasses.replace(BASE, on_nan="stop")
     result.history["test_top1"][:] = (90.0, 80.0, 30.0)
     result.history["validation_top1"][:] = (90.0, 80.0, 20.0)
     metrics = row_of(Cell(BASE, "data"), result, tiny, 3.0, "me")["metrics"]
