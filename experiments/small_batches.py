@@ -174,10 +174,10 @@ def sub_batches(name: str, title: str, base: hj.TrainConfig) -> Experiment:
                 departs="base rate 2^-9 at every batch size, not the best of figure 8 or 9",
             ),
             "reduced": Scale(
-                dataclasses.replace(reduced(base), model="resnet8"),
+                dataclasses.replace(reduced(base), model="resnet8", train_samples=5_000),
                 parts((64, 256), (4, 16, 64), -8),
                 FEWER,
-                departs="ResNet-8, 10,000 images, 20 epochs, base rate 2^-8",
+                departs="ResNet-8, 5,000 images, 20 epochs, base rate 2^-8",
             ),
             "smoke": Scale(
                 dataclasses.replace(SMOKE, model_options={"widths": [8], "norm": "batch"}), parts((32,), (8, 32), -8), 1
