@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from hardjax.plots.canvas import figure, floored, say
+from hardjax.plots.canvas import figure, floored, headline, say
 from hardjax.study.compare import Comparison
 from hardjax.study.statistics import interval
 from hardjax.training.run import RunResult
@@ -39,7 +39,7 @@ def comparison(result: Comparison) -> Figure:
     seeds = len(result.results[0])
     told = "paired by seed, 95 % intervals" if seeds > 1 else "one seed: no intervals"
     sooner.set(xlabel="epochs sooner at the common level", title=told)
-    rows[0].suptitle(_title(result))
+    headline(rows[0], _title(result))
     if maps:
         panels = rows[1].subplots(1, len(maps), squeeze=False)[0]
         for panel, i in zip(panels, maps, strict=True):
@@ -71,7 +71,7 @@ def trimming(result: Comparison) -> Figure:
         parts.legend(fontsize=9)
     else:
         say(parts, "nothing was trimmed")
-    drawn.suptitle(_title(result))
+    headline(drawn, _title(result))
     return drawn
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 # A loss of exactly 0 has no logarithm. float32 losses of a network that fits everything go to 1e-9 and then to 0.
 _LEAST = 1e-10
@@ -15,6 +15,11 @@ def figure(width: float, height: float) -> Figure:
     drawn = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(drawn)
     return drawn
+
+
+def headline(drawn: Figure | SubFigure, text: str, **style: Any) -> None:
+    """A title over all axes, broken into as many lines as the width takes."""
+    drawn.suptitle(text, wrap=True, **style)
 
 
 def say(axes: Any, text: str) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from hardjax._validate import Refusal
 from hardjax.plots import progress
 from hardjax.plots import sweep as grids_of_rates
-from hardjax.plots.canvas import figure, say
+from hardjax.plots.canvas import figure, headline, say
 from hardjax.plots.plane import SHARES, plane
 from hardjax.study import beacon_file, beacons, statistics, verdict
 from hardjax.study.experiments_metrics import METRICS, Row, value
@@ -42,20 +44,32 @@ def _arms(found: Found) -> Figure:
     experiment = found.experiment
     printed = {(one.arm, one.metric): one for one in found.printed if one.value is not None}
     shown = [arm for arm, rows in found.arms.items() if rows][:_TALL]
-    drawn = figure(3 + 3.4 * len(experiment.metrics), 1.8 + 0.24 * len(shown))
-    panels: Any = drawn.subplots(1, len(experiment.metrics), squeeze=False, sharey=True)
-    for axes, metric in zip(panels[0], experiment.metrics, strict=True):
+    columns = min(len(experiment.metrics), _COLUMNS)
+    rows = -(-len(experiment.metrics) // columns)
+    drawn = figure(2.5 + 3.4 * columns, 1.2 + rows * (0.8 + 0.24 * len(shown)))
+    panels: Any = drawn.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, metric in itertools.zip_longest(panels.flat, experiment.metrics):
+        if metric is None:
+            axes.set_axis_off()
+            continue
         for place, arm in enumerate(shown):
             _arm(axes, -place, metric, found.arms[arm].values())
             if one := printed.get((arm, metric)):
                 spread = one.spread or 0.0
                 axes.errorbar(one.value, -place - 0.25, xerr=spread, fmt="D", color="C3", markersize=4, linewidth=1)
-        axes.set(xlabel=metric)
-    panels[0][0].set_yticks([-place for place in range(len(shown))], shown, fontsize=7.5)
-    panels[0][0].plot([], [], "o-", color="C0", label="ours, 95 % interval")
-    panels[0][0].plot([], [], "D", color="C3", label="published, with its spread")
-    panels[0][0].legend(fontsize=7.5)
-    drawn.suptitle(_title(found), fontsize=10)
+        axes.set_xlabel(metric)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if METRICS[metric].higher is not None and axes.get_xlim()[0] < 0:
+            # An interval of a few runs may go below what there is.
+            axes.set_xlim(left=min(0.0, *(line.get_xdata().min() for line in axes.lines if len(line.get_xdata()))))
+    panels[0][0].set_yticks([-place for place in range(len(shown))], shown)
+    for row in panels:
+        row[0].tick_params(axis="y", labelsize=7.5)
+    handles = [Line2D([], [], color="C0", marker="o", label="ours: mean or median of the runs (dots), 95 % interval")]
+    if any((arm, metric) in printed for arm in shown for metric in experiment.metrics):
+        handles.append(Line2D([], [], color="C3", marker="D", markersize=4, label="published, with its spread"))
+    drawn.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles))
+    headline(drawn, _title(found), fontsize=10)
     return drawn
 
 
@@ -94,7 +108,7 @@ def _grid(found: Found) -> Figure:
                 )
         axes.set(xscale="log", yscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
         axes.legend(fontsize=7.5)
-    drawn.suptitle(f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
+    headline(drawn, f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
     return drawn
 
 
@@ -185,7 +199,7 @@ def _curves(columns: Sequence[tuple[str, str, bool]], x: str) -> Callable[[Found
                 say(axes, "no run of these was measured")
         if len(arms) <= _TALL:
             panels[0][-1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
-        drawn.suptitle(_title(found), fontsize=10)
+        headline(drawn, _title(found), fontsize=10)
         return drawn
 
     return draw_curves

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hardjax.data import Dataset
-from hardjax.plots.canvas import figure
+from hardjax.plots.canvas import figure, headline
 
 _COLUMNS = 8
 
@@ -36,7 +36,7 @@ def hardest(
             text = f"{label}" if right else f"{label}\nread as {guess}"
         panel.set_title(f"{text}\n{replays[i]}x, loss {losses[i]:.2f}", fontsize=7.5, color="black" if right else "C3")
     shown = "times trained; loss now" if predictions is None else "label; times trained; loss now; red: misread"
-    drawn.suptitle(f"{dataset.name}: training samples replayed most ({shown})")
+    headline(drawn, f"{dataset.name}: training samples replayed most ({shown})")
     return drawn
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from hardjax.plots.canvas import figure, say
+from hardjax.plots.canvas import figure, headline, say
 from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, Row, reliable_rates
 from hardjax.study.norm_grids import NormCurve, NormGrid
-from hardjax.study.outcomes import published_top1
+from hardjax.study.outcomes import kept_to_the_end, published_top1, was_kept
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
 _FLAT = 0.2  # share of the height below which curves are shown once more, closer
@@ -151,7 +151,7 @@ def _panels(grids: Sequence[Any], draw: Callable[[Any, Any], None], title: str) 
             say(axes, "no run ended")
     for axes in panels.flat[len(grids) :]:
         axes.set_axis_off()
-    drawn.suptitle(title, fontsize=9)
+    headline(drawn, title, fontsize=9)
     return drawn
 
 
@@ -174,9 +174,12 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
     """Test accuracy over epochs: the mean over the seeds that were tested at an epoch, and their band."""
     found: dict[float, list[float]] = {}
     for row in point.rows:
-        for epoch, value in zip(row["history"]["epoch"], _shown_top1(row), strict=False):
+        columns = {"epoch": np.array(row["history"]["epoch"]), "test_top1": np.array(_shown_top1(row))}
+        if was_kept(row) and len(columns["test_top1"]):
+            columns = kept_to_the_end(columns, row["config"]["epochs"])
+        for epoch, value in zip(columns["epoch"], columns["test_top1"], strict=False):
             if value is not None:
-                found.setdefault(epoch, []).append(value)
+                found.setdefault(float(epoch), []).append(value)
     epochs = sorted(found)
     if not epochs:
         return
@@ -230,7 +233,7 @@ def _chosen(grids: Sequence[Any]) -> str:
 
 
 def _finish(axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, wrap=True)
     if axes.lines:
         axes.legend(fontsize=8)
     else:

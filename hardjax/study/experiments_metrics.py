@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hardjax.study import convergence
-from hardjax.study.outcomes import ALONE
+from hardjax.study.outcomes import ALONE, was_kept
 
 Row = Mapping[str, Any]
 
@@ -109,7 +109,12 @@ def _step_milliseconds(row: Row, peers: Sequence[Row]) -> float:
 
 def _seconds(row: Row, peers: Sequence[Row]) -> float:
     found = row.get("train_seconds")
-    return math.nan if found is None else found
+    return math.nan if found is None or was_kept(row) else found
+
+
+def _steps(row: Row, peers: Sequence[Row]) -> float:
+    """One that diverged was not trained to the end, which makes it no cheaper."""
+    return math.nan if was_kept(row) else _kept("backprops")(row, peers)
 
 
 def _measured(name: str, tolerance: str, share: float = 1.0) -> Callable[[Row, Sequence[Row]], float]:
@@ -164,7 +169,7 @@ METRICS = {
     "epochs to a common level": Metric(_common_epoch, False, ".1f", may_miss=True),
     "seconds to a common level": Metric(_common_seconds, False, ".3g", may_miss=True, timed=True),
     "late rise of the test error": Metric(_late_rise, False, ".2f"),
-    "steps": Metric(_kept("backprops"), False, ",.0f"),
+    "steps": Metric(_steps, False, ",.0f"),
     "seconds": Metric(_seconds, False, ",.3g", timed=True),
     "ms a step": Metric(_step_milliseconds, False, ".3g", timed=True),
     "log10 C_K": Metric(_measured("C_K", "0"), None, ".2f"),

@@ -179,9 +179,15 @@ def kept_to_the_end(history: Mapping[str, np.ndarray], epochs: int) -> dict[str,
     """The test points of a run that diverged with those that its state would have until the last epoch: one that is
     trained on all the same (`hj.run`), whose parameters stay as little a number, has them in its history."""
     further = np.arange(math.floor(history["epoch"][-1]) + 1, epochs + 1)
-    names = ("test_loss", "test_top1", "validation_top1")
-    padded = {name: np.append(history[name], np.full(len(further), history[name][-1])) for name in names}
+    padded = {name: np.append(column, np.full(len(further), column[-1])) for name, column in history.items()}
     return padded | {"epoch": np.append(history["epoch"], further)}
+
+
+def was_kept(row: Mapping[str, Any]) -> bool:
+    """Whether the run of a row ended before its last epoch, since its parameters were no numbers any more."""
+    config, epochs = row["config"], row["history"]["epoch"]
+    early = row.get("status") == DIVERGED and config.get("on_nan") != "stop"
+    return early and len(epochs) > 0 and epochs[-1] < config["epochs"] - _NEAR
 
 
 def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: str) -> dict[str, Any]:

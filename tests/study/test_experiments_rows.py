@@ -8,10 +8,12 @@ import pytest
 import hardjax as hj
 from hardjax._validate import Refusal
 from hardjax.cli.table import PAPERS
+from hardjax.plots import progress
 from hardjax.plots.published import LAYOUTS
 from hardjax.study import experiments_rows, experiments_run
 from hardjax.study.experiments import Experiment, Published, Scale, Statement
 from hardjax.study.experiments_markdown import results
+from hardjax.study.experiments_metrics import value
 from hardjax.study.experiments_report import judge, report
 from hardjax.study.experiments_rows import Results
 from hardjax.training import files, lines
@@ -152,3 +154,41 @@ def test_a_picture_of_what_may_be_missed_shows_the_median_with_its_misses(tmp_pa
     axes = LAYOUTS["arms"](found).axes[0]
     assert [line.get_xdata()[0] for line in axes.lines[:2]] == [3, 3]
     assert [text.get_text() for text in axes.texts] == ["1 missed"]
+
+
+def _ended_early(place=0):
+    """Diverged in the second of four epochs of ten steps, at a constant rate of 0.1."""
+    row = _row("rate 0.1", place, 9.0)
+    return row | {
+        "status": "diverged",
+        "train_seconds": 2.0,
+        "metrics": row["metrics"] | {"backprops": 20},
+        "history": {"epoch": [1, 2], "test_top1": [60.0, 0.0], "full_train_loss": [1.0, None]},
+    }
+
+
+def test_curves_of_a_run_that_ended_where_it_diverged_go_on_as_those_of_one_that_was_trained_on():
+    row = _ended_early()
+    epochs, errors = progress.column(row, "test_error")
+    assert epochs.tolist() == [1, 2, 3, 4] and errors.tolist() == [40, 100, 100, 100]
+    assert progress.along(row, epochs, "iterations") == pytest.approx([10, 20, 30, 40], rel=1e-3)
+    assert progress.along(row, epochs, "cumulative") == pytest.approx([1, 2, 3, 4], rel=1e-3)
+    stopped = row | {"config": row["config"] | {"on_nan": "stop"}}
+    assert progress.column(stopped, "test_error")[0].tolist() == [1, 2]
+
+
+def test_a_run_that_diverged_is_not_the_cheaper_for_it():
+    row, whole = _ended_early(), _row("rate 0.1", 0, 9.0) | {"train_seconds": 4.0}
+    assert (value("steps", whole), value("seconds", whole)) == (40, 4.0)
+    assert math.isnan(value("steps", row)) and math.isnan(value("seconds", row))
+    assert value("ms a step", row) == 100  # of those that it took
+
+
+def test_a_picture_of_arms_names_what_is_in_it_and_shows_no_error_below_none(tmp_path):
+    _written(tmp_path, [_row("rate 0.1", place, error) for place, error in enumerate((0.1, 0.9, 0.2))])
+    for printed in (True, False):
+        one = dataclasses.replace(GRID, metrics=("test error",), published=GRID.published if printed else ())
+        drawn = LAYOUTS["arms"](Results({one.name: one}, tmp_path).found(one, "reduced"))
+        told = [text.get_text() for text in drawn.legends[0].get_texts()]
+        assert len(told) == 1 + printed and any("published" in text for text in told) == printed
+        assert drawn.axes[0].get_xlim()[0] == 0  # the interval goes from -0.7 to 1.5
