@@ -76,7 +76,13 @@ def grid(name: str, title: str, base: hj.TrainConfig, departs: str, points: floa
 
 
 def pairs(
-    name: str, title: str, sizes: Sequence[int], rates: Sequence[int], better: str, **ways: Mapping[str, Any]
+    name: str,
+    title: str,
+    epochs: int,
+    sizes: Sequence[int],
+    rates: Sequence[int],
+    better: str,
+    **ways: Mapping[str, Any],
 ) -> Experiment:
     """Two ways at the same sizes and rates; `better` is the one that is claimed to be so."""
     (other,) = [way for way in ways if way != better]
@@ -87,7 +93,12 @@ def pairs(
         title=title,
         source="ours, beside P4",
         scales={
-            "reduced": Scale(RESNET, known, RUNS, departs="ResNet-8, 5,000 images, 20 epochs"),
+            "reduced": Scale(
+                dataclasses.replace(RESNET, epochs=epochs),
+                known,
+                RUNS,
+                departs=f"ResNet-8, 5,000 images, {epochs} epochs",
+            ),
             "smoke": Scale(
                 dataclasses.replace(SMOKE, model_options={"widths": [8], "norm": "batch"}),
                 {label: {"batch_size": 32, "base_learning_rate": 2.0**-8, **one} for label, one in small.items()},
@@ -129,6 +140,7 @@ EXPERIMENTS = (
     pairs(
         "p4-extra-warmup",
         "with and without warm-up, ResNet-8 on CIFAR-10",
+        20,
         (64, 256),
         (-8, -6),
         "warm-up",
@@ -137,6 +149,7 @@ EXPERIMENTS = (
     pairs(
         "p4-extra-group-norm",
         "group norm beside batch norm at small batches, ResNet-8 on CIFAR-10",
+        10,
         (2, 4, 8),
         (-8,),
         "group_norm",
