@@ -7,11 +7,11 @@ from hardjax.config import TrainConfig
 from hardjax.engine.rates import Schedule, factors
 from hardjax.study import experiments_metrics
 from hardjax.study.experiments_metrics import Row
-from hardjax.study.outcomes import kept_to_the_end, was_kept
+from hardjax.study.outcomes import shown_top1
 
 AXES = {"epochs": "epoch", "iterations": "iteration k", "cumulative": "sum of the learning rates up to k"}
 _PIECES = 4000  # of training, over which rates are added up
-_ERRORS = {"test_error": "test_top1", "full_train_error": "full_train_top1"}
+_ERRORS = {"test_error": "test", "full_train_error": "full_train"}  # column -> split
 
 
 def column(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -22,11 +22,10 @@ def column(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
             return np.zeros(0), np.zeros(0)
         values = trail["measures"]["0"][name]
         return np.array(trail["epoch"], np.float64), np.array([np.nan if v is None else v for v in values], np.float64)
-    read = _ERRORS.get(name, name)
-    columns = {one: experiments_metrics.column(row, one) for one in ("epoch", read)}
-    if was_kept(row):
-        columns = kept_to_the_end(columns, row["config"]["epochs"])
-    return columns["epoch"], 100 - columns[read] if name in _ERRORS else columns[read]
+    epochs = experiments_metrics.column(row, "epoch")
+    if name in _ERRORS:
+        return epochs, 100 - shown_top1(row, _ERRORS[name])
+    return epochs, shown_top1(row) if name == "test_top1" else experiments_metrics.column(row, name)
 
 
 def along(row: Row, epochs: np.ndarray, axis: str) -> np.ndarray:
@@ -37,9 +36,8 @@ def along(row: Row, epochs: np.ndarray, axis: str) -> np.ndarray:
     edges = np.linspace(0, config.epochs, _PIECES + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     steps = 1 / _sizes(config, middles)
-    # By its share of all back-propagations that were done, which the row knows.
-    done = middles < row["history"]["epoch"][-1] if was_kept(row) else np.ones(len(middles), bool)
-    steps *= row["metrics"]["backprops"] / steps[done].sum()
+    # By its share of all back-propagations, which the row knows.
+    steps *= row["metrics"]["backprops"] / steps.sum()
     if axis == "cumulative":
         assert isinstance(config.schedule, Schedule)
         steps = steps * config.peak_learning_rate * factors(config.schedule, middles / config.epochs)

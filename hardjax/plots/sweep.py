@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from hardjax.plots.canvas import figure, headline, say
-from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, Row, reliable_rates
+from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, reliable_rates
 from hardjax.study.norm_grids import NormCurve, NormGrid
-from hardjax.study.outcomes import kept_to_the_end, published_top1, was_kept
+from hardjax.study.outcomes import shown_top1
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
 _FLAT = 0.2  # share of the height below which curves are shown once more, closer
@@ -174,29 +174,15 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
     """Test accuracy over epochs: the mean over the seeds that were tested at an epoch, and their band."""
     found: dict[float, list[float]] = {}
     for row in point.rows:
-        columns = {"epoch": np.array(row["history"]["epoch"]), "test_top1": np.array(_shown_top1(row))}
-        if was_kept(row) and len(columns["test_top1"]):
-            columns = kept_to_the_end(columns, row["config"]["epochs"])
-        for epoch, value in zip(columns["epoch"], columns["test_top1"], strict=False):
-            if value is not None:
-                found.setdefault(float(epoch), []).append(value)
+        for epoch, value in zip(row["history"]["epoch"], shown_top1(row), strict=True):
+            if not np.isnan(value):
+                found.setdefault(epoch, []).append(value)
     epochs = sorted(found)
     if not epochs:
         return
     axes.plot(epochs, [np.mean(found[epoch]) for epoch in epochs], color=color, label=label, linewidth=1.4)
     low, high = ([end(found[epoch]) for epoch in epochs] for end in (min, max))
     axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-
-
-def _shown_top1(row: Row) -> list[float | None]:
-    """Test accuracies with what a run predicts where its loss is not finite, as its median counts them."""
-    history, first_class = row["history"], row["metrics"].get("first_class_top1")
-    top1 = history.get("test_top1", [])
-    if first_class is None:
-        return top1
-    losses = history.get("test_loss", [None] * len(top1))  # left out where none is finite
-    given = {"test_loss": np.array(losses, float), "test_top1": np.array(top1, float)}
-    return published_top1(given, first_class).tolist()
 
 
 def _common_rate(grid: Grid) -> float | None:

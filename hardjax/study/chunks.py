@@ -149,8 +149,8 @@ def rows_together(
         return _one_by_one(cells, error)
     seconds = (time.monotonic() - began) / len(cells)
     rows: list[dict[str, Any] | None] = [
-        row_of(cell, result, population.dataset, seconds, ledger.owner)
-        for cell, result in zip(cells, results, strict=True)
+        row_of(cell, result, population.dataset, seconds, ledger.owner, one.plan)
+        for cell, result, one in zip(cells, results, population.members, strict=False)
         if result.summary["end"] != "interrupted"
     ]
     return rows if len(rows) == len(cells) else [*rows, None]

@@ -12,6 +12,7 @@ from hardjax.study.experiments import Published, Statement
 from hardjax.study.experiments_metrics import METRICS, Row, trained_alike, value, value_within
 from hardjax.study.experiments_rows import Found
 from hardjax.study.experiments_run import missing, price
+from hardjax.study.outcomes import was_lost
 from hardjax.study.verdict import Difference, Values
 
 Line = dict[str, str]
@@ -139,11 +140,15 @@ def _values(
 
 
 def _time_limit(found: Found, one: Statement) -> float:
-    """Median training seconds of the fastest arm; NaN where an arm has none, or where they cannot be compared."""
-    arms = [arm for arm in (*one.arms, *one.against) if found.arms.get(arm)]
-    if not trained_alike(row for arm in arms for row in found.arms[arm].values()):
+    """Median training seconds of the fastest arm; NaN where an arm has none, or where they cannot be compared.
+
+    Runs that diverged, and were not trained to the end for that, set no limit.
+    """
+    known = {arm: list(found.arms.get(arm, {}).values()) for arm in (*one.arms, *one.against)}
+    if not trained_alike(row for rows in known.values() for row in rows):
         return math.nan
-    seconds = [_seconds(found.arms[arm].values()) for arm in arms]
+    whole = [[row for row in rows if not was_lost(row)] for rows in known.values()]
+    seconds = [_seconds(rows) for rows in whole if rows]
     return min(seconds) if seconds and not any(map(math.isnan, seconds)) else math.nan
 
 

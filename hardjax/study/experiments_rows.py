@@ -19,7 +19,7 @@ Row = dict[str, Any]
 _HISTORY = ("epoch", "seconds", "full_train_loss", "full_train_top1", "test_loss", "test_top1")
 _KEPT = (
     *("row_version", "key", "config", "data", "network", "status", "reason", "metrics", "seconds", "train_seconds"),
-    *("compile_seconds", "threads", "population", "commit", "versions", "device", "trail"),
+    *("compile_seconds", "threads", "population", "commit", "versions", "device", "trail", "trained_epochs"),
 )
 _DIGITS = 6  # of a number in a row: nothing is known more exactly, and a row stays small
 

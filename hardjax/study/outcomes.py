@@ -1,5 +1,6 @@
 """What became of a cell of a sweep: its row, and the named readings of its test points that a row holds."""
 
+import dataclasses
 import math
 import traceback
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ import numpy as np
 
 from hardjax._validate import Refusal, first_line
 from hardjax.data import Dataset
+from hardjax.engine.plan import dispatches
+from hardjax.engine.stages import RunPlan
 from hardjax.study.cells import ROW_VERSION, Cell
 from hardjax.study.convergence import own_level_epoch
 from hardjax.study.trails import trail_of
@@ -20,6 +23,7 @@ DONE, DIVERGED, FAILED = STATUSES = ("done", "diverged", "failed")
 ALONE = {"mode": "workers", "members": 1}  # how a run was trained that is no member of a population
 LAST_EPOCHS = 5  # P4: "the median of the final 5 epochs"
 _NEAR = 1e-6  # epochs
+FIRST_CLASS = {"test": "first_class_top1", "full_train": "first_class_train_top1"}  # split -> name of a metric
 _ERRORS = 3.0  # standard errors above chance from which a network has learned
 _KEPT = (
     *("epoch", "seconds", "train_loss", "full_train_loss", "full_train_top1", "validation_loss"),
@@ -72,64 +76,75 @@ def has_converged(history: Mapping[str, np.ndarray], chance: float, samples: int
     return median_of_last_epochs(history["epoch"], history["test_top1"]) > chance + _ERRORS * error
 
 
-def published_top1(history: Mapping[str, np.ndarray], first_class: float) -> np.ndarray:
-    """(points,) test accuracies as published figures show runs that diverged.
+def published_top1(history: Mapping[str, np.ndarray], first_class: float, split: str = "test") -> np.ndarray:
+    """(points,) accuracies as published figures show runs that diverged; NaN where none was found.
 
     A sample whose loss is NaN is counted as wrong in the history. Where nothing is finite any more, published figures
     show the accuracy of what is predicted all the same: the largest of outputs that are NaN is the first.
 
     Args:
         history: of the run.
-        first_class: share of the first class of the test split in percent.
+        first_class: share of the first class of the split in percent.
+        split: "test" or "full_train".
     """
-    finite, top1 = np.isfinite(history["test_loss"]), history["test_top1"]
+    finite, top1 = np.isfinite(history[f"{split}_loss"]), history[f"{split}_top1"]
     return np.where(finite, top1, np.maximum(top1, first_class))
 
 
 class Labels(NamedTuple):
-    """What naming one class alone would score on the test split.
+    """What naming one class alone would score, on the test split if nothing else is said.
 
     Attributes:
         chance, first_class: shares of the most frequent and of the first class in percent; NaN where labels are values.
         predictions: how many are right or wrong.
+        first_class_train: as `first_class`, of the training split.
     """
 
     chance: float
     first_class: float
     predictions: int
+    first_class_train: float
 
 
 def labels_of(dataset: Dataset) -> Labels:
-    """Of the test split."""
-    labels = np.ravel(dataset.test.labels)
+    """Of a data set."""
+    test, train = (np.ravel(split.labels) for split in (dataset.test, dataset.train))
     if not dataset.num_classes:
-        return Labels(math.nan, math.nan, len(labels))
-    shares = 100 * np.bincount(labels, minlength=dataset.num_classes) / len(labels)
-    return Labels(float(shares.max()), float(shares[0]), len(labels))
+        return Labels(math.nan, math.nan, len(test), math.nan)
+    shares = 100 * np.bincount(test, minlength=dataset.num_classes) / len(test)
+    return Labels(float(shares.max()), float(shares[0]), len(test), 100 * float((train == 0).mean()))
 
 
-def row_of(cell: Cell, result: RunResult, dataset: Dataset, seconds: float, worker: str) -> dict[str, Any]:
+def row_of(
+    cell: Cell, result: RunResult, dataset: Dataset, seconds: float, worker: str, plan: RunPlan | None = None
+) -> dict[str, Any]:
     """The row of a run that ended.
 
     Args:
         dataset: what it was trained on, its validation share aside.
         seconds: wall time of the cell in the process that ended it, preparing and compiling included.
         worker: who trained it.
+        plan: of the run; where parameters that are no numbers ended it early, the row has its later test points too.
     """
+    reason, labels = _why_diverged(result), labels_of(dataset)
+    trained = float(result.history["epoch"][-1]) if _was_lost(result) else None
+    if trained is not None:
+        assert plan is not None
+        result = to_the_end(result, plan)
     summary = result.summary
-    reason = _why_diverged(result)
     history = {name: values for name in _KEPT if np.isfinite(values := result.history[name]).any()}
     return (
         _frame(cell, DONE if reason is None else DIVERGED, reason, seconds, worker)
         | {
-            "metrics": _metrics(result, labels_of(dataset), dataset.train.num_samples, reason is not None),
+            "metrics": _metrics(result, labels, dataset.train.num_samples, reason is not None),
             "history": history,
             "population": summary.get("population", ALONE),
             "train_seconds": summary["train_seconds"],
             "compile_seconds": summary["compile_seconds"],
             "resumed_at": summary["resumed_at"],
         }
-        | ({"trail": trail_of(result)} if result.measurements else {})
+        | ({} if trained is None else {"trained_epochs": trained})
+        | ({"trail": trail_of(_as_published(result, labels))} if result.measurements else {})
     )
 
 
@@ -154,7 +169,7 @@ def _why_diverged(result: RunResult) -> str | None:
     """None where a run did not diverge."""
     summary = result.summary
     bad = summary["first_bad_step"]
-    if _was_kept(result):
+    if _was_lost(result):
         what = f"parameters were not finite after epoch {result.history['epoch'][-1]:g}"
     elif _ended_early(summary):
         what = "a spectrum was not finite" if bad is None else "a loss or gradient was not finite"
@@ -170,24 +185,54 @@ def _ended_early(summary: Mapping[str, Any]) -> bool:
     return summary["end"] != "budget spent"
 
 
-def _was_kept(result: RunResult) -> bool:
-    """Whether it ended because its parameters were no numbers any more, and would have stayed as they were then."""
+def _was_lost(result: RunResult) -> bool:
+    """Whether it ended because its parameters were no numbers any more, which they stay, whatever is trained."""
     return _ended_early(result.summary) and result.config.on_nan != "stop"
 
 
-def kept_to_the_end(history: Mapping[str, np.ndarray], epochs: int) -> dict[str, np.ndarray]:
-    """The test points of a run that diverged with those that its state would have until the last epoch: one that is
-    trained on all the same (`hj.run`), whose parameters stay as little a number, has them in its history."""
-    further = np.arange(math.floor(history["epoch"][-1]) + 1, epochs + 1)
-    padded = {name: np.append(column, np.full(len(further), column[-1])) for name, column in history.items()}
-    return padded | {"epoch": np.append(history["epoch"], further)}
+def to_the_end(result: RunResult, plan: RunPlan) -> RunResult:
+    """A run that ended early, since its parameters were no numbers any more, as if it had been trained on.
+
+    Parameters stay as they are, so that every later test point has what the last one found, and every later step is a
+    bad one. Times are those of the steps that were made.
+    """
+    done, history = result.summary["backprops"], result.history
+    later = [call.after.backprops for call in dispatches(plan) if call.test and call.after.backprops > done]
+    further = {name: np.full(len(later), column[-1], column.dtype) for name, column in history.items()}
+    further |= {"epoch": np.array([float(plan.epoch(step)) for step in later]), "backprops": np.array(later)}
+    further["train_loss"] = np.full(len(later), math.nan)
+    whole = {name: np.append(column, further[name]) for name, column in history.items()}
+    left = plan.steps - done
+    counts = {"backprops": plan.steps, "bad_steps": result.summary["bad_steps"] + left}
+    return dataclasses.replace(result, history=whole, summary=result.summary | counts)
 
 
-def was_kept(row: Mapping[str, Any]) -> bool:
-    """Whether the run of a row ended before its last epoch, since its parameters were no numbers any more."""
-    config, epochs = row["config"], row["history"]["epoch"]
-    early = row.get("status") == DIVERGED and config.get("on_nan") != "stop"
-    return early and len(epochs) > 0 and epochs[-1] < config["epochs"] - _NEAR
+def _as_published(result: RunResult, labels: Labels) -> RunResult:
+    """With the accuracies of what is predicted where a loss is not finite."""
+    summary, history = dict(result.summary), dict(result.history)
+    for split, first_class in (("test", labels.first_class), ("full_train", labels.first_class_train)):
+        top1 = published_top1(history, first_class, split)
+        history[f"{split}_top1"] = top1
+        if len(top1):
+            summary[f"final_{split}_top1"] = float(top1[-1])
+    return dataclasses.replace(result, history=history, summary=summary)
+
+
+def was_lost(row: Mapping[str, Any]) -> bool:
+    """Whether the run of a row was trained for a part of its epochs alone, since its parameters were no numbers."""
+    return row.get("trained_epochs") is not None
+
+
+def shown_top1(row: Mapping[str, Any], split: str = "test") -> np.ndarray:
+    """(points,) accuracies of a row as `published_top1` has them; NaN where there is none.
+
+    Args:
+        split: "test" or "full_train".
+    """
+    history, first_class = row["history"], row["metrics"].get(FIRST_CLASS[split])
+    nothing = [None] * len(history["epoch"])  # columns are left out where none is finite
+    read = {name: np.array(history.get(name, nothing), np.float64) for name in (f"{split}_top1", f"{split}_loss")}
+    return read[f"{split}_top1"] if first_class is None else published_top1(read, first_class, split)
 
 
 def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: str) -> dict[str, Any]:
@@ -211,16 +256,14 @@ def _frame(cell: Cell, status: str, reason: str | None, seconds: float, worker: 
 def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) -> dict[str, Any]:
     history, summary, config = result.history, result.summary, result.config
     epochs, points = history["epoch"], len(history["epoch"])
-    lost = _was_kept(result)
     # The epochs before the end of a run that ended early are not its last ones.
-    last = 1 if _ended_early(summary) and not lost else LAST_EPOCHS
-    read = kept_to_the_end(history, config.epochs) if lost else history
-    median = median_of_last_epochs(read["epoch"], published_top1(read, labels.first_class), last)
+    last = 1 if _ended_early(summary) and config.on_nan == "stop" else LAST_EPOCHS
+    median = median_of_last_epochs(epochs, published_top1(history, labels.first_class), last)
     size = config.batch_sizes[0]
     return {
         "median_test_top1": median,
         "median_test_error": 100 - median,
-        "median_validation_top1": median_of_last_epochs(read["epoch"], read["validation_top1"], last),
+        "median_validation_top1": median_of_last_epochs(epochs, history["validation_top1"], last),
         **{name: value for name, value in summary.items() if name.startswith("final_")},
         "final_test_error": 100 - summary["final_test_top1"],
         "final_train_error": 100 - summary["final_full_train_top1"],
@@ -228,8 +271,8 @@ def _metrics(result: RunResult, labels: Labels, samples: int, diverged: bool) ->
         "converged": not diverged and has_converged(history, labels.chance, labels.predictions),
         "chance_top1": labels.chance,
         "first_class_top1": labels.first_class,
-        # What was measured before parameters were no numbers is not that of the end.
-        **{name: float(history[name][-1]) if points and not lost else math.nan for name in ("C_K", "L_K")},
+        "first_class_train_top1": labels.first_class_train,
+        **{name: float(history[name][-1]) if points else math.nan for name in ("C_K", "L_K")},
         "backprops": summary["backprops"],
         "num_batches": summary["num_batches"],
         "surplus_percent": 100 * (summary["num_batches"] * size / samples - 1),

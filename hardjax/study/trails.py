@@ -1,6 +1,5 @@
 """Where one run went in the C_K-L_K plane (P3), from its record on disk or in memory."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,28 +12,17 @@ from hardjax.study.beacons import TOLERANCES, Trail
 from hardjax.training.run import RunResult
 
 _TESTED = {"test": "test_top1", "train": "full_train_top1", "validation": "validation_top1"}  # of the history
-_NEAR = 1e-6  # epochs
 _POINTS = 40  # most of them in a row: as many as P3's shortest runs have epochs, its shares of training among them
 
 
 def trail_of(result: RunResult) -> dict[str, Any]:
-    """Of a run in memory that measured, plain (`beacon_file.to_plain`): the end of every epoch, or 40 even points.
-
-    Behind the end of a run that diverged and was not trained on there is no place in the plane.
-    """
+    """Of a run in memory that measured, plain (`beacon_file.to_plain`): the end of every epoch, or 40 even points."""
     config, history = result.config, result.history
     points = np.linspace(0, config.epochs, min(config.epochs, _POINTS) + 1)[1:]
     entries = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
     named = f"{config.batches}, rate {config.peak_learning_rate:g}, seed {config.seed}"
     errors = errors_at(points, entries)
-    found = trail_between(config, result.summary, result.measurements, errors, points, run=named)
-    if len(history["epoch"]) and (behind := points > history["epoch"][-1] + _NEAR).any():
-        measures = {
-            tolerance: {name: np.where(behind, np.nan, values) for name, values in fields.items()}
-            for tolerance, fields in found.measures.items()
-        }
-        found = dataclasses.replace(found, measures=measures)
-    return beacon_file.to_plain(found)
+    return beacon_file.to_plain(trail_between(config, result.summary, result.measurements, errors, points, run=named))
 
 
 def trail_between(

@@ -183,7 +183,7 @@ def _row(ledger: Ledger, cell: Cell, trainer: Trainer, asked: Callable[[], objec
         return failed_row(cell, error, time.monotonic() - began, ledger.owner)
     if result.summary["end"] == "interrupted":
         return None
-    return row_of(cell, result, setting.dataset, time.monotonic() - began, ledger.owner)
+    return row_of(cell, result, setting.dataset, time.monotonic() - began, ledger.owner, setting.plan)
 
 
 def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
@@ -191,7 +191,9 @@ def _trained(ledger: Ledger, cell: Cell, setting: Setting) -> RunResult:
         folder, there = ledger.place(cell.key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return train(setting, folder, resume=there, progress=False, keep=False, while_finite=True)
+            # Of a controller nobody knows what it would have decided.
+            whole = bool(setting.plan.ladder)
+            return train(setting, folder, resume=there, progress=False, keep=False, while_finite=not whole)
         except OutOfMemory:
             raise
         except Refusal:

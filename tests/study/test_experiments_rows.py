@@ -156,32 +156,46 @@ def test_a_picture_of_what_may_be_missed_shows_the_median_with_its_misses(tmp_pa
     assert [text.get_text() for text in axes.texts] == ["1 missed"]
 
 
-def _ended_early(place=0):
-    """Diverged in the second of four epochs of ten steps, at a constant rate of 0.1."""
-    row = _row("rate 0.1", place, 9.0)
+def _lost(place=0, arm="rate 0.1", seconds=2.0):
+    """Diverged in the second of four epochs of ten steps, and trained no further."""
+    row = _row(arm, place, 100.0)
     return row | {
         "status": "diverged",
-        "train_seconds": 2.0,
-        "metrics": row["metrics"] | {"backprops": 20},
-        "history": {"epoch": [1, 2], "test_top1": [60.0, 0.0], "full_train_loss": [1.0, None]},
+        "train_seconds": seconds,
+        "trained_epochs": 2.0,
+        "metrics": row["metrics"] | {"final_test_top1": 0.0, "final_test_loss": None, "first_class_top1": 9.8},
+        "history": {"epoch": [1, 2, 3, 4], "test_top1": [60.0, 0.0, 0.0, 0.0], "test_loss": [1.0, None, None, None]},
     }
 
 
-def test_curves_of_a_run_that_ended_where_it_diverged_go_on_as_those_of_one_that_was_trained_on():
-    row = _ended_early()
+def test_what_diverged_has_the_error_of_what_it_predicts():
+    row = _lost()
+    assert value("test error", row) == pytest.approx(90.2) and value("test top-1", row) == 9.8
     epochs, errors = progress.column(row, "test_error")
-    assert epochs.tolist() == [1, 2, 3, 4] and errors.tolist() == [40, 100, 100, 100]
-    assert progress.along(row, epochs, "iterations") == pytest.approx([10, 20, 30, 40], rel=1e-3)
-    assert progress.along(row, epochs, "cumulative") == pytest.approx([1, 2, 3, 4], rel=1e-3)
-    stopped = row | {"config": row["config"] | {"on_nan": "stop"}}
-    assert progress.column(stopped, "test_error")[0].tolist() == [1, 2]
+    assert epochs.tolist() == [1, 2, 3, 4] and errors.tolist() == pytest.approx([40, 90.2, 90.2, 90.2])
+    assert progress.column(row, "test_top1")[1].tolist() == [60, 9.8, 9.8, 9.8]
+    blown = row | {"metrics": row["metrics"] | {"final_test_top1": 30.0}}  # some samples alone were lost
+    assert value("test top-1", blown) == 30
 
 
 def test_a_run_that_diverged_is_not_the_cheaper_for_it():
-    row, whole = _ended_early(), _row("rate 0.1", 0, 9.0) | {"train_seconds": 4.0}
+    row, whole = _lost(), _row("rate 0.1", 0, 9.0) | {"train_seconds": 4.0}
     assert (value("steps", whole), value("seconds", whole)) == (40, 4.0)
     assert math.isnan(value("steps", row)) and math.isnan(value("seconds", row))
-    assert value("ms a step", row) == 100  # of those that it took
+
+
+def test_runs_that_diverged_set_no_limit_of_time(tmp_path):
+    columns = {"epoch": [2, 4], "test_top1": [50.0, 90.0], "test_loss": [1.0, 0.5]}
+    rows = [
+        _row(arm, place, 10.0) | {"status": "done", "train_seconds": 8.0, "device": "here", "history": columns}
+        for arm in ("rate 0.1", "rate 0.2")
+        for place in range(3)
+    ]
+    rows += [_lost(place, "rate 0.4", 1.0) | {"device": "here"} for place in range(1)]
+    one = dataclasses.replace(GRID, statements=(dataclasses.replace(BEST, runs=3),))
+    _written(tmp_path, rows)
+    (said,) = judge(Results({one.name: one}, tmp_path).found(one, "reduced"))
+    assert said.seconds == 8
 
 
 def test_a_picture_of_arms_names_what_is_in_it_and_shows_no_error_below_none(tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 from sweeps import history_of
 
@@ -196,24 +195,6 @@ def test_each_shape_is_compiled_once_as_is_told_before(tiny, tmp_path, monkeypat
     rows = _sweep(configs, tmp_path, tiny).rows
     assert {row["population"]["members"] for row in rows} == {2}
     assert len(counted) == sum(one.programs for one in told)
-
-
-def test_the_median_of_a_member_that_was_kept_is_that_of_a_run_alone():
-    from hardjax.study.outcomes import kept_to_the_end, median_of_last_epochs, published_top1
-
-    top1 = np.array([60.0, 70.0, 80.0, 0.0])
-    history = {
-        "epoch": np.arange(1.0, 5),
-        "test_loss": np.array([1.0, 1.0, 1.0, np.nan]),
-        "test_top1": top1,
-        "validation_top1": top1 / 2,
-    }
-    read = kept_to_the_end(history, 6)  # 70, 80, then three times what is predicted without a number
-    assert read["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert median_of_last_epochs(read["epoch"], published_top1(read, 10.0)) == 10
-    read = kept_to_the_end(history, 5)
-    assert median_of_last_epochs(read["epoch"], published_top1(read, 10.0)) == 60
-    assert median_of_last_epochs(read["epoch"], read["validation_top1"]) == 30
 
 
 def test_what_no_population_or_process_trains_is_refused():
