@@ -91,7 +91,8 @@ def reliable(grids: Sequence[Grid]) -> Figure:
     return _panels(
         grids,
         draw,
-        "filled: every seed stayed finite, learned, and came half the way from chance to the grid's best; open: tried",
+        "filled: every seed stayed finite, learned, and came half the way from chance to the grid's best"
+        " on the test split; open: tried",
     )
 
 
@@ -114,7 +115,7 @@ def curves(grids: Sequence[Grid]) -> Figure:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
 
-    title = f"{_over_seeds(grids)}; the base rate of the highest mean over batch sizes"
+    title = f"{_over_seeds(grids)}; {_chosen(grids)}: that of the highest mean over batch sizes"
     return _panels(grids, draw, f"{title}\nruns that diverged count with what they predict")
 
 
@@ -188,7 +189,8 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
 def _common_rate(grid: Grid) -> float | None:
     tried = [{round(math.log2(p.rate), 6): p for p in curve.points if p.rows} for curve in grid.curves]
     shared = set.intersection(*map(set, tried)) if tried else set()
-    means = {place: np.mean([points[place].mean for points in tried]) for place in sorted(shared)}
+    by = grid.chosen_by
+    means = {place: np.mean([points[place].values(by).mean() for points in tried]) for place in sorted(shared)}
     means = {place: mean for place, mean in means.items() if np.isfinite(mean)}
     return 2.0 ** max(means, key=lambda place: means[place]) if means else None
 

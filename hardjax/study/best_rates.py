@@ -60,22 +60,24 @@ def _best(found: Sequence[Grid], cell: Cell, folder: Path) -> _Best:
     config = cell.config.to_dict()
     where = f"{cell.config.model} on {cell.config.dataset}, {cell.config.batches}, in {str(folder)!r}"
     batches = batches_of(config)
-    best = [
-        _Best(grid, curve, point)
+    fitting = [
+        (grid, curve, row["config"])
         for grid in found
         for curve in grid.curves
         if (curve.size, curve.batches) == batches
-        and (point := curve.best(grid.chosen_by)) is not None
-        and (point.rows[0]["config"]["model"], point.rows[0]["data"]) == (cell.config.model, cell.data)
+        and (row := next((row for point in curve.points for row in point.rows), None)) is not None
+        and (row["config"]["model"], row["data"]) == (cell.config.model, cell.data)
     ]
-    if len(best) > 1:
+    # Whether it has a best cell or not: another network's rate would be no answer to that it has none.
+    if len(fitting) > 1:
         settings = _compared(config)
-        best = [one for one in best if _compared(one.point.rows[0]["config"]) == settings] or best
+        fitting = [one for one in fitting if _compared(one[2]) == settings] or fitting
+    if len(fitting) > 1:
+        labels = "; ".join(grid.label for grid, _, _ in fitting)
+        raise Refusal(f"Expected one grid of {where}, to take its best base rate; {len(fitting)} fit: {labels}.")
+    best = [_Best(grid, curve, point) for grid, curve, _ in fitting if (point := curve.best(grid.chosen_by))]
     if not best:
-        raise Refusal(f"Expected a finished cell of {where}, to take its base rate; there is none.")
-    if len(best) > 1:
-        labels = "; ".join(one.grid.label for one in best)
-        raise Refusal(f"Expected one grid of {where}, to take its best base rate; {len(best)} fit: {labels}.")
+        raise Refusal(f"Expected a base rate of {where}, at which every seed is done and none diverged; there is none.")
     return best[0]
 
 

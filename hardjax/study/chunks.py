@@ -44,6 +44,7 @@ class Modes:
         self._ledger, self._cells, self._trainer, self._workers = ledger, cells, trainer, workers
         self._counts = Counter(cell.shape for cell in cells)
         self._known: dict[str, str] = {}
+        self._kept: set[str] = set()  # shapes whose mode was settled by an earlier worker or call
 
     def __getitem__(self, shape: str) -> str:
         """The mode of a shape that was found."""
@@ -58,8 +59,9 @@ class Modes:
         return self.places(shape) if shape in self._known and self.together(shape) else 1
 
     def together(self, shape: str) -> bool:
-        """Whether cells of a shape are members of a population; a last one by itself too, so that nothing compiles."""
-        return self._known[shape] != "workers" and self.places(shape) > 1
+        """Whether cells of a shape are members of a population; a last one by itself too, so that nothing compiles, and
+        where more workers leave each of them one, as the rows that there are were trained."""
+        return self._known[shape] != "workers" and (self.places(shape) > 1 or shape in self._kept)
 
     def find(self, cell: Cell) -> bool:
         """Find the mode of a cell's shape; False where it was known."""
@@ -72,18 +74,24 @@ class Modes:
         mode = wanted(self._trainer.performance, "workers")
         if mode != "auto":
             return mode
-        if why_alone(cell.config) is not None or self.places(cell.shape) == 1:
+        if why_alone(cell.config) is not None:
             return "workers"
         alike = [one for one in self._cells if one.shape == cell.shape]
         rows = [self._ledger.rows[one.key].get("population") for one in alike if one.key in self._ledger.rows]
-        modes = [row["mode"] for row in rows if isinstance(row, dict)]
-        return modes[0] if modes else self._settled(cell, alike)
+        modes = {row["mode"] for row in rows if isinstance(row, dict)}
+        if modes:  # those that did not fit the memory together were trained alone beside the others
+            self._kept.add(cell.shape)
+            return next(iter(sorted(modes - {"workers"})), "workers")
+        return self._settled(cell, alike)
 
     def _settled(self, cell: Cell, alike: Sequence[Cell]) -> str:
         name = hashlib.blake2b(cell.shape.encode(), digest_size=8).hexdigest()
         path = self._ledger.folder / files.SWEEP_WORK / _SETTLED
         if name in (settled := _read(path)):
+            self._kept.add(cell.shape)
             return settled[name]
+        if self.places(cell.shape) == 1:
+            return "workers"
         mode = fastest_mode(self._trainer, alike, self.places(cell.shape))
         with self._ledger.locked():
             settled = {name: mode} | _read(path)

@@ -68,9 +68,12 @@ class Curve:
     def best(self, by: str) -> Point | None:
         """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one.
 
-        A rate at which a run diverged is none.
+        A rate at which a run diverged or failed is none, nor one that has fewer seeds than another: a mean of what
+        happened to end is no mean over seeds.
         """
-        scored = [(float(point.values(by).mean()), point) for point in self.points if point.rows and not point.diverged]
+        seeds = max((len(point.rows) + point.failed for point in self.points), default=0)
+        whole = [point for point in self.points if 0 < len(point.rows) == seeds and not point.diverged]
+        scored = [(float(point.values(by).mean()), point) for point in whole]
         scored = [(score, point) for score, point in scored if math.isfinite(score)]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 

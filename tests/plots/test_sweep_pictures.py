@@ -101,6 +101,16 @@ def test_the_best_rate_of_each_batch_size_is_named_with_how_it_was_chosen():
     assert axes.texts[0].get_text() == "2^-6" and "chosen on the validation share" in axes.get_title()
 
 
+def test_convergence_is_shown_at_the_rate_that_is_chosen_as_the_title_says():
+    for by, shown in ((lambda rate: 0.0, "2^-10"), (math.log2, "2^-6")):
+        for one in (rows := _rows()):
+            if shown == "2^-6":
+                one["metrics"]["median_validation_top1"] = by(one["config"]["base_learning_rate"])
+        drawn = plots.curves(grids(rows))
+        assert f"base rate {shown}" in drawn.axes[0].get_title()
+        assert ("validation share" in drawn.get_suptitle()) == (shown == "2^-6")
+
+
 def test_reliable_rates_are_filled_and_tried_ones_open():
     rows = _rows()
     rows[-1]["metrics"] |= {"converged": False}

@@ -105,10 +105,10 @@ def test_what_has_no_best_rate_is_refused_in_one_line(source, tmp_path):
     lost = [one | {"status": "diverged"} for one in rows()]
     here = dataclasses.replace(BASE, batch_size=8)
     for settings, data, said in (
-        ({"batch_size": 64}, "data", "Expected a finished cell of mlp on digits, batch 64, in"),
+        ({"batch_size": 64}, "data", "Expected a base rate of mlp on digits, batch 64, in"),
         ({"batch_size": 32}, "data", "mlp on digits, batch 32, in"),
-        ({"model": "resnet8", "model_options": {}}, "data", "Expected a finished cell of resnet8 on digits, batch 8"),
-        ({}, "other data", "to take its base rate; there is none"),
+        ({"model": "resnet8", "model_options": {}}, "data", "Expected a base rate of resnet8 on digits, batch 8"),
+        ({}, "other data", "none diverged; there is none"),
         ({"learning_rate": 0.1}, "data", "or rates, not both; got a base rate of 0.0125"),
         ({"base_learning_rate": 0.5}, "data", "got a base rate of 0.5"),
     ):
@@ -121,6 +121,22 @@ def test_what_has_no_best_rate_is_refused_in_one_line(source, tmp_path):
         with_best_rates([Cell(here, "data")], folder, folder)
     with pytest.raises(Refusal, match="No sweep in"):
         taken(tmp_path / "nowhere", here)
+
+
+def test_a_grid_without_a_best_rate_does_not_hand_over_that_of_another_network(source):
+    lost = [one | {"status": "diverged"} for one in rows()]
+    folder = source(*lost, *rows(dataclasses.replace(BASE, model_options=NORMED)))
+    with pytest.raises(Refusal, match="none diverged; there is none"):
+        taken(folder, dataclasses.replace(BASE, batch_size=8))
+
+
+@pytest.mark.parametrize("how", ["failed", "not there"])
+def test_a_rate_that_lacks_a_seed_is_not_the_best(source, how):
+    found = rows()
+    assert found[2]["config"]["base_learning_rate"] == 2**-6  # of 90 and 80, the best one
+    changed = [found[2] | {"status": "failed", "metrics": {}}] if how == "failed" else []
+    (cell,) = taken(source(*found[:2], *changed, *found[3:]), dataclasses.replace(BASE, batch_size=8))
+    assert cell.config.base_learning_rate == 2**-8
 
 
 @pytest.mark.ci

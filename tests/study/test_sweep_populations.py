@@ -13,7 +13,7 @@ from hardjax.engine.programs import Programs, programs_for
 from hardjax.study import chunks, work
 from hardjax.study.cells import Cell
 from hardjax.study.estimate import estimate
-from hardjax.study.ledger import Ledger
+from hardjax.study.ledger import Ledger, opened
 from hardjax.study.sweep import _check_population
 from hardjax.study.sweep_rows import read_rows
 from hardjax.training.checkpoint import RunWarning
@@ -174,6 +174,12 @@ def test_what_was_tried_out_is_settled_for_all_and_kept_by_rows(tiny, tmp_path, 
     more = hj.grid(dataclasses.replace(BASE, epochs=1), seed=range(5))
     found = _sweep(more, tmp_path, tiny, auto)
     assert len(tried) == 2 and {row["population"]["mode"] for row in found.rows} == {"vmap"}
+    # As many workers as cells leave each of them one: it is trained as the others were.
+    cells = [work.Trainer(tiny, None, auto).cell(one) for one in more]
+    with opened(tmp_path, "me") as held:
+        modes = chunks.Modes(held, cells, work.Trainer(tiny, None, auto), workers=5)
+        modes.find(cells[0])
+        assert (modes.places(cells[0].shape), modes[cells[0].shape]) == (1, "vmap") and modes.together(cells[0].shape)
 
 
 @pytest.mark.ci
