@@ -50,12 +50,14 @@ class Statement:
 
     Attributes:
         says: the claim, in a few words.
-        arms, against: labels; of several the best one is taken, chosen for each seed by the other seeds. Nothing in
-            `against` sets the arms against 0.
+        arms, against: labels; of several the best one is taken, chosen for each seed by the other seeds, or their mean.
+            Nothing in `against` sets the arms against 0.
         metric: a name of `experiments_metrics.METRICS`.
         smallest: smallest difference of interest in the metric's unit, above 0; stated before the runs.
         runs: n, the seeds that the comparison is to have; stated before the runs.
         higher: the arms' values are claimed to be the higher ones; None: to be better, as the metric says.
+        of_several: "best" or "mean": what stands for several arms.
+        family: statements of an experiment that share it are judged together (Holm's correction over the arms).
     """
 
     says: str
@@ -65,9 +67,12 @@ class Statement:
     smallest: float
     runs: int
     higher: bool | None = None
+    of_several: str = "best"
+    family: str = ""
 
     def __post_init__(self) -> None:
         _validate.one_of(METRICS, metric=self.metric)
+        _validate.one_of(("best", "mean"), of_several=self.of_several)
         if self.higher is None and METRICS[self.metric].higher is None:
             raise Refusal(f"Expected higher for {shown(self.says)}: neither way is better of {shown(self.metric)}.")
         _validate.positive(smallest=self.smallest)

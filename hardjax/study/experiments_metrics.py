@@ -159,6 +159,25 @@ def _measured(name: str, tolerance: str, share: float = 1.0) -> Callable[[Row, S
     return read
 
 
+def _at_iterations_of(size: int, share: float) -> Callable[[Row, Sequence[Row]], float]:
+    """Decimal logarithm of L_K after as many iterations as a batch size has in a share of its training.
+
+    Between two points of the trail it is interpolated; before its first one there is none.
+    """
+
+    def read(row: Row, peers: Sequence[Row]) -> float:
+        trail, config = row.get("trail"), row["config"]
+        if trail is None or config.get("batch_plan") is not None:
+            return math.nan
+        at = share * config["epochs"] * config["batch_size"] / size
+        energy = np.array([math.nan if one is None else one for one in trail["measures"]["0"]["L_K"]], np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = np.interp(at, np.array(trail["epoch"], np.float64), np.log10(energy), left=math.nan, right=math.nan)
+        return float(found)
+
+    return read
+
+
 def _growth(row: Row, peers: Sequence[Row]) -> float:
     """Decimal logarithm of L_K's growth in the first half of training over that in the second."""
     trail = row.get("trail")
@@ -203,6 +222,7 @@ METRICS = {
     "log10 C_K at 1e-6": Metric(_measured("C_K", "1e-06"), None, ".2f"),
     "log10 L_K": Metric(_measured("L_K", "0"), None, ".2f"),
     "log10 L_K at half": Metric(_measured("L_K", "0", 0.5), None, ".2f"),
+    "log10 L_K at half of the iterations of batch 512": Metric(_at_iterations_of(512, 0.5), None, ".2f"),
     "log10 growth of L_K, first half over second": Metric(_growth, None, ".2f"),
     "log10 growth of C_K in the second half": Metric(_second_half, None, ".2f"),
     # Found without training, by `Experiment.computed`.

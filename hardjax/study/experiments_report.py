@@ -67,7 +67,7 @@ def report(found: Found) -> Report:
 
 def judge(found: Found) -> tuple[Judged, ...]:
     """The statements that this scale has arms for, those of equal back-propagations and those of equal time each judged
-    together."""
+    together, family by family."""
     known = [one for one in found.experiment.statements if _groups(found, one) is not None]
     pairs = [_compared(found, one, None) for one in known]
     limits = [_time_limit(found, one) for one in known]
@@ -75,15 +75,24 @@ def judge(found: Found) -> tuple[Judged, ...]:
         _compared(found, one, limit) if METRICS[one.metric].early and math.isfinite(limit) else None
         for one, limit in zip(known, limits, strict=True)
     ]
-    verdicts = verdict.judge([pair for pair, _ in pairs], [one.smallest for one in known])
-    timed = [(pair[0], one.smallest) for pair, one in zip(early, known, strict=True) if pair is not None]
-    second = iter(verdict.judge([pair for pair, _ in timed], [smallest for _, smallest in timed]))
+    verdicts = _verdicts([(one, pair) for one, (pair, _) in zip(known, pairs, strict=True)])
+    second = iter(_verdicts([(one, pair[0]) for one, pair in zip(known, early, strict=True) if pair is not None]))
     return tuple(
         Judged(
             one, pair, said, None if then is None else (then[0], next(second)), limit, test, _met(found, one.against)
         )
         for one, (pair, test), said, then, limit in zip(known, pairs, verdicts, early, limits, strict=True)
     )
+
+
+def _verdicts(pairs: Sequence[tuple[Statement, Difference]]) -> list[str]:
+    """One for each, those of a family judged together."""
+    said: dict[int, str] = {}
+    for family in dict.fromkeys(one.family for one, _ in pairs):
+        places = [place for place, (one, _) in enumerate(pairs) if one.family == family]
+        judged = verdict.judge([pairs[place][1] for place in places], [pairs[place][0].smallest for place in places])
+        said |= dict(zip(places, judged, strict=True))
+    return [said[place] for place in range(len(pairs))]
 
 
 def _met(found: Found, side: Sequence[str]) -> tuple[str, ...]:
@@ -108,15 +117,17 @@ def _compared(found: Found, one: Statement, seconds: float | None) -> tuple[Diff
     read = _values(found, one.metric, [*groups[0], *groups[1]], seconds)
     # The best of a side is the best by the metric itself; where neither way is better, the one that is claimed.
     best = metric.higher if metric.higher is not None else higher
-    first, second = (_side({arm: read[arm] for arm in side}, best) for side in groups)
+    first, second = (_side({arm: read[arm] for arm in side}, best, one.of_several) for side in groups)
     if not groups[1]:
         second = {seed: 0.0 for seed in first}
     pair = verdict.difference(first, second, higher, metric.may_miss)
     return pair, verdict.two_samples(first, second) if groups[1] else math.nan
 
 
-def _side(arms: Read, higher: bool) -> Values:
-    """Of several arms, those without a run are no choice."""
+def _side(arms: Read, higher: bool, of_several: str) -> Values:
+    """Of several arms, those without a run are no choice; a mean is one of all of them."""
+    if of_several == "mean":
+        return verdict.mean_of(arms)
     arms = {arm: values for arm, values in arms.items() if values}
     return verdict.best_by_others(arms, higher) if arms else {}
 
@@ -206,7 +217,7 @@ def _verdict_line(one: Judged) -> Line:
     short = one.found.pairs < one.statement.runs and one.verdict != verdict.TOO_FEW
     line = {
         "claim": one.statement.says,
-        "against": _named(one.against),
+        "against": _named(one.against, one.statement.of_several),
         "metric": one.statement.metric,
         "difference as claimed": difference(one.found, form),
         "pairs": f"{one.found.pairs} of {one.statement.runs}",
@@ -220,10 +231,10 @@ def _verdict_line(one: Judged) -> Line:
     return line
 
 
-def _named(arms: Sequence[str]) -> str:
+def _named(arms: Sequence[str], of_several: str) -> str:
     if len(arms) < 2:
         return arms[0] if arms else "0"
-    return f"the best of {len(arms)}"
+    return f"the {of_several} of {len(arms)}"
 
 
 def difference(found: Difference, form: str) -> str:

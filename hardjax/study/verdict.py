@@ -160,6 +160,12 @@ def best_by_others(arms: Mapping[str, Values], higher: bool) -> Values:
     return found
 
 
+def mean_of(arms: Mapping[str, Values]) -> Values:
+    """Seed -> mean over several arms; of the seeds that all of them have."""
+    seeds = sorted(set.intersection(*(set(values) for values in arms.values()))) if arms else []
+    return {seed: float(np.mean([values[seed] for values in arms.values()])) for seed in seeds}
+
+
 def two_samples(arm: Values, against: Values) -> float:
     """P3's own test: p value of two samples with unequal variances (Welch); NaN where either has fewer than two.
 

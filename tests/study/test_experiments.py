@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,35 @@ def test_ours_name_layouts_metrics_and_arms_that_are_there(ours):
             for claim in one.statements:
                 assert known & set(claim.arms) and known & set(claim.against or known), (one.name, claim.says)
     assert all(metric.form for metric in METRICS.values())
+
+
+def _known(found, side):
+    """Arms of a side of a statement that there are at a scale."""
+    return [arm for arm in side if arm in found.arms]
+
+
+def test_every_statement_can_be_judged_by_the_runs_that_its_scale_has(ours, tmp_path):
+    """At the paper's scale and ours: as many seeds as it asks for, and a sign test that Holm's correction can keep."""
+    nothing = Results(ours, tmp_path)
+    for one in ours.values():
+        for scale in ("paper", "reduced"):
+            found = nothing.found(one, scale)
+            said = [s for s in one.statements if _known(found, s.arms) and (_known(found, s.against) or not s.against)]
+            families = Counter(s.family for s in said)
+            for claim in said:
+                seeds = min(_runs(ours, one, scale, arm) for arm in _known(found, (*claim.arms, *claim.against)))
+                assert seeds >= claim.runs, (one.name, scale, claim.says)
+                if METRICS[claim.metric].may_miss:
+                    assert 2 / 2**claim.runs <= 0.05 / families[claim.family], (one.name, scale, claim.says)
+
+
+def _runs(ours, one, scale, arm):
+    """Seeds of an arm, of the experiment that has it."""
+    if one.scales:
+        return one.scales[scale].runs_of(arm)
+    source, _, label = arm.rpartition(": ")
+    (size,) = [ours[name].scales[scale] for name in one.reads if name == (source or one.reads[0])]
+    return size.runs_of(label)
 
 
 def test_published_numbers_are_those_of_the_tables(ours):
