@@ -32,9 +32,8 @@ Scale = Annotated[str | None, tyro.conf.arg(metavar="STR", help="paper | reduced
 @dataclass(frozen=True)
 class Place:
     experiments: Annotated[str, told("folder of the modules of experiments")] = "experiments"
-    results: Folder = (
-        None  # folder of their rows (default: results beside the modules; of smoke runs runs/tables/smoke)
-    )
+    # Folder of their rows (default: results beside the modules; of smoke runs runs/tables/smoke).
+    results: Folder = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class TableList(Place):
     def __call__(self) -> int:
         from hardjax.cli import table_screen
 
-        table_screen.listing(_read(self, None))
+        found = _read(self, None)
+        table_screen.listing(found, _prices(self, found))
         return 0
 
 
@@ -62,8 +62,9 @@ class TableShow(Place):
         from hardjax.study.experiments_report import report
 
         found = _read(self, self.scale)
+        prices = _prices(self, found)
         reports = [
-            report(rows)
+            report(rows, prices)
             for one in _named(found, self.names)
             for rows in (found.shown(one) if self.scale is None else [found.found(one, self.scale)])
         ]
@@ -177,6 +178,12 @@ def _read(place: Place, scale: str | None) -> Any:
     smoke = WRITTEN / experiments.SMOKE
     own = smoke if scale == experiments.SMOKE else folder / RESULTS
     return Results(experiments.load(folder), own if place.results is None else local_folder(results=place.results))
+
+
+def _prices(place: Place, found: Any) -> Any:
+    from hardjax.study.experiments_prices import prices_of
+
+    return prices_of(found, local_folder(experiments=place.experiments))
 
 
 def _named(found: Any, names: Sequence[str]) -> list[Any]:

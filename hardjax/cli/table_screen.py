@@ -10,33 +10,47 @@ from hardjax.cli.options import Settings
 from hardjax.cli.sweep_screen import plan_table
 from hardjax.config import Performance
 from hardjax.study.experiments import PAPER, REDUCED, Experiment, identity, with_data
+from hardjax.study.experiments_prices import NOTHING, Prices, missing
 from hardjax.study.experiments_report import Report, told
 from hardjax.study.experiments_rows import Results
-from hardjax.study.experiments_run import missing, price
 
 
-def listing(found: Results) -> None:
+def listing(found: Results, prices: Prices) -> None:
     """A line an experiment: how much of it has been run, where, the price of the rest, what it shows."""
-    lines = [("name", REDUCED, PAPER, "rest of both", "where", "shows")]
-    lines += [_line(found, one) for one in found.experiments.values()]
+    lines = [("name", REDUCED, PAPER, "rest of reduced", "rest of paper", "where", "shows")]
+    lines += [_line(found, one, prices) for one in found.experiments.values()]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     for *cells, last in lines:
         print("  ".join([f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)] + [last]))
-    print("runs with a row, of how many; prices: of one worker, by rows of the same experiment and scale.")
+    print(
+        "runs with a row, of how many; prices: of one worker, by rows of the same network at these or other batch"
+        " sizes, else by its operations."
+    )
 
 
-def _line(found: Results, one: Experiment) -> tuple[str, ...]:
+def _line(found: Results, one: Experiment, prices: Prices) -> tuple[str, ...]:
     sizes = {scale: found.found(one, scale) for scale in (REDUCED, PAPER)}
     counts = [f"{len(rows.rows)}/{rows.wanted}" if rows.wanted else "-" for rows in sizes.values()]
     where = {str(row["device"]).partition(" x")[0] for rows in sizes.values() for row in rows.rows if row.get("device")}
-    prices = [told(price(rows)) for rows in sizes.values() if rows.wanted > len(rows.rows)]
-    if one.reads:
-        rest = f"reads {one.reads[0] if len(one.reads) == 1 else f'{len(one.reads)} others'}"
-    elif one.computed is not None:
-        rest = "computed" if sizes[PAPER].rows else "not computed"
+    if one.computed is not None:
+        counts, rest = ["-", "-"], ["-", "computed" if sizes[PAPER].rows else "not computed"]
     else:
-        rest = "; ".join(dict.fromkeys(prices)) or "-"
-    return one.name, *counts, rest, ", ".join(sorted(where)) or "-", one.title
+        rest = [_rest(found, one, scale, prices) if rows.wanted else "-" for scale, rows in sizes.items()]
+    reads = one.reads[0] if len(one.reads) == 1 else f"{len(one.reads)} others"
+    return (
+        one.name,
+        *counts,
+        *rest,
+        ", ".join(sorted(where)) or "-",
+        one.title + (f" (reads {reads})" if one.reads else ""),
+    )
+
+
+def _rest(found: Results, one: Experiment, scale: str, prices: Prices) -> str:
+    """What is left of an experiment, or of those that it reads."""
+    own = [found.experiments[name] for name in one.reads] or [one]
+    price = sum((prices.of(found.found(source, scale)) for source in own), NOTHING)
+    return told(price) if price.seconds else "-"
 
 
 def show(one: Report) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from hardjax.study.experiments import SMOKE
-from hardjax.study.experiments_report import Line, Report
-from hardjax.study.experiments_rows import Found
+from hardjax.study.experiments_report import Line, Report, told
 
 _NAMED = 4  # sources that are named one by one
 
@@ -31,7 +30,8 @@ def results(reports: Sequence[Report], papers: Mapping[str, str]) -> str:
         "Written by `hardjax table show all --markdown` from the rows in `results/` alone; verdicts by the rule of",
         "[README](README.md). ±: half a 95 % interval of Student's t over seeds; sd: deviation between runs; of what",
         "is published, the spread printed there. Equal time: at the last test point within the training time of the",
-        "fastest arm. What was not run is listed at the end of each paper's part.",
+        "fastest arm. What was not run is listed at the end of each paper's part, with the time that it would take one",
+        "worker of the device that most rows are of: by rows of the same network, else by its operations.",
         "",
     ]
     for prefix, heading in {**papers, "": "Others"}.items():
@@ -41,7 +41,7 @@ def results(reports: Sequence[Report], papers: Mapping[str, str]) -> str:
         out += [f"## {heading}", ""]
         for one in those:
             out += _section(one) if _says_something(one) else []
-        if left := [one.found for one in those if not _says_something(one)]:
+        if left := [one for one in those if not _says_something(one)]:
             out += ["Not run so far, or not enough of it to say anything:", "", *map(_left, left), ""]
     return "\n".join(out)
 
@@ -56,10 +56,12 @@ def _says_something(one: Report) -> bool:
     return bool(one.found.rows and (beside or not one.found.experiment.reads))
 
 
-def _left(found: Found) -> str:
-    """A line on an experiment that nobody ran."""
-    one = found.experiment
-    sizes = ", ".join(f"{scale} {size.count} runs" for scale, size in one.scales.items() if scale != SMOKE)
+def _left(said: Report) -> str:
+    """A line on an experiment that nobody ran, with what it would cost."""
+    one = said.found.experiment
+    sizes = ", ".join(
+        f"{scale} {size.count} runs, {told(said.prices[scale])}" for scale, size in one.scales.items() if scale != SMOKE
+    )
     how = sizes or (f"reads {', '.join(one.reads)}" if len(one.reads) < _NAMED else f"reads {len(one.reads)} others")
     return f"- `{one.name}`: {one.title} ({how if one.computed is None else 'computed'})"
 

@@ -10,8 +10,8 @@ import numpy as np
 from hardjax.study import statistics, verdict
 from hardjax.study.experiments import Published, Statement
 from hardjax.study.experiments_metrics import METRICS, Row, trained_alike, value, value_within
+from hardjax.study.experiments_prices import Price, Prices, left, nothing_of
 from hardjax.study.experiments_rows import Found
-from hardjax.study.experiments_run import missing, price
 from hardjax.study.outcomes import was_lost
 from hardjax.study.verdict import Difference, Values
 
@@ -50,6 +50,7 @@ class Report:
         judged: statements whose arms this scale has.
         verdicts: the same as lines.
         notes: what a reader has to know besides.
+        prices: scale -> price of its runs, of one of which nothing was run.
     """
 
     found: Found
@@ -57,12 +58,20 @@ class Report:
     judged: tuple[Judged, ...]
     verdicts: list[Line]
     notes: list[str] = field(default_factory=list)
+    prices: Mapping[str, Price] = field(default_factory=dict)
 
 
-def report(found: Found) -> Report:
-    """Tables of what there is."""
-    judged = judge(found)
-    return Report(found, _arms(found), judged, [_verdict_line(one) for one in judged], _notes(found))
+def report(found: Found, prices: Prices | None = None) -> Report:
+    """Tables of what there is.
+
+    Args:
+        prices: of what is left; None: by the rows of this experiment alone.
+    """
+    judged, prices = judge(found), Prices(found.rows) if prices is None else prices
+    verdicts = [_verdict_line(one) for one in judged]
+    # Nothing of it was run at any scale: `Results.shown` would have taken that one.
+    unrun = {} if found.rows else {scale: prices.of(nothing_of(found, scale)) for scale in found.experiment.scales}
+    return Report(found, _arms(found), judged, verdicts, _notes(found, prices), unrun)
 
 
 def judge(found: Found) -> tuple[Judged, ...]:
@@ -252,16 +261,21 @@ def _end(value: float, form: str) -> str:
     return f"{'+' if value > 0 else '-'}missed" if math.isinf(value) else f"{value:+{form}}"
 
 
-def told(seconds: float) -> str:
+def told(price: Price) -> str:
     """A price for people: "unmeasured" where no row tells."""
+    seconds = price.seconds
     if math.isnan(seconds):
         return "unmeasured"
     if seconds < 5400:
-        return f"about {math.ceil(seconds / 60)} minutes" if seconds else "nothing"
-    return f"about {seconds / 3600:.3g} hours"
+        text = f"about {math.ceil(seconds / 60)} minutes" if seconds else "nothing"
+    elif seconds < 3600 * 1000:
+        text = f"about {seconds / 3600:.3g} hours"
+    else:
+        text = f"about {round(seconds / 3600, 2 - len(str(int(seconds / 3600)))):,.0f} hours"
+    return f"{text} by operations" if price.by_operations else text
 
 
-def _notes(found: Found) -> list[str]:
+def _notes(found: Found, prices: Prices) -> list[str]:
     experiment, notes = found.experiment, []
     if experiment.computed is None:
         runs = "not printed" if experiment.paper_runs is None else str(experiment.paper_runs)
@@ -276,8 +290,8 @@ def _notes(found: Found) -> list[str]:
         if not trained_alike(found.rows):
             notes.append("rows of several devices, or of populations and alone: their times are not compared")
         notes += [f"{diverged} runs diverged, and count with what they predict"] if diverged else []
-    if found.rows and (left := len(missing(found))):
-        notes.append(f"left: {left} runs, {told(price(found))} of one worker")
+    if count := sum(count for _, count in left(found)):
+        notes.append(f"left: {count} runs, {told(prices.of(found))} of one worker")
     if found.others:
         notes.append(f"{found.others} rows are of configurations that this scale does not ask for")
     notes += [f"printed: {text}" for text in experiment.printed]

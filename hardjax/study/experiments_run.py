@@ -1,21 +1,19 @@
-"""Runs of a published experiment that have no row yet, through the sweep; and what they would cost."""
+"""Runs of a published experiment that have no row yet, through the sweep."""
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hardjax._validate import Refusal
 from hardjax.config import Performance
 from hardjax.study import experiments_rows
-from hardjax.study.cells import Cell
 from hardjax.study.experiments import Experiment, Planned, identity, with_data
 from hardjax.study.experiments_metrics import METRICS
+from hardjax.study.experiments_prices import missing
 from hardjax.study.experiments_rows import Found, Results
-from hardjax.study.sweep import Progress, Sweep, seconds_for, sweep
+from hardjax.study.sweep import Progress, Sweep, sweep
 from hardjax.study.sweep_rows import read_rows
 from hardjax.study.work import Trainer
 from hardjax.training import files
@@ -36,43 +34,6 @@ class Outcome:
     left: int
     failed: tuple[str, ...] = ()
     signal: str | None = None
-
-
-def missing(found: Found) -> list[Planned]:
-    """Runs of an experiment's own scale without a row, seed by seed."""
-    size = found.experiment.scales.get(found.scale)
-    if size is None:
-        return []
-    return [one for one in size.planned() if one.config.seed not in found.arms[one.arm]]
-
-
-def price(found: Found) -> float:
-    """Seconds that the missing runs take one after another, by the measured ones of this experiment and scale.
-
-    Runs of other shapes go by their steps. Only rows of the device that most were trained on count: others differ in
-    speed. NaN where no row was timed: nothing is made up.
-    """
-    left = missing(found)
-    if not left:
-        return 0.0
-    timed = [row for row in found.rows if row.get("seconds") is not None]
-    if not timed:
-        return math.nan
-    size = found.experiment.scales[found.scale]
-    [(device, _)] = Counter(row.get("device") for row in timed).most_common(1)
-
-    def counts(row: dict[str, Any]) -> bool:
-        return row.get("seconds") is not None and row.get("device") == device
-
-    done = {arm: [row for row in those.values() if counts(row)] for arm, those in found.arms.items()}
-    known = {arm: Cell(size.config(arm), "") for arm, those in done.items() if those}
-    rows = {cell.key: _median_row(done[arm]) for arm, cell in known.items()}
-    cells = [Cell(one.config, "") for one in left]
-    return seconds_for(cells, [*known.values(), *cells], rows)
-
-
-def _median_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return sorted(rows, key=lambda row: row["seconds"])[len(rows) // 2]
 
 
 def run(

@@ -17,9 +17,9 @@ from hardjax.study.experiments import Experiment, Published, Scale, Statement, i
 from hardjax.study.experiments_copy import program
 from hardjax.study.experiments_markdown import results
 from hardjax.study.experiments_metrics import METRICS, value, value_within
+from hardjax.study.experiments_prices import Operations, Prices, all_operations, known_operations, missing, prices_of
 from hardjax.study.experiments_report import judge, report
 from hardjax.study.experiments_rows import Results
-from hardjax.study.experiments_run import missing, price
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 BASE = hj.TrainConfig(model_options={"widths": [4]}, epochs=4, learning_rate=1 / 3)
@@ -86,16 +86,54 @@ def test_rows_of_two_versions_of_the_data_are_refused(tmp_path):
         _found(tmp_path, [_row("plain", 0, 10.0), _row("hard", 0, 9.0, data="e")])
 
 
+def _price(found):
+    return Prices(found.rows).of(found)
+
+
 def test_prices_are_measured_or_said_to_be_unmeasured(tmp_path):
     rows = [_row("plain", 0, 10.0, seconds=8.0), _row("hard", 0, 9.0, seconds=20.0)]
-    assert price(_found(tmp_path / "a", rows)) == 8 + 20 + 8
-    # Of an arm without a row by its steps, which are those of the other.
-    assert price(_found(tmp_path / "b", rows[:1])) == 4 * 8
-    # Another device tells nothing of this one.
+    assert _price(_found(tmp_path / "a", rows)).seconds == 8 + 20 + 8
+    # Of an arm without a row by its operations, which are those of the other.
+    assert _price(_found(tmp_path / "b", rows[:1])) == (pytest.approx(4 * 8), False)
+    # Another device tells nothing of this one; neither does a run that was cut short where it diverged.
     elsewhere = [dict(_row("plain", 1, 10.0, seconds=0.5), device="gpu: H100")]
-    assert price(_found(tmp_path / "e", [*rows, *elsewhere])) == 20 + 8
-    assert math.isnan(price(_found(tmp_path / "c", [dict(rows[0], seconds=None)])))
-    assert math.isnan(price(_found(tmp_path / "d", [])))
+    assert _price(_found(tmp_path / "e", [*rows, *elsewhere])).seconds == 20 + 8
+    lost = [dict(_row("hard", 1, 10.0, seconds=0.1), status="diverged", trained_epochs=1.0)]
+    assert _price(_found(tmp_path / "f", [*rows, *lost])).seconds == 8 + 8
+    assert math.isnan(_price(_found(tmp_path / "c", [dict(rows[0], seconds=None)])).seconds)
+    assert math.isnan(_price(_found(tmp_path / "d", [])).seconds)
+
+
+def _at(size, seconds, **changes):
+    return dict(
+        _row("plain", 0, 10.0, seconds=seconds), config=dataclasses.replace(BASE, batch_size=size, **changes).to_dict()
+    )
+
+
+def test_prices_of_other_batch_sizes_and_networks_follow_from_what_was_timed():
+    """A step of 1 ms besides 2 ns an operation, which two batch sizes tell apart."""
+
+    def seconds(config):
+        work = Operations({}).work(config)
+        return 1e-3 * work.steps + 2e-9 * work.operations
+
+    of = {size: dataclasses.replace(BASE, batch_size=size) for size in (2, 32, 256)}
+    prices = Prices([_at(size, seconds(of[size])) for size in (32, 256)])
+    found = prices.of_run(of[2])
+    assert found == (pytest.approx(seconds(of[2]), rel=1e-4), False)
+    # Another perceptron goes by its operations alone, a network of convolutions by nothing that is known here.
+    wide = dataclasses.replace(BASE, model_options={"widths": [512]})
+    assert prices.of_run(wide).by_operations
+    deep = dataclasses.replace(BASE, model="resnet8", model_options={})
+    assert math.isnan(prices.of_run(deep).seconds)
+    # Three passes over 1,437 digits, four epochs of them, and a test of all digits after each.
+    work = Operations({}).work(dataclasses.replace(BASE, model_options={"widths": [8]}, batch_size=128))
+    assert work.operations == (64 * 8 + 8 * 10) * 4 * (3 * 1437 + 360 + 1437) and work.steps == 4 * 12
+
+
+@pytest.mark.ci
+def test_the_operations_that_prices_go_by_are_those_of_the_networks(ours):
+    assert known_operations(FOLDER) == all_operations(ours.values()), "python scripts/operations.py"
 
 
 def test_statements_are_judged_at_equal_steps_and_at_equal_time(tmp_path):
@@ -282,6 +320,7 @@ def test_rows_of_the_script_for_mnist_are_found(ours):
 @pytest.mark.ci
 def test_results_are_what_the_rows_say(ours):
     found = Results(ours, FOLDER / "results")
-    text = results([report(rows) for one in ours.values() for rows in found.shown(one)], PAPERS)
+    prices = prices_of(found, FOLDER)
+    text = results([report(rows, prices) for one in ours.values() for rows in found.shown(one)], PAPERS)
     written = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     assert text == written, "hardjax table show all --markdown > experiments/RESULTS.md"
