@@ -287,13 +287,28 @@ def fact(
 
 def parameters(name: str) -> Callable[[], dict[str, float]]:
     def count() -> dict[str, float]:
-        entry = zoo.ZOO[name]
-        return {name: size_of(zoo.create(name, entry.num_classes), entry.image_shape).parameters / 1e6}
+        shape = zoo.ZOO[name].image_shape
+        return {
+            sized(name, classes): size_of(zoo.create(name, classes), shape).parameters / 1e6
+            for classes in CLASSES[name]
+        }
 
     return count
 
 
+def sized(name: str, classes: int) -> str:
+    return f"{name}, {classes} classes"
+
+
 MILLION = "parameters (million)"
+# The paper trains the deep ones on both, and does not say whose size it prints.
+CLASSES = {
+    "cbrcb_resnet110": (10, 100),
+    "densenet110": (10, 100),
+    "cbrcb_resnet8": (10,),
+    "densenet8": (10,),
+    "mlp": (10,),
+}
 _SIZES = {18: "cbrcb_resnet110", 19: "densenet110", 20: "cbrcb_resnet8", 21: "densenet8", 22: "mlp"}
 _BY_ID = {found["id"]: found for found in PRINTED["claims"]}
 _SPAN = _BY_ID["F23"]["epochs"]
@@ -339,7 +354,12 @@ CLAIMS = (
     ),
     fact(17, lambda: {"percent of mini-batches": 100 / 50}, {"percent of mini-batches": 2}),
     *(
-        fact(number, parameters(name), {name: _BY_ID[f"F{number}"]["parameters"] / 1e6}, MILLION)
+        fact(
+            number,
+            parameters(name),
+            {sized(name, classes): _BY_ID[f"F{number}"]["parameters"] / 1e6 for classes in CLASSES[name]},
+            MILLION,
+        )
         for number, name in _SIZES.items()
     ),
     fact(

@@ -31,7 +31,12 @@ def listing(found: Results, prices: Prices) -> None:
 def _line(found: Results, one: Experiment, prices: Prices) -> tuple[str, ...]:
     sizes = {scale: found.found(one, scale) for scale in (REDUCED, PAPER)}
     counts = [f"{len(rows.rows)}/{rows.wanted}" if rows.wanted else "-" for rows in sizes.values()]
-    where = {str(row["device"]).partition(" x")[0] for rows in sizes.values() for row in rows.rows if row.get("device")}
+    where = {
+        str(row["device"]).partition(" x")[0].removeprefix("cpu: ")
+        for rows in sizes.values()
+        for row in rows.rows
+        if row.get("device")
+    }
     if one.computed is not None:
         counts, rest = ["-", "-"], ["-", "computed" if sizes[PAPER].rows else "not computed"]
     else:

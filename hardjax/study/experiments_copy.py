@@ -11,9 +11,11 @@ _WIDTH = 116
 
 _PROGRAM = '''"""{title} ({source}), {scale} scale.
 
-Copied by `hardjax table copy {name}`. Run it: python FILE; the rows go to runs/{name}/sweep.jsonl, and the same command
-goes on where it stopped. Settings that are not named hold their defaults; data_dir is where prepared data lies.
+Copied by `hardjax table copy {name}`. Run it: python FILE [DATA_DIR] (the folder of prepared data); the rows go to
+runs/{name}/sweep.jsonl, and the same command goes on where it stopped. Settings that are not named hold their defaults.
 """
+
+import sys
 
 import hardjax as hj
 
@@ -27,10 +29,10 @@ RUNS = {runs}  # seeds of each arm
 FEWER = {fewer}  # seeds of arms that have fewer of them
 
 
-def configs() -> list[hj.TrainConfig]:
+def configs(data_dir: str | None = None) -> list[hj.TrainConfig]:
     """Seed by seed, so that what there is at any time compares all arms."""
     return [
-        hj.TrainConfig.from_dict(BASE | settings | {{"seed": BASE.get("seed", 0) + place}})
+        hj.TrainConfig.from_dict(BASE | settings | {{"seed": BASE.get("seed", 0) + place, "data_dir": data_dir}})
         for place in range(RUNS)
         for arm, settings in ARMS.items()
         if place < FEWER.get(arm, RUNS)
@@ -38,7 +40,7 @@ def configs() -> list[hj.TrainConfig]:
 
 
 if __name__ == "__main__":
-    found = hj.sweep(configs(), output="runs/{name}", workers="auto")
+    found = hj.sweep(configs(*sys.argv[1:2]), output="runs/{name}", workers="auto")
     print(len(found.rows), "rows,", len(found.failed), "failed,", found.left, "left")
 '''
 
@@ -50,7 +52,8 @@ def program(experiment: Experiment, scale: str) -> str:
         ValueError: it has no such scale, or reads the rows of others.
     """
     if scale not in experiment.scales:
-        others = f"; it reads the rows of {', '.join(experiment.reads)}: copy those" if experiment.reads else ""
+        others = f"; it has {', '.join(experiment.scales)}" if experiment.scales else ""
+        others = f"; it reads the rows of {', '.join(experiment.reads)}: copy those" if experiment.reads else others
         raise Refusal(f"{experiment.name} has no configurations at the {scale} scale{others}.")
     size = experiment.scales[scale]
     base = _differing(size.base.to_dict(), TrainConfig().to_dict())
