@@ -121,24 +121,30 @@ _ERRORS = tuple(
 )
 _EVERY = tuple(f"p3-grid-{pair}" for pair in PAIRS if not pair.startswith("mlp"))
 FIGURES = (
-    figure(1, "errors and C_K-L_K plane, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "plane"),
-    figure(2, "C_K and L_K over training, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "epochs", _CURVES),
-    figure(3, "errors in the C_K-L_K plane, every network and data set", _EVERY, "plane"),
+    figure(1, "errors, C_K-L_K plane and first epochs, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "characterised"),
+    figure(2, "c, C_K and L_K over training, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "epochs of each", _CURVES),
+    figure(3, "errors in the C_K-L_K plane, every network and data set", _EVERY, "planes of both errors"),
     figure(4, "C_K and L_K over iterations, CIFAR-10", (f"p3-grid-{RESNET}", f"p3-grid-{DENSENET}"), "iterations"),
     figure(5, "where dynamic sampling goes in the plane", both(PAIRS), "travels"),
     figure(
         6, "training and test error by epoch, plans and beacons, ResNet on CIFAR-10", both([RESNET]), "errors", _ERRORS
     ),
-    figure(7, "perceptron on MNIST: plane, plans, C_K and L_K", both(["mlp-mnist"]), "travels"),
+    figure(7, "perceptron on MNIST: plane, plans, C_K and L_K", both(["mlp-mnist"]), "perceptron"),
     figure(8, "the plane on logarithmic and on linear axes, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "linear"),
     figure(
         9,
-        "C_K and L_K of the first epochs by iteration, ResNet on CIFAR-10",
+        "C_K and L_K of the first spectra by iteration and by cumulative rate, ResNet on CIFAR-10",
         (f"p3-grid-{RESNET}",),
-        "iterations",
+        "first iterations and rates",
         _CURVES,
     ),
-    figure(10, "C_K and L_K by iteration, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "iterations", _CURVES),
+    figure(
+        10,
+        "C_K and L_K by iteration and by cumulative rate, ResNet on CIFAR-10",
+        (f"p3-grid-{RESNET}",),
+        "iterations and rates",
+        _CURVES,
+    ),
     figure(11, "C_K and L_K by cumulative rate, CIFAR-10", (f"p3-grid-{RESNET}", f"p3-grid-{DENSENET}"), "cumulative"),
     figure(12, "errors by iteration, ResNet on CIFAR-10", both([RESNET]), "errors by iteration", _ERRORS),
     figure(13, "errors by cumulative rate, ResNet on CIFAR-10", both([RESNET]), "errors by rate", _ERRORS),

@@ -15,8 +15,8 @@ _ERRORS = {"test_error": "test", "full_train_error": "full_train"}  # column -> 
 
 
 def column(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, values) of a column of a row's history, of an error, or of C_K and L_K at tolerance 0; empty without."""
-    if name in ("C_K", "L_K"):
+    """(epochs, values) of a column of a row's history, an error, or c, C_K and L_K at tolerance 0; empty without."""
+    if name in ("c", "C_K", "L_K"):
         trail = row.get("trail")
         if trail is None:
             return np.zeros(0), np.zeros(0)

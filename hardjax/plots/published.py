@@ -123,25 +123,35 @@ def _by_size(arms: Mapping[str, Sequence[float | None]]) -> dict[int, list[tuple
     return {size: sorted(points) for size, points in found.items()}
 
 
-def _planes(linear: tuple[bool, ...] = (False,), travels: bool = False) -> Callable[[Found], Figure]:
-    """The C_K-L_K plane of each network and data set, the test error in it; with where plans went."""
+def _plane_pictures(
+    found: Found, linear: Sequence[bool] = (False,), travels: bool = False, errors: Sequence[str] = ("test",)
+) -> list[Figure]:
+    """The C_K-L_K plane of each network and data set, an error in it; with where plans went.
 
-    def draw_planes(found: Found) -> Figure:
-        pictures = []
-        for title, trails in _trails(found).items():
-            fixed = [trail for trail in trails if isinstance(trail.batches, int)]
-            plans = [_at_shares(trail) for trail in trails if isinstance(trail.batches, str)]
-            known = beacons.configurations(fixed, 0.0, "measurement")
-            if sum(one.is_placed("test") for one in known) < beacons.NEAREST:
-                continue
-            went = [(str(one.batches), one) for one in beacons.configurations(plans, 0.0, "measurement")]
-            pictures += [plane(known, went if travels else (), title=title, linear=axes) for axes in linear]
-        if not pictures:
-            least = f"{beacons.NEAREST} measured batch sizes and rates of one network"
-            raise Refusal(f"Expected rows of at least {least} to draw {found.experiment.name}.")
-        return pictures[0] if len(pictures) == 1 else _tiled(pictures)
+    Raises:
+        ValueError: too few measured rows of every network.
+    """
+    pictures, names = [], _named_plans(found)
+    for title, trails in _trails(found).items():
+        fixed = [trail for trail in trails if isinstance(trail.batches, int)]
+        plans = [_at_shares(trail) for trail in trails if isinstance(trail.batches, str)]
+        known = beacons.configurations(fixed, 0.0, "measurement")
+        if sum(one.is_placed("test") for one in known) < beacons.NEAREST:
+            continue
+        went = [(names[str(one.batches)], one) for one in beacons.configurations(plans, 0.0, "measurement")]
+        pictures += [
+            plane(known, went if travels else (), title=title, linear=axes, error=error)
+            for axes in linear
+            for error in errors
+        ]
+    if not pictures:
+        least = f"{beacons.NEAREST} measured batch sizes and rates of one network"
+        raise Refusal(f"Expected rows of at least {least} to draw {found.experiment.name}.")
+    return pictures
 
-    return draw_planes
+
+def _planes(**how: Any) -> Callable[[Found], Figure]:
+    return lambda found: _tiled(_plane_pictures(found, **how))
 
 
 def _trails(found: Found) -> dict[str, list[beacons.Trail]]:
@@ -155,6 +165,16 @@ def _trails(found: Found) -> dict[str, list[beacons.Trail]]:
     return trails
 
 
+def _named_plans(found: Found) -> dict[str, str]:
+    """A plan as its trail has it -> as the paper calls it."""
+    names = {}
+    for arm, rows in found.arms.items():
+        for row in rows.values():
+            if row.get("trail") is not None:
+                names[str(row["trail"]["batches"])] = arm.rpartition(": ")[2]
+    return names
+
+
 def _at_shares(trail: beacons.Trail) -> beacons.Trail:
     """At P3's shares of training, or the first points behind them."""
     at = np.searchsorted(trail.epoch, np.array(SHARES) * trail.epoch[-1] - 1e-9)
@@ -165,7 +185,9 @@ def _at_shares(trail: beacons.Trail) -> beacons.Trail:
 
 def _tiled(pictures: Sequence[Figure]) -> Figure:
     """Several pictures as one."""
-    columns = min(len(pictures), _COLUMNS)
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = 2 if len(pictures) <= 4 else _COLUMNS
     rows = -(-len(pictures) // columns)
     drawn = figure(8 * columns, 5 * rows)
     panels: Any = drawn.subplots(rows, columns, squeeze=False)
@@ -178,12 +200,31 @@ def _tiled(pictures: Sequence[Figure]) -> Figure:
     return drawn
 
 
-def _curves(columns: Sequence[tuple[str, str, bool]], x: str) -> Callable[[Found], Figure]:
+def _together(*parts: Callable[[Found], list[Figure]]) -> Callable[[Found], Figure]:
+    """Several pictures as the panels of one; those that the rows are too few for are left out."""
+
+    def draw_together(found: Found) -> Figure:
+        pictures: list[Figure] = []
+        refused: Refusal | None = None
+        for part in parts:
+            try:
+                pictures += part(found)
+            except Refusal as refusal:
+                refused = refusal
+        if refused is not None and not pictures:
+            raise refused
+        return _tiled(pictures)
+
+    return draw_together
+
+
+def _curves(columns: Sequence[tuple[str, str, bool]], x: str, most: float | None = None) -> Callable[[Found], Figure]:
     """Columns of a history over training, mean over seeds, a curve an arm.
 
     Args:
         columns: (column, label, whether its axis is logarithmic).
         x: one of `progress.AXES`.
+        most: where the axis of x ends; None: where training does.
     """
 
     def draw_curves(found: Found) -> Figure:
@@ -197,6 +238,8 @@ def _curves(columns: Sequence[tuple[str, str, bool]], x: str) -> Callable[[Found
                 _curve(axes, rows, column, x, arm, color)
             if not axes.lines:
                 say(axes, "no run of these was measured")
+            if most is not None:
+                axes.set_xlim(0, most)
         if len(arms) <= _TALL:
             panels[0][-1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
         headline(drawn, _title(found), fontsize=10)
@@ -226,6 +269,7 @@ def _title(found: Found) -> str:
 
 
 _MEASURES = (("C_K", "$C_K$", True), ("L_K", "$L_K$", True))
+_FIRST = 320 * 50  # iterations of P3's first 320 spectra
 _ERRORS = (("full_train_error", "training error (%)", False), ("test_error", "test error (%)", False))
 LAYOUTS: Mapping[str, Callable[[Found], Figure]] = {
     "arms": _arms,
@@ -238,12 +282,31 @@ LAYOUTS: Mapping[str, Callable[[Found], Figure]] = {
     "reliable": _rates("reliable"),
     "progress": _rates("curves"),
     "plane": _planes(),
-    "linear": _planes((False, True)),
+    "planes of both errors": _planes(errors=("train", "test")),
+    "linear": _planes(linear=(False, True)),
     "travels": _planes(travels=True),
     "epochs": _curves(_MEASURES, "epochs"),
+    "epochs of each": _curves((("c", "$c$, mean of the epoch", True), *_MEASURES), "epochs"),
     "iterations": _curves(_MEASURES, "iterations"),
     "cumulative": _curves(_MEASURES, "cumulative"),
     "errors": _curves(_ERRORS, "epochs"),
     "errors by iteration": _curves(_ERRORS, "iterations"),
     "errors by rate": _curves(_ERRORS, "cumulative"),
+    # Of several panels.
+    "characterised": _together(
+        lambda found: [_grid(found)], _plane_pictures, lambda found: [_curves(_MEASURES, "epochs", 10)(found)]
+    ),
+    "perceptron": _together(
+        lambda found: _plane_pictures(found, errors=("train", "test")),
+        lambda found: _plane_pictures(found, travels=True),
+        lambda found: [_curves(_MEASURES, "epochs")(found)],
+    ),
+    "first iterations and rates": _together(
+        lambda found: [_curves(_MEASURES, "iterations", _FIRST)(found)],
+        lambda found: [_curves(_MEASURES, "cumulative")(found)],
+    ),
+    "iterations and rates": _together(
+        lambda found: [_curves(_MEASURES, "iterations")(found)],
+        lambda found: [_curves(_MEASURES, "cumulative")(found)],
+    ),
 }
