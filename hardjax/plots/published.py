@@ -106,10 +106,27 @@ def _grid(found: Found) -> Figure:
                 axes.plot(
                     at, middle, style, color=color, markerfacecolor=fill, markersize=4.5, linewidth=1, label=label
                 )
+        if span := lowest_ratios(ours):
+            label = f"five lowest of ours: {span[0]:.2g} to {span[1]:.2g}"
+            axes.axvspan(*span, color="0.5", alpha=0.15, linewidth=0, label=label)
         axes.set(xscale="log", yscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
         axes.legend(fontsize=7.5)
     headline(drawn, f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
     return drawn
+
+
+def lowest_ratios(points: Mapping[int, Sequence[tuple[float, float]]]) -> tuple[float, float] | None:
+    """Where errors turn over rate / batch size: the range of that ratio in the five lowest of them, which P3 finds to be
+    similar (section 4.1); None for five or fewer.
+
+    Args:
+        points: batch size -> (rate / size, error).
+    """
+    every = sorted((error, ratio) for of_size in points.values() for ratio, error in of_size)
+    if len(every) <= beacons.NEAREST:
+        return None
+    ratios = [ratio for _, ratio in every[: beacons.NEAREST]]
+    return min(ratios), max(ratios)
 
 
 def _by_size(arms: Mapping[str, Sequence[float | None]]) -> dict[int, list[tuple[float, float]]]:

@@ -10,6 +10,7 @@ from made_up import EPOCHS, comparison, falling, made_up
 
 import hardjax as hj
 from hardjax.plots import arms, fisher, samples
+from hardjax.plots.published import lowest_ratios
 from hardjax.study.arms import make_methods
 from hardjax.study.compare import summarise
 
@@ -83,3 +84,9 @@ def test_the_backend_of_a_notebook_does_not_matter(tmp_path, backend):
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "MPLBACKEND": backend}, check=True)
     assert (tmp_path / "a.png").exists()
+
+
+def test_the_place_where_errors_turn_is_that_of_the_five_lowest():
+    points = {8: [(0.1, 5.0), (0.01, 1.0), (0.001, 3.0)], 32: [(0.02, 0.9), (0.005, 1.2), (0.0025, 2.0), (0.0006, 4.0)]}
+    assert lowest_ratios(points) == (0.001, 0.02)  # 0.9, 1.0, 1.2, 2.0 and 3.0
+    assert lowest_ratios({8: points[8]}) is None
