@@ -116,8 +116,8 @@ def _grid(found: Found) -> Figure:
 
 
 def lowest_ratios(points: Mapping[int, Sequence[tuple[float, float]]]) -> tuple[float, float] | None:
-    """Where errors turn over rate / batch size: the range of that ratio in the five lowest of them, which P3 finds to be
-    similar (section 4.1); None for five or fewer.
+    """Where errors turn over rate / batch size: the range of that ratio in the five lowest of them, which P3 finds
+    to be similar (section 4.1); None for five or fewer.
 
     Args:
         points: batch size -> (rate / size, error).
