@@ -133,7 +133,7 @@ FIGURES = (
     figure(8, "the plane on logarithmic and on linear axes, ResNet on CIFAR-10", (f"p3-grid-{RESNET}",), "linear"),
     figure(
         9,
-        "C_K and L_K of the first spectra by iteration and by cumulative rate, ResNet on CIFAR-10",
+        "C_K and L_K of the first spectra by iteration, and of all by cumulative rate, ResNet on CIFAR-10",
         (f"p3-grid-{RESNET}",),
         "first iterations and rates",
         _CURVES,

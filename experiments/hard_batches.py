@@ -247,7 +247,7 @@ def claim(number: int, table: int, statements: Iterable[Statement], *names: str)
         source=f"P1, section {found['where']}",
         reads=tuple(f"p1-table-{one}" for one in tables),
         metrics=METRICS,
-        statements=tuple(statements),
+        statements=tuple(dataclasses.replace(one, family="") for one in statements),
         layout="curves",
         errata=errata(PRINTED, *names),
     )

@@ -70,7 +70,7 @@ def grid(name: str, title: str, base: hj.TrainConfig, departs: str, points: floa
         statements=(
             Statement("the best batch size is 32 or less", inside, outside, METRIC, points, RUNS),
             Statement("4 to 16 are better than 32 to 128, each at its best rate", lower, higher, METRIC, points, RUNS),
-            # The range of usable rates: what diverges counts with what it predicts. LOG.md says when it was stated.
+            # The range of usable rates: what diverges counts with what it predicts.
             Statement(
                 "4 to 16 are better than 32 to 128 over all base rates",
                 lower,
@@ -79,6 +79,7 @@ def grid(name: str, title: str, base: hj.TrainConfig, departs: str, points: floa
                 points,
                 RUNS,
                 of_several="mean",
+                late=True,
             ),
         ),
         layout="performance",

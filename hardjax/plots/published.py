@@ -155,7 +155,10 @@ def _plane_pictures(
         known = beacons.configurations(fixed, 0.0, "measurement")
         if sum(one.is_placed("test") for one in known) < beacons.NEAREST:
             continue
-        went = [(names[str(one.batches)], one) for one in beacons.configurations(plans, 0.0, "measurement")]
+        went = [
+            (names[str(one.batches), one.learning_rate], one)
+            for one in beacons.configurations(plans, 0.0, "measurement")
+        ]
         pictures += [
             plane(known, went if travels else (), title=title, linear=axes, error=error)
             for axes in linear
@@ -182,13 +185,13 @@ def _trails(found: Found) -> dict[str, list[beacons.Trail]]:
     return trails
 
 
-def _named_plans(found: Found) -> dict[str, str]:
-    """A plan as its trail has it -> as the paper calls it."""
+def _named_plans(found: Found) -> dict[tuple[str, float], str]:
+    """A plan and rate as a trail has them -> as the paper calls it."""
     names = {}
     for arm, rows in found.arms.items():
         for row in rows.values():
             if row.get("trail") is not None:
-                names[str(row["trail"]["batches"])] = arm.rpartition(": ")[2]
+                names[str(row["trail"]["batches"]), row["trail"]["learning_rate"]] = arm.rpartition(": ")[2]
     return names
 
 

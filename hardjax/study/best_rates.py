@@ -61,21 +61,20 @@ def _best(found: Sequence[Grid], cell: Cell, folder: Path) -> _Best:
     where = f"{cell.config.model} on {cell.config.dataset}, {cell.config.batches}, in {str(folder)!r}"
     batches = batches_of(config)
     fitting = [
-        (grid, curve, row["config"])
+        (grid, curve)
         for grid in found
         for curve in grid.curves
         if (curve.size, curve.batches) == batches
-        and (row := next((row for point in curve.points for row in point.rows), None)) is not None
-        and (row["config"]["model"], row["data"]) == (cell.config.model, cell.data)
+        and (grid.config["model"], grid.data) == (cell.config.model, cell.data)
     ]
     # Whether it has a best cell or not: another network's rate would be no answer to that it has none.
     if len(fitting) > 1:
         settings = _compared(config)
-        fitting = [one for one in fitting if _compared(one[2]) == settings] or fitting
+        fitting = [one for one in fitting if _compared(one[0].config) == settings] or fitting
     if len(fitting) > 1:
-        labels = "; ".join(grid.label for grid, _, _ in fitting)
+        labels = "; ".join(grid.label for grid, _ in fitting)
         raise Refusal(f"Expected one grid of {where}, to take its best base rate; {len(fitting)} fit: {labels}.")
-    best = [_Best(grid, curve, point) for grid, curve, _ in fitting if (point := curve.best(grid.chosen_by))]
+    best = [_Best(grid, curve, point) for grid, curve in fitting if (point := curve.best(grid.chosen_by))]
     if not best:
         raise Refusal(f"Expected a base rate of {where}, at which every seed is done and none diverged; there is none.")
     return best[0]

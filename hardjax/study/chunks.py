@@ -158,7 +158,7 @@ def rows_together(
     seconds = (time.monotonic() - began) / len(cells)
     rows: list[dict[str, Any] | None] = [
         row_of(cell, result, population.dataset, seconds, ledger.owner, one.plan)
-        for cell, result, one in zip(cells, results, population.members, strict=False)
+        for cell, result, one in zip(cells, results, population.members, strict=True)
         if result.summary["end"] != "interrupted"
     ]
     return rows if len(rows) == len(cells) else [*rows, None]

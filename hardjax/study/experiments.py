@@ -58,6 +58,7 @@ class Statement:
         higher: the arms' values are claimed to be the higher ones; None: to be better, as the metric says.
         of_several: "best" or "mean": what stands for several arms.
         family: statements of an experiment that share it are judged together (Holm's correction over the arms).
+        late: it was stated after rows that it judges, which its verdict says beside it.
     """
 
     says: str
@@ -69,6 +70,7 @@ class Statement:
     higher: bool | None = None
     of_several: str = "best"
     family: str = ""
+    late: bool = False
 
     def __post_init__(self) -> None:
         _validate.one_of(METRICS, metric=self.metric)

@@ -131,7 +131,8 @@ def _common_seconds(row: Row, peers: Sequence[Row]) -> float:
 
 def _step_milliseconds(row: Row, peers: Sequence[Row]) -> float:
     seconds, steps = row.get("train_seconds"), row["metrics"].get("backprops")
-    return 1e3 * seconds / steps if seconds is not None and steps else math.nan
+    # The steps of a row are all of its plan's, of which one that was lost made the first ones alone.
+    return 1e3 * seconds / steps if seconds is not None and steps and not was_lost(row) else math.nan
 
 
 def _seconds(row: Row, peers: Sequence[Row]) -> float:

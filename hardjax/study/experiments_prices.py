@@ -5,12 +5,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
+from hardjax._validate import Refusal
 from hardjax.config import TrainConfig
 from hardjax.data import augment, catalog
 from hardjax.models import zoo
@@ -20,6 +22,7 @@ from hardjax.study.experiments_metrics import Row
 from hardjax.study.experiments_rows import Found, Results
 from hardjax.study.experiments_rows import read as read_rows
 from hardjax.study.outcomes import was_lost
+from hardjax.training.resume import with_defaults
 
 FILE = "operations.json"  # beside the experiments: network -> multiply-adds, which take seconds to find
 _BACKWARD = 2  # passes over a network that a gradient costs besides the forward one
@@ -78,7 +81,7 @@ class Prices:
         own = [row for row in timed if row.get("device") == devices.most_common(1)[0][0]]
         found: dict[str, list[Row]] = {}
         for row in own:
-            found.setdefault(identity(row["config"]), []).append(row)
+            found.setdefault(identity(with_defaults(row["config"])), []).append(row)
         self._known = {name: float(np.median([row["seconds"] for row in rows])) for name, rows in found.items()}
         works = [
             (work, self._known[name])
@@ -119,7 +122,10 @@ def prices_of(results: Results, folder: Path) -> Prices:
     Args:
         folder: of the experiments.
     """
-    rows = [row for one in results.experiments.values() if one.scales for row in read_rows(one, results.folder)]
+    rows: list[Row] = []
+    for one in results.experiments.values():
+        with suppress(Refusal):  # a damaged file is told of where its own experiment is shown
+            rows += read_rows(one, results.folder) if one.scales else []
     return Prices(rows, folder)
 
 
@@ -199,8 +205,8 @@ def all_operations(experiments: Iterable[Experiment]) -> dict[str, int]:
 
 
 def _name(config: TrainConfig, shape: tuple[int, ...], classes: int) -> str:
-    """Network, what tells its layers, images and classes; how batch statistics are taken costs next to nothing."""
-    options = {name: value for name, value in config.model_options.items() if name in ("widths", "norm", "stem")}
+    """Network, what tells its layers, images and classes; the kind of normalisation costs little beside those."""
+    options = {name: value for name, value in config.model_options.items() if name in ("widths", "stem")}
     said = "".join(f" {name}={json.dumps(value)}" for name, value in sorted(options.items()))
     return f"{config.model}{said} on {'x'.join(map(str, shape))}, {classes} classes"
 

@@ -225,7 +225,7 @@ def _verdict_line(one: Judged) -> Line:
     form = METRICS[one.statement.metric].form.replace(",", "")
     short = one.found.pairs < one.statement.runs and one.verdict != verdict.TOO_FEW
     line = {
-        "claim": one.statement.says,
+        "claim": one.statement.says + " (stated after its rows)" * one.statement.late,
         "against": _named(one.against, one.statement.of_several),
         "metric": one.statement.metric,
         "difference as claimed": difference(one.found, form),
@@ -268,10 +268,9 @@ def told(price: Price) -> str:
         return "unmeasured"
     if seconds < 5400:
         text = f"about {math.ceil(seconds / 60)} minutes" if seconds else "nothing"
-    elif seconds < 3600 * 1000:
-        text = f"about {seconds / 3600:.3g} hours"
     else:
-        text = f"about {round(seconds / 3600, 2 - len(str(int(seconds / 3600)))):,.0f} hours"
+        hours = float(f"{seconds / 3600:.3g}")
+        text = f"about {hours:,.0f} hours" if hours >= 100 else f"about {hours:g} hours"
     return f"{text} by operations" if price.by_operations else text
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class Point:
         return np.array([math.nan if value is None else value for value in found], np.float64)
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the rows."""
+        return [row["config"]["seed"] for row in self.rows]
+
+    @property
     def mean(self) -> float:
         """Over seeds, of the median test accuracy of the last five epochs; a run that diverged counts with the accuracy
         of what it predicts, as published."""
@@ -68,12 +73,14 @@ class Curve:
     def best(self, by: str) -> Point | None:
         """The point of the highest mean of a metric over its seeds, the lower rate of equal ones; None without one.
 
-        A rate at which a run diverged or failed is none, nor one that has fewer seeds than another: a mean of what
-        happened to end is no mean over seeds.
+        A rate at which a run diverged or failed is none. Means are over the seeds that all the others have: one of what
+        happened to end so far would be none over seeds.
         """
-        seeds = max((len(point.rows) + point.failed for point in self.points), default=0)
-        whole = [point for point in self.points if 0 < len(point.rows) == seeds and not point.diverged]
-        scored = [(float(point.values(by).mean()), point) for point in whole]
+        whole = [point for point in self.points if point.rows and not point.failed and not point.diverged]
+        shared = set.intersection(*(set(point.seeds) for point in whole)) if whole else set()
+        if not shared:
+            return None
+        scored = [(float(point.values(by)[np.isin(point.seeds, list(shared))].mean()), point) for point in whole]
         scored = [(score, point) for score, point in scored if math.isfinite(score)]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
@@ -85,10 +92,13 @@ class Grid:
     Attributes:
         label: network and data, and what tells the grid from the others.
         curves: batch sizes rising.
+        config, data: of one of its cells, of failed ones too: as JSON, and the checksum of its data.
     """
 
     label: str
     curves: tuple[Curve, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
 
     @property
     def chosen_by(self) -> str:
@@ -141,7 +151,10 @@ def grids(rows: Iterable[Row]) -> list[Grid]:
         name = json.dumps([shared_settings(row["config"]), row["data"], row.get("network")], sort_keys=True)
         groups.setdefault(name, []).append(row)
     labels = labels_of([group[0] for group in groups.values()])
-    return [Grid(label, curves_of(group)) for label, group in zip(labels, groups.values(), strict=True)]
+    return [
+        Grid(label, curves_of(group), group[0]["config"], group[0]["data"])
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
 
 
 def shared_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,22 +97,27 @@ class Labels(NamedTuple):
     Attributes:
         chance, first_class: shares of the most frequent and of the first class in percent; NaN where labels are values.
         predictions: how many are right or wrong.
-        first_class_train: as `first_class`, of the training split.
+        first_class_train, first_class_validation: as `first_class`, of the training split and the validation share.
     """
 
     chance: float
     first_class: float
     predictions: int
     first_class_train: float
+    first_class_validation: float
 
 
 def labels_of(dataset: Dataset) -> Labels:
     """Of a data set."""
-    test, train = (np.ravel(split.labels) for split in (dataset.test, dataset.train))
+    test = np.ravel(dataset.test.labels)
     if not dataset.num_classes:
-        return Labels(math.nan, math.nan, len(test), math.nan)
+        return Labels(math.nan, math.nan, len(test), math.nan, math.nan)
     shares = 100 * np.bincount(test, minlength=dataset.num_classes) / len(test)
-    return Labels(float(shares.max()), float(shares[0]), len(test), 100 * float((train == 0).mean()))
+    others = (
+        math.nan if split is None else 100 * float((np.ravel(split.labels) == 0).mean())
+        for split in (dataset.train, dataset.validation)
+    )
+    return Labels(float(shares.max()), float(shares[0]), len(test), *others)
 
 
 def row_of(
@@ -124,7 +129,7 @@ def row_of(
         dataset: what it was trained on, its validation share aside.
         seconds: wall time of the cell in the process that ended it, preparing and compiling included.
         worker: who trained it.
-        plan: of the run; where parameters that are no numbers ended it early, the row has its later test points too.
+        plan: of the run; where it ended early, since no step could bring it back, the row has later test points too.
     """
     reason, labels = _why_diverged(result), labels_of(dataset)
     trained = float(result.history["epoch"][-1]) if _was_lost(result) else None
@@ -186,15 +191,15 @@ def _ended_early(summary: Mapping[str, Any]) -> bool:
 
 
 def _was_lost(result: RunResult) -> bool:
-    """Whether it ended because its parameters were no numbers any more, which they stay, whatever is trained."""
+    """Whether it ended because no step could bring it back (`training.points.is_lost`)."""
     return _ended_early(result.summary) and result.config.on_nan != "stop"
 
 
 def to_the_end(result: RunResult, plan: RunPlan) -> RunResult:
-    """A run that ended early, since its parameters were no numbers any more, as if it had been trained on.
+    """A run that ended early, since no step could bring it back, as if it had been trained on.
 
-    Parameters stay as they are, so that every later test point has what the last one found, and every later step is a
-    bad one. Times are those of the steps that were made.
+    No sample has a loss that is a number, so that every later test point has what the last one found, and every later
+    step is a bad one. Times are those of the steps that were made.
     """
     done, history = result.summary["backprops"], result.history
     later = [call.after.backprops for call in dispatches(plan) if call.test and call.after.backprops > done]
@@ -210,16 +215,17 @@ def to_the_end(result: RunResult, plan: RunPlan) -> RunResult:
 def _as_published(result: RunResult, labels: Labels) -> RunResult:
     """With the accuracies of what is predicted where a loss is not finite."""
     summary, history = dict(result.summary), dict(result.history)
-    for split, first_class in (("test", labels.first_class), ("full_train", labels.first_class_train)):
+    of_splits = labels.first_class, labels.first_class_train, labels.first_class_validation
+    for split, first_class in zip(("test", "full_train", "validation"), of_splits, strict=True):
         top1 = published_top1(history, first_class, split)
         history[f"{split}_top1"] = top1
-        if len(top1):
+        if len(top1) and f"final_{split}_top1" in summary:
             summary[f"final_{split}_top1"] = float(top1[-1])
     return dataclasses.replace(result, history=history, summary=summary)
 
 
 def was_lost(row: Mapping[str, Any]) -> bool:
-    """Whether the run of a row was trained for a part of its epochs alone, since its parameters were no numbers."""
+    """Whether the run of a row was trained for a part of its epochs alone, since no step could bring it back."""
     return row.get("trained_epochs") is not None
 
 

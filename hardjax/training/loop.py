@@ -12,7 +12,6 @@ import jax
 from hardjax._validate import OutOfMemory, ran_out_of_memory
 from hardjax.engine import devices
 from hardjax.engine.plan import Dispatch, Facts, Position, next_dispatch, step_inputs
-from hardjax.engine.population import is_finite
 from hardjax.engine.rounds import RoundInfo
 from hardjax.engine.state import StepInputs, TrainData
 from hardjax.fisher import memory
@@ -54,7 +53,7 @@ class Loop:
         waited: `wait_seconds` of its programs when the run began.
         compiler: compiles for later stages, or None.
         record: what takes in what is reported; None: the record of one run.
-        while_finite: end at the first test point whose parameters are no numbers any more, as they would stay.
+        while_finite: end at the first test point at which the run is lost (`points.is_lost`).
     """
 
     def __init__(
@@ -272,8 +271,9 @@ class Loop:
     def _reason_to_stop(self) -> str | None:
         """Whether the run should end here, at something that is not finite."""
         if self.setting.config.on_nan != "stop":
-            lost = self._while_finite and self.position.backprops < self.plan.steps and not is_finite(self.state.params)
-            return "diverged" if lost else None
+            if not self._while_finite or self.position.backprops == self.plan.steps:
+                return None
+            return "diverged" if points.is_lost(self.record.history.entries[-1], self.state) else None
         return "diverged" if self.record.bad_steps or not self.record.spectra.all_finite else None
 
     @contextmanager

@@ -1,10 +1,13 @@
 """A run under way at one of its points: what a test there finds, and what is saved beside its state."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 
 from hardjax.engine.plan import Position, RunPlan, learning_rate
+from hardjax.engine.population import is_finite
 from hardjax.engine.state import TrainState
 from hardjax.training import resume
 from hardjax.training.feed import Feed, evaluated
@@ -62,6 +65,26 @@ def test(run: Run, plan: RunPlan, state: TrainState, feed: Feed | None = None) -
     skipped = run.record.bad_steps if config.on_nan == "skip-step" else 0
     size = plan.batch_size(run.position.backprops)
     return run.record.tested(**entry, batch_size=size, skipped=skipped, seconds=run.seconds)
+
+
+_LOSSES = ("train_loss", "full_train_loss", "validation_loss", "test_loss")
+_TOP1 = ("full_train_top1", "validation_top1")
+
+
+def is_lost(entry: Mapping[str, Any], state: TrainState) -> bool:
+    """Whether no step can bring a run back: parameters are no numbers, and neither is a loss, of any sample.
+
+    Parameters alone do not say so: behind a weight of minus infinity a rectifier is 0, and the others train on. Where
+    nothing is predicted that is right or wrong nobody knows of all samples, and the run goes on.
+
+    Args:
+        entry: of the test point at hand; a sample whose loss is no number counts as wrong there.
+    """
+    if any(math.isfinite(entry[name]) for name in _LOSSES) or entry["test_top1"] != 0:
+        return False
+    if any(entry[name] > 0 for name in _TOP1):  # NaN where it was not evaluated
+        return False
+    return not bool(is_finite(state.params))
 
 
 def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int, feed: Feed | None) -> dict[str, Any]:

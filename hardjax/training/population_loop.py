@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hardjax.engine.plan import Dispatch, Position
-from hardjax.engine.population import is_finite, member_of, population_inputs
+from hardjax.engine.population import member_of, population_inputs
 from hardjax.engine.rounds import RoundInfo
 from hardjax.engine.state import StepInputs, TrainData, TrainState
 from hardjax.training import points
@@ -136,8 +136,8 @@ class PopulationLoop(Loop):
             one = self.members[index]
             state = member_of(self.state, index)
             entry = points.test(one, one.setting.plan, state)
-            # Parameters that are no numbers stay so, whatever is trained: the member is kept as it is.
-            if self.position.backprops < self.plan.steps and not bool(is_finite(state.params)):
+            # Whatever is trained, it stays so: the member is kept as it is.
+            if self.position.backprops < self.plan.steps and points.is_lost(entry, state):
                 if self._ends is not None:
                     self._ends.end(index, state, points.facts(one, "diverged"))
                 one.state, one.end = state, "diverged"

@@ -114,8 +114,8 @@ def train(
         progress: a progress bar on standard error.
         keep: leave the last state, summary.json and replays.npz in the folder; a comparison, which keeps its results
             elsewhere, asks for what an interrupted run needs alone.
-        while_finite: end at the first test point whose parameters are no numbers any more, which they stay, whatever
-            is trained: the result is that of a member of a population that diverged.
+        while_finite: end at the first test point at which no step can bring the run back (`points.is_lost`): the result
+            is that of a member of a population that diverged.
 
     Raises:
         ValueError: the folder holds another run, or cannot be written.

@@ -34,7 +34,7 @@ from hardjax.engine.recipe import (
 from hardjax.engine.state import Recipe, Sizes, TrainData, TrainState, replace
 from hardjax.engine.trials import check_parts
 from hardjax.fisher.observe import SpectrumObserver
-from hardjax.training.probe import check_model, check_observer
+from hardjax.training.probe import ModelFacts, check_model, check_observer
 
 # How long one call of the device should last: Ctrl-C is heard, and progress seen, between two of them.
 DISPATCH_SECONDS = 1.0
@@ -177,29 +177,9 @@ def prepare(
         ValueError: data, model and configuration do not fit.
     """
     performance = Performance() if performance is None else performance
-    for name, given, kind in (
-        ("config", config, TrainConfig),
-        ("dataset", dataset, Dataset),
-        ("performance", performance, Performance),
-        ("variables", variables, Mapping),
-    ):
-        if given is not None and not isinstance(given, kind):
-            raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
-    if config.batch_plan is not None and (controller := config.batch_plan.controller) is not None:
-        controller.check_epochs(config.epochs)
-        if performance.compile_ahead == "first":
-            raise Refusal(
-                "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not"
-                " known before it trains."
-            )
-    if dataset is None:
-        dataset = load(config.dataset, config.data_dir, stream=must_stream(config, performance))
-    elif performance.stream:
-        dataset = dataset.on_host()
-    if dataset.streamed and performance.stream is False:
-        raise Refusal(f"Expected stream=True or None with {dataset.name}: its images are not held by any device.")
-    performance = dataclasses.replace(performance, stream=dataset.streamed)
-    whole, dataset = dataset, dataset.with_train_samples(config.train_samples).with_validation(config.validation)
+    _check_kinds(config, dataset, performance, variables)
+    whole, performance = _data_of(config, dataset, performance)
+    dataset = whole.with_train_samples(config.train_samples).with_validation(config.validation)
     if model is not None:
         functions = functions_of(model)
         config = dataclasses.replace(config, model=functions.name)
@@ -211,26 +191,12 @@ def prepare(
     taken = devices.count_for(performance.devices, *batch_sizes(config), *micro)
     performance = dataclasses.replace(performance, devices=taken)
     recipe = make_recipe(config, dataset, functions, devices.make_mesh(taken), performance.micro_batch)
-    first, *others = dict.fromkeys(batch_sizes(config))
-    facts = check_model(recipe, first, dataset)
-    for size in others:
-        check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
-    # Before anything of the network's size is made: trimming tries it out.
-    check_network(recipe, facts.variables, dataset, make_hyper(config))
-    check_parts(recipe, batch_sizes(config))
-    _check_controller(config, facts.variables)
-    if config.norm_statistics == RE_ESTIMATED:
-        if dataset.streamed:
-            raise Refusal(
-                f"Expected resident data with norm_statistics={RE_ESTIMATED!r}, got {dataset.name} streamed: the"
-                " training split would be read once more before every test."
-            )
-        check_statistics(recipe, facts.variables, first)
+    facts = _checked_network(config, recipe, dataset)
     if variables is not None:
         # Networks without statistics come without the key.
         variables = {"batch_stats": {}, **variables}
         _check_variables(variables, facts.variables)
-    expected = min(_expected_bound(facts.flops), _bound_of_images(dataset, first))
+    expected = min(_expected_bound(facts.flops), _bound_of_images(dataset, batch_sizes(config)[0]))
     bound = performance.steps_per_dispatch or expected
     return Setting(
         config=config,
@@ -246,6 +212,56 @@ def prepare(
         network=facts.fingerprint,
         start=variables,
     )
+
+
+def _check_kinds(config: Any, dataset: Any, performance: Any, variables: Any) -> None:
+    """Raises ValueError for what is of another kind, or cannot be known before a controller decides."""
+    for name, given, kind in (
+        ("config", config, TrainConfig),
+        ("dataset", dataset, Dataset),
+        ("performance", performance, Performance),
+        ("variables", variables, Mapping),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise Refusal(f"Expected {name}={shown(given)} to be a {kind.__name__}.")
+    if config.batch_plan is not None and (controller := config.batch_plan.controller) is not None:
+        controller.check_epochs(config.epochs)
+        if performance.compile_ahead == "first":
+            raise Refusal(
+                "Expected compile_ahead='background' or 'off' with a controlled batch_plan: what it will need is not"
+                " known before it trains."
+            )
+
+
+def _data_of(config: TrainConfig, dataset: Dataset | None, performance: Performance) -> tuple[Dataset, Performance]:
+    """(all of the data, settings that say whether it is streamed)."""
+    if dataset is None:
+        dataset = load(config.dataset, config.data_dir, stream=must_stream(config, performance))
+    elif performance.stream:
+        dataset = dataset.on_host()
+    if dataset.streamed and performance.stream is False:
+        raise Refusal(f"Expected stream=True or None with {dataset.name}: its images are not held by any device.")
+    return dataset, dataclasses.replace(performance, stream=dataset.streamed)
+
+
+def _checked_network(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> ModelFacts:
+    """What is known of the network; raises ValueError where it does not fit the data and the configuration."""
+    first, *others = dict.fromkeys(batch_sizes(config))
+    facts = check_model(recipe, first, dataset)
+    for size in others:
+        check_model(recipe, size, dataset)  # sub-batches may divide one size and not another
+    # Before anything of the network's size is made: trimming tries it out.
+    check_network(recipe, facts.variables, dataset, make_hyper(config))
+    check_parts(recipe, batch_sizes(config))
+    _check_controller(config, facts.variables)
+    if config.norm_statistics == RE_ESTIMATED:
+        if dataset.streamed:
+            raise Refusal(
+                f"Expected resident data with norm_statistics={RE_ESTIMATED!r}, got {dataset.name} streamed: the"
+                " training split would be read once more before every test."
+            )
+        check_statistics(recipe, facts.variables, first)
+    return facts
 
 
 def _check_controller(config: TrainConfig, variables: Any) -> None:

@@ -123,8 +123,9 @@ def test_what_has_no_best_rate_is_refused_in_one_line(source, tmp_path):
         taken(tmp_path / "nowhere", here)
 
 
-def test_a_grid_without_a_best_rate_does_not_hand_over_that_of_another_network(source):
-    lost = [one | {"status": "diverged"} for one in rows()]
+@pytest.mark.parametrize("how", [{"status": "diverged"}, {"status": "failed", "metrics": {}}])
+def test_a_grid_without_a_best_rate_does_not_hand_over_that_of_another_network(source, how):
+    lost = [one | how for one in rows()]
     folder = source(*lost, *rows(dataclasses.replace(BASE, model_options=NORMED)))
     with pytest.raises(Refusal, match="none diverged; there is none"):
         taken(folder, dataclasses.replace(BASE, batch_size=8))
@@ -137,6 +138,12 @@ def test_a_rate_that_lacks_a_seed_is_not_the_best(source, how):
     changed = [found[2] | {"status": "failed", "metrics": {}}] if how == "failed" else []
     (cell,) = taken(source(*found[:2], *changed, *found[3:]), dataclasses.replace(BASE, batch_size=8))
     assert cell.config.base_learning_rate == 2**-8
+
+
+def test_a_further_seed_of_one_rate_does_not_make_it_the_best(source):
+    further = grid(BASE, batch_size=[8], base_learning_rate=[2**-8], seed=[2])
+    (cell,) = taken(source(*rows(), row(Cell(*further, "data"), 60)), dataclasses.replace(BASE, batch_size=8))
+    assert cell.config.base_learning_rate == 2**-6
 
 
 @pytest.mark.ci

@@ -270,6 +270,9 @@ def test_ours_name_layouts_metrics_and_arms_that_are_there(ours):
     assert all(metric.form for metric in METRICS.values())
 
 
+IMAGENET = {"p4-figure-12", "p4-figure-14", *(f"p4-claim-{number}" for number in (14, 15, 17, 20, 23))}
+
+
 def _known(found, side):
     """Arms of a side of a statement that there are at a scale."""
     return [arm for arm in side if arm in found.arms]
@@ -286,6 +289,8 @@ def test_every_statement_can_be_judged_by_the_runs_that_its_scale_has(ours, tmp_
             for claim in said:
                 seeds = min(_runs(ours, one, scale, arm) for arm in _known(found, (*claim.arms, *claim.against)))
                 assert seeds >= claim.runs, (one.name, scale, claim.says)
+                # The paper has two runs of ImageNet, which the rule can say nothing of.
+                assert claim.runs >= 3 or one.name in IMAGENET, (one.name, scale, claim.says)
                 if METRICS[claim.metric].may_miss:
                     assert 2 / 2**claim.runs <= 0.05 / families[claim.family], (one.name, scale, claim.says)
 

@@ -181,7 +181,7 @@ def test_what_diverged_has_the_error_of_what_it_predicts():
 def test_a_run_that_diverged_is_not_the_cheaper_for_it():
     row, whole = _lost(), _row("rate 0.1", 0, 9.0) | {"train_seconds": 4.0}
     assert (value("steps", whole), value("seconds", whole)) == (40, 4.0)
-    assert math.isnan(value("steps", row)) and math.isnan(value("seconds", row))
+    assert math.isnan(value("steps", row)) and math.isnan(value("seconds", row)) and math.isnan(value("ms a step", row))
 
 
 def test_runs_that_diverged_set_no_limit_of_time(tmp_path):
