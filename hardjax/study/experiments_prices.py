@@ -4,7 +4,7 @@ network at other batch sizes, else of any network by its operations."""
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -88,12 +88,14 @@ class Prices:
             for name, rows in found.items()
             if (work := self._operations.work(TrainConfig.from_dict(rows[0]["config"]))) is not None
         ]
-        names = {work.network for work, _ in works}
-        self._of_network = {name: _fit([pair for pair in works if pair[0].network == name]) for name in names}
-        self._of_kind = {
-            kind: float(np.median([seconds / work.operations for work, seconds in works if work.convolutional == kind]))
-            for kind in {work.convolutional for work, _ in works}
-        }
+        self._a_step: dict[bool, float] = {}
+        self._an_operation: dict[str, float] = {}
+        self._of_kind: dict[bool, float] = {}
+        for kind in {work.convolutional for work, _ in works}:
+            of_kind = [pair for pair in works if pair[0].convolutional == kind]
+            self._a_step[kind], by_network = _fit(of_kind)
+            self._an_operation |= by_network
+            self._of_kind[kind] = float(np.median([seconds / work.operations for work, seconds in of_kind]))
 
     def of(self, found: Found) -> Price:
         """Of the runs of an experiment's own scale that have no row."""
@@ -110,9 +112,10 @@ class Prices:
             return Price(known)
         if (work := self._operations.work(config)) is None:
             return Price(math.nan)
-        if work.network in self._of_network:
-            a_step, an_operation = self._of_network[work.network]
-            return Price(a_step * work.steps + an_operation * work.operations)
+        if work.network in self._an_operation:
+            return Price(
+                self._a_step[work.convolutional] * work.steps + self._an_operation[work.network] * work.operations
+            )
         return Price(self._of_kind.get(work.convolutional, math.nan) * work.operations, by_operations=True)
 
 
@@ -211,13 +214,18 @@ def _name(config: TrainConfig, shape: tuple[int, ...], classes: int) -> str:
     return f"{config.model}{said} on {'x'.join(map(str, shape))}, {classes} classes"
 
 
-def _fit(pairs: list[tuple[Work, float]]) -> tuple[float, float]:
-    """(seconds a step, seconds an operation) of one network, none below 0; by operations alone where all runs have as
-    many steps for each. Relative errors count alike, or the longest run would be all that counts."""
-    steps, operations, seconds = np.array([(work.steps, work.operations, took) for work, took in pairs]).T
-    if np.ptp(steps / operations) <= 1e-3 * (steps / operations).max():
-        return 0.0, float(np.median(seconds / operations))
-    scales = steps.max(), operations.max()
-    table = np.stack([steps / scales[0], operations / scales[1]], axis=1) / seconds[:, None]
-    found, _ = nnls(table, np.ones(len(seconds)))
-    return float(found[0] / scales[0]), float(found[1] / scales[1])
+def _fit(pairs: Sequence[tuple[Work, float]]) -> tuple[float, dict[str, float]]:
+    """(seconds a step, network -> seconds an operation), none below 0, of networks of a kind.
+
+    What a step costs whatever its size is taken to be the same for all of them: one network at two sizes, timed on a
+    machine that did other things too, would say anything. Relative errors count alike, or the longest run would be all
+    that counts.
+    """
+    names = sorted({work.network for work, _ in pairs})
+    seconds = np.array([took for _, took in pairs])
+    steps = np.array([work.steps for work, _ in pairs])
+    operations = np.array([[work.operations * (work.network == name) for name in names] for work, _ in pairs])
+    scales = np.array([steps.max(), *operations.max(0)])
+    found, _ = nnls(np.column_stack([steps, operations]) / scales / seconds[:, None], np.ones(len(pairs)))
+    each = found / scales
+    return float(each[0]), dict(zip(names, map(float, each[1:]), strict=True))
