@@ -151,8 +151,9 @@ class TablePlot(Place):
 
 @dataclass(frozen=True)
 class Table:
-    """Published tables, figures and claims: show, run, copy or plot one; without an action all are listed
-    (`hardjax table [--experiments STR] [--results DIR]`)."""
+    """Published tables, figures and claims: list them (without an action), show, run, copy or plot one.
+
+    The list has two options of its own: `hardjax table [--experiments STR] [--results DIR]`."""
 
     action: tyro.conf.OmitSubcommandPrefixes[
         Annotated[TableShow, tyro.conf.subcommand("show", prefix_name=False)]
