@@ -96,6 +96,24 @@ def test_a_sweep_that_is_killed_again_and_again_has_every_row_once(whole, tmp_pa
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".png") == ["hardjax.json", "sweep.jsonl"]
 
 
+def test_a_sweep_of_chunks_that_is_killed_has_every_row_once(whole, tmp_path):
+    folder, chunked = tmp_path / "sweep", ("--population", "map", "--population-chunk", 2)
+
+    def under_way():
+        return any(len(lease["cells"]) == 2 for lease in _leases(folder).values()) and len(_saved(folder)) >= 2
+
+    with _sweep(folder, *chunked) as child:
+        assert child.shows(under_way), child.printed
+        child.strike(signal.SIGKILL)
+        child.ends()
+    assert _rows(folder) < CELLS
+    with _sweep(folder, *chunked) as child:
+        assert child.ends() == 0, child.printed
+    assert _timeless(folder) == whole  # to the bit those of cells that were trained one by one
+    assert {str(row["population"]) for row in read_rows(folder)} == {"{'mode': 'map', 'members': 2}"}
+    assert any(row["resumed_at"] for row in read_rows(folder))
+
+
 def test_a_worker_that_is_killed_costs_its_own_cell_at_most(whole, tmp_path):
     folder = tmp_path / "sweep"
     with _sweep(folder) as child:

@@ -75,7 +75,7 @@ def test_all_at_once_equals_runs_to_rounding(tiny):
     assert_member_equals_solo(_members(batch_size=8), tiny, performance=VMAP)
 
 
-@pytest.mark.ci
+@pytest.mark.parametrize("performance", [MAP, pytest.param(VMAP, marks=pytest.mark.slow)], ids=("map", "vmap"))
 @pytest.mark.parametrize(
     "model, options, settings",
     [
@@ -86,14 +86,15 @@ def test_all_at_once_equals_runs_to_rounding(tiny):
     ],
     ids=str,
 )
-def test_convolutional_networks_under_map(model, options, settings):
+@pytest.mark.ci
+def test_convolutional_networks(model, options, settings, performance):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8) for count in (24, 8)]
     labels = [np.arange(len(part)) % 4 for part in images]
     data = hj.data.Dataset.from_arrays(images[0], labels[0], images[1], labels[1], num_classes=4, name="small")
     base = hj.TrainConfig(model=model, model_options=options, epochs=2, batch_size=8, **settings)
     configs = [dataclasses.replace(base, seed=seed, learning_rate=rate) for seed, rate in enumerate((0.01, 0.05))]
-    assert_member_equals_solo(configs, data)
+    assert_member_equals_solo(configs, data, performance=performance)
 
 
 @pytest.mark.ci
