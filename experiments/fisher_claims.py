@@ -109,6 +109,8 @@ def extremes(pair: str) -> Iterable[Statement]:
 
 def deficient(pair: str) -> Iterable[Statement]:
     for size, low, high in ((32, 0.1, 0.8), (16, 0.1, 0.4), (8, 0.1, 0.4)):
+        if (pair, size) == ("resnet-cifar10", 32):
+            high = 0.4  # its grid ends there
         arms = grid(pair, f"s{size}-lr{high:g}"), grid(pair, f"s{size}-lr{low:g}")
         yield one(f"{pair}, batch {size}: C_K is larger at {high:g} than at {low:g}", *arms, "log10 C_K", DECADES)
 
@@ -175,6 +177,7 @@ def ends(pair: str) -> Iterable[Statement]:
 
 
 PLANS = ("s16-to-64", "s16-to-256", "s32-to-128", "s32-to-512", "s128-to-512", "s512-to-32")
+REPEATED = {"mlp-mnist": PLANS, "resnet-cifar10": PLANS[1:5]}  # of the others there is no -MS
 BEACONS = tuple(f"s{size}-lr0.1" for size in (16, 32, 64, 128, 256, 512))
 
 
@@ -196,7 +199,7 @@ def as_well(pair: str) -> Iterable[Statement]:
 
 def repeated(pair: str) -> Iterable[Statement]:
     points = POINTS[pair.split("-")[1]]
-    for name in PLANS:
+    for name in REPEATED[pair]:
         yield one(
             f"{pair}: {name}-MS tests better than {name}",
             plan(pair, f"{name}-MS"),
@@ -208,7 +211,7 @@ def repeated(pair: str) -> Iterable[Statement]:
 
 
 def limited(pair: str) -> Iterable[Statement]:
-    for name in PLANS:
+    for name in REPEATED[pair]:
         yield one(
             f"{pair}: L_K of {name}-MS is smaller than of {name}",
             plan(pair, name),

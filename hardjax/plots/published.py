@@ -23,6 +23,7 @@ from hardjax.study.grids import grids
 
 _COLUMNS = 3  # of a picture of several planes
 _TALL = 60  # arms of a picture
+_LEAST_ERROR = 0.01  # percent, above 0, that P3 prints
 
 
 def draw(found: Found) -> Figure:
@@ -43,7 +44,8 @@ def _arms(found: Found) -> Figure:
     """Ours with 95 % intervals beside what is printed with its spread, a line an arm and a panel a metric."""
     experiment = found.experiment
     printed = {(one.arm, one.metric): one for one in found.printed if one.value is not None}
-    shown = [arm for arm, rows in found.arms.items() if rows][:_TALL]
+    run = [arm for arm, rows in found.arms.items() if rows]
+    shown = run[:_TALL]
     columns = min(len(experiment.metrics), _COLUMNS)
     rows = -(-len(experiment.metrics) // columns)
     drawn = figure(2.5 + 3.4 * columns, 1.2 + rows * (0.8 + 0.24 * len(shown)))
@@ -69,7 +71,7 @@ def _arms(found: Found) -> Figure:
     if any((arm, metric) in printed for arm in shown for metric in experiment.metrics):
         handles.append(Line2D([], [], color="C3", marker="D", markersize=4, label="published, with its spread"))
     drawn.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles))
-    headline(drawn, _title(found), fontsize=10)
+    headline(drawn, _title(found) + f", the first {_TALL} of {len(run)} arms" * (len(run) > _TALL), fontsize=10)
     return drawn
 
 
@@ -109,7 +111,9 @@ def _grid(found: Found) -> Figure:
         if span := lowest_ratios(ours):
             label = f"five lowest of ours: {span[0]:.2g} to {span[1]:.2g}"
             axes.axvspan(*span, color="0.5", alpha=0.15, linewidth=0, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
+        # Training errors of 0 are printed, and met: below the least that is printed the axis is linear.
+        axes.set_yscale("symlog", linthresh=_LEAST_ERROR)
+        axes.set(xscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
         axes.legend(fontsize=7.5)
     headline(drawn, f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
     return drawn
@@ -134,7 +138,7 @@ def _by_size(arms: Mapping[str, Sequence[float | None]]) -> dict[int, list[tuple
     found: dict[int, list[tuple[float, float]]] = {}
     for arm, values in arms.items():
         size, _, rate = arm.partition("-lr")
-        known = [one for one in values if one is not None and one > 0]
+        known = [one for one in values if one is not None and not math.isnan(one)]
         if rate and size[1:].isdigit() and known:
             found.setdefault(int(size[1:]), []).append((float(rate) / int(size[1:]), float(np.mean(known))))
     return {size: sorted(points) for size, points in found.items()}
@@ -274,13 +278,19 @@ def _curve(axes: Any, rows: Sequence[Row], column: str, x: str, label: str, colo
     curves = [(at, values) for at, values in curves if len(at) and np.isfinite(values).any()]
     if not curves:
         return
-    # Seeds of an arm are tested at the same points; one that ended early has fewer.
+    # Seeds of an arm are tested at the same points; one that ended early, or is not finite from some on, has fewer:
+    # a cross is where it was last, and the mean is that of the others from there.
     longest = max(curves, key=lambda curve: len(curve[0]))[0]
     table = np.full((len(curves), len(longest)), np.nan)
     for place, (at, values) in enumerate(curves):
         table[place, : len(at)] = values
     known = np.isfinite(table).any(0)
     axes.plot(longest[known], np.nanmean(table[:, known], axis=0), "-", color=color, label=label, linewidth=1.3)
+    final = np.flatnonzero(known)[-1]
+    for values in table:
+        last = np.flatnonzero(np.isfinite(values))[-1]
+        if last < final:
+            axes.plot(longest[last], values[last], "x", color=color, markersize=6)
 
 
 def _title(found: Found) -> str:

@@ -115,10 +115,16 @@ def _own_epoch(row: Row, peers: Sequence[Row]) -> float:
 
 
 def _common_epoch(row: Row, peers: Sequence[Row]) -> float:
-    """The level that all runs of the seed reached; missed by those that blew up, which set none."""
-    level = convergence.common_threshold([column(one, "full_train_loss") for one in peers])
+    """The level that all runs of the seed reached; missed by those that blew up, which set none.
+
+    Where all of them blew up every one missed it, whatever it was; NaN without peers, or where no loss is kept.
+    """
+    losses = [column(one, "full_train_loss") for one in peers]
+    if not any(np.isfinite(one).any() for one in losses):
+        return math.nan
+    level = convergence.common_threshold(losses)
     found = convergence.threshold_epoch(column(row, "epoch"), column(row, "full_train_loss"), level)
-    return math.inf if math.isnan(found) and not math.isnan(level) else found
+    return math.inf if math.isnan(found) else found
 
 
 def _common_seconds(row: Row, peers: Sequence[Row]) -> float:
@@ -146,11 +152,12 @@ def _steps(row: Row, peers: Sequence[Row]) -> float:
 
 
 def _measured(name: str, tolerance: str, share: float = 1.0) -> Callable[[Row, Sequence[Row]], float]:
-    """Decimal logarithm of a measure after a share of training."""
+    """Decimal logarithm of a measure after a share of training; NaN of a run that diverged, whose measures stand still
+    where they were."""
 
     def read(row: Row, peers: Sequence[Row]) -> float:
         trail = row.get("trail")
-        if trail is None:
+        if trail is None or row["status"] == "diverged":
             return math.nan
         epochs = np.array(trail["epoch"], np.float64)
         at = int(np.searchsorted(epochs, share * epochs[-1] - 1e-9))
@@ -163,12 +170,12 @@ def _measured(name: str, tolerance: str, share: float = 1.0) -> Callable[[Row, S
 def _at_iterations_of(size: int, share: float) -> Callable[[Row, Sequence[Row]], float]:
     """Decimal logarithm of L_K after as many iterations as a batch size has in a share of its training.
 
-    Between two points of the trail it is interpolated; before its first one there is none.
+    Between two points of the trail it is interpolated; before its first one there is none, nor of a run that diverged.
     """
 
     def read(row: Row, peers: Sequence[Row]) -> float:
         trail, config = row.get("trail"), row["config"]
-        if trail is None or config.get("batch_plan") is not None:
+        if trail is None or row["status"] == "diverged" or config.get("batch_plan") is not None:
             return math.nan
         at = share * config["epochs"] * config["batch_size"] / size
         energy = np.array([math.nan if one is None else one for one in trail["measures"]["0"]["L_K"]], np.float64)

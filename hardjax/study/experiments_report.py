@@ -1,5 +1,6 @@
 """What the rows of a published experiment say: ours beside theirs, and verdicts; plain tables, made from rows alone."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Judged:
         seconds: the time that was given; NaN where none is known.
         own_test: p value of the paper's own test.
         against: arms that it was set against: of those that the statement names, the ones with rows (if any has one).
+        so_far: not all of its pairs are there, or those that lack of what it is judged together with may yet change it.
     """
 
     statement: Statement
@@ -39,6 +41,7 @@ class Judged:
     seconds: float
     own_test: float
     against: tuple[str, ...] = ()
+    so_far: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,29 @@ def judge(found: Found) -> tuple[Judged, ...]:
         _compared(found, one, limit) if METRICS[one.metric].early and math.isfinite(limit) else None
         for one, limit in zip(known, limits, strict=True)
     ]
-    verdicts = _verdicts([(one, pair) for one, (pair, _) in zip(known, pairs, strict=True)])
+    found_pairs = [(one, pair) for one, (pair, _) in zip(known, pairs, strict=True)]
+    verdicts, at_worst = _verdicts(found_pairs), _verdicts([(one, _at_worst(one, pair)) for one, pair in found_pairs])
     second = iter(_verdicts([(one, pair[0]) for one, pair in zip(known, early, strict=True) if pair is not None]))
     return tuple(
         Judged(
-            one, pair, said, None if then is None else (then[0], next(second)), limit, test, _met(found, one.against)
+            one,
+            pair,
+            said,
+            None if then is None else (then[0], next(second)),
+            limit,
+            test,
+            _met(found, one.against),
+            pair.pairs < one.runs or said != worst,
         )
-        for one, (pair, test), said, then, limit in zip(known, pairs, verdicts, early, limits, strict=True)
+        for one, (pair, test), said, worst, then, limit in zip(
+            known, pairs, verdicts, at_worst, early, limits, strict=True
+        )
     )
+
+
+def _at_worst(one: Statement, pair: Difference) -> Difference:
+    """What is not there yet shows no difference: of all that may come, that leaves the others the least."""
+    return pair if pair.pairs >= one.runs else dataclasses.replace(pair, p_value=1.0)
 
 
 def _verdicts(pairs: Sequence[tuple[Statement, Difference]]) -> list[str]:
@@ -126,19 +144,20 @@ def _compared(found: Found, one: Statement, seconds: float | None) -> tuple[Diff
     read = _values(found, one.metric, [*groups[0], *groups[1]], seconds)
     # The best of a side is the best by the metric itself; where neither way is better, the one that is claimed.
     best = metric.higher if metric.higher is not None else higher
-    first, second = (_side({arm: read[arm] for arm in side}, best, one.of_several) for side in groups)
+    first, second = (_side({arm: read[arm] for arm in side}, best, one.of_several, metric.may_miss) for side in groups)
     if not groups[1]:
         second = {seed: 0.0 for seed in first}
     pair = verdict.difference(first, second, higher, metric.may_miss)
-    return pair, verdict.two_samples(first, second) if groups[1] else math.nan
+    # Of runs that missed their target it would say what the others alone do.
+    return pair, verdict.two_samples(first, second) if groups[1] and not metric.may_miss else math.nan
 
 
-def _side(arms: Read, higher: bool, of_several: str) -> Values:
+def _side(arms: Read, higher: bool, of_several: str, may_miss: bool) -> Values:
     """Of several arms, those without a run are no choice; a mean is one of all of them."""
     if of_several == "mean":
         return verdict.mean_of(arms)
     arms = {arm: values for arm, values in arms.items() if values}
-    return verdict.best_by_others(arms, higher) if arms else {}
+    return verdict.best_by_others(arms, higher, may_miss) if arms else {}
 
 
 def _values(
@@ -205,7 +224,10 @@ def _printed(one: Published | None, form: str) -> str:
 
 
 def _ours(metric: str, rows: Mapping[int, Row]) -> str:
-    """Mean with its 95 % interval and the deviation between runs; a median where a target may be missed."""
+    """Mean with its 95 % interval and the deviation between runs; a median where a target may be missed. Of times that
+    cannot be compared there is neither."""
+    if METRICS[metric].timed and rows and not trained_alike(rows.values()):
+        return "-"
     found_values = [value(metric, row) for row in rows.values()]
     values = [one for one in found_values if not math.isnan(one)]
     form = METRICS[metric].form
@@ -223,7 +245,6 @@ def _ours(metric: str, rows: Mapping[int, Row]) -> str:
 
 def _verdict_line(one: Judged) -> Line:
     form = METRICS[one.statement.metric].form.replace(",", "")
-    short = one.found.pairs < one.statement.runs and one.verdict != verdict.TOO_FEW
     line = {
         "claim": one.statement.says + " (stated after its rows)" * one.statement.late,
         "against": _named(one.against, one.statement.of_several),
@@ -231,13 +252,20 @@ def _verdict_line(one: Judged) -> Line:
         "difference as claimed": difference(one.found, form),
         "pairs": f"{one.found.pairs} of {one.statement.runs}",
         "smallest of interest": f"{one.statement.smallest:g}",
-        "verdict": one.verdict + ", so far" * short,
+        "verdict": _so_far(one.verdict, one.so_far),
         "at equal time": "-",
         "p of two samples": "-" if math.isnan(one.own_test) else f"{one.own_test:.3g}",
     }
     if one.in_time is not None and one.in_time[0].pairs:
-        line["at equal time"] = f"{difference(one.in_time[0], form)}: {one.in_time[1]}"
+        pairs = one.in_time[0].pairs
+        fewer = f" ({pairs} pairs)" if pairs < one.found.pairs else ""
+        said = _so_far(one.in_time[1], one.so_far or pairs < one.statement.runs)
+        line["at equal time"] = f"{difference(one.in_time[0], form)}: {said}{fewer}"
     return line
+
+
+def _so_far(said: str, so_far: bool) -> str:
+    return said + ", so far" * (so_far and said != verdict.TOO_FEW)
 
 
 def _named(arms: Sequence[str], of_several: str) -> str:

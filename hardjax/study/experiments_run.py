@@ -64,7 +64,8 @@ def run(
     if scale not in experiment.scales:
         raise Refusal(f"{experiment.name} has no scale {scale!r}; it has {', '.join(experiment.scales)}.")
     size = experiment.scales[scale]
-    if performance is None and _is_timed(experiment):
+    readers = [one for one in results.experiments.values() if experiment.name in one.reads]
+    if performance is None and any(map(_is_timed, (experiment, *readers))):
         performance = Performance(population="workers")
     until = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
     written, failed, signal = 0, [], None

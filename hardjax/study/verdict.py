@@ -1,6 +1,7 @@
 """What runs say about a published claim, by the rule that `experiments/README.md` fixed before they were made."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -135,12 +136,14 @@ def _verdict(found: Difference, smallest: float, held: bool) -> str:
     return TOO_FEW
 
 
-def best_by_others(arms: Mapping[str, Values], higher: bool) -> Values:
+def best_by_others(arms: Mapping[str, Values], higher: bool, may_miss: bool = False) -> Values:
     """Seed -> value of the arm that is best by the means of the other seeds: no seed chooses what it is judged by.
 
     Args:
         arms: several; seeds that not all of them have are left out. A single one is handed back as it is.
         higher: the highest mean is the best one.
+        may_miss: the lowest median is the best one, of equal ones the one with fewer misses, then the one with the
+            lower mean of what was reached: one miss makes a mean infinite, and all arms alike.
 
     Returns:
         Empty for fewer than three seeds: two would each be chosen by the other alone.
@@ -153,11 +156,24 @@ def best_by_others(arms: Mapping[str, Values], higher: bool) -> Values:
     table = np.array([[values[seed] for seed in seeds] for values in arms.values()], np.float64)
     found = {}
     for place, seed in enumerate(seeds):
-        means = np.delete(table, place, axis=1).mean(1)
-        # What diverged, or missed, is never the best.
-        means = np.where(np.isfinite(means), means, -math.inf if higher else math.inf)
-        found[seed] = float(table[int(means.argmax() if higher else means.argmin()), place])
+        others = np.delete(table, place, axis=1)
+        if may_miss:
+            best = min(range(len(table)), key=lambda arm: _lateness(others[arm]))
+        else:
+            means = others.mean(1)
+            # What diverged is never the best.
+            means = np.where(np.isfinite(means), means, -math.inf if higher else math.inf)
+            best = int(means.argmax() if higher else means.argmin())
+        found[seed] = float(table[best, place])
     return found
+
+
+def _lateness(values: np.ndarray) -> tuple[float, int, float]:
+    """(median, misses, mean of what was reached): the lower, the sooner. An arm that lacks a value is the last."""
+    if np.isnan(values).any():
+        return math.inf, len(values), math.inf
+    reached = values[np.isfinite(values)]
+    return median(values), len(values) - len(reached), float(reached.mean()) if len(reached) else math.inf
 
 
 def mean_of(arms: Mapping[str, Values]) -> Values:
@@ -174,4 +190,6 @@ def two_samples(arm: Values, against: Values) -> float:
     first, second = ([value for value in one.values() if math.isfinite(value)] for one in (arm, against))
     if min(len(first), len(second)) < 2 or np.ptp(first) + np.ptp(second) == 0:
         return math.nan
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal runs have a variance of 0
+        return float(stats.ttest_ind(first, second, equal_var=False).pvalue)

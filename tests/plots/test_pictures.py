@@ -1,5 +1,6 @@
 """Pictures of what a comparison may hold: arms of different length, curves that are not finite, one seed."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 from made_up import EPOCHS, comparison, falling, made_up
+from matplotlib.figure import Figure
 
 import hardjax as hj
-from hardjax.plots import arms, fisher, samples
+from hardjax.plots import arms, fisher, published, samples
 from hardjax.plots.published import lowest_ratios
 from hardjax.study.arms import make_methods
 from hardjax.study.compare import summarise
@@ -90,3 +92,20 @@ def test_the_place_where_errors_turn_is_that_of_the_five_lowest():
     points = {8: [(0.1, 5.0), (0.01, 1.0), (0.001, 3.0)], 32: [(0.02, 0.9), (0.005, 1.2), (0.0025, 2.0), (0.0006, 4.0)]}
     assert lowest_ratios(points) == (0.001, 0.02)  # 0.9, 1.0, 1.2, 2.0 and 3.0
     assert lowest_ratios({8: points[8]}) is None
+
+
+def test_an_error_of_zero_is_an_error():
+    arms = {"s32-lr0.1": [0.0, 0.0, 0.02], "s32-lr0.2": [None, math.nan, 4.0], "s32-lr0.4": [None]}
+    assert published._by_size(arms) == {32: [(0.1 / 32, pytest.approx(0.02 / 3)), (0.2 / 32, 4.0)]}
+
+
+def test_the_mean_of_published_curves_says_where_a_run_went():
+    axes = Figure().subplots()
+    rows = [
+        {"config": {"epochs": 3}, "history": {"epoch": [1, 2, 3], "full_train_loss": losses}}
+        for losses in ([2.0, 1.0, 0.5], [2.0, 8.0, None])
+    ]
+    published._curve(axes, rows, "full_train_loss", "epochs", "an arm", "k")
+    mean, cross = axes.lines
+    assert mean.get_ydata().tolist() == [2.0, 4.5, 0.5]
+    assert cross.get_marker() == "x" and (cross.get_xdata()[0], cross.get_ydata()[0]) == (2, 8.0)

@@ -273,6 +273,10 @@ def test_ours_name_layouts_metrics_and_arms_that_are_there(ours):
 IMAGENET = {"p4-figure-12", "p4-figure-14", *(f"p4-claim-{number}" for number in (14, 15, 17, 20, 23))}
 
 
+def _is_known(found, statement):
+    return bool(_known(found, statement.arms) and (_known(found, statement.against) or not statement.against))
+
+
 def _known(found, side):
     """Arms of a side of a statement that there are at a scale."""
     return [arm for arm in side if arm in found.arms]
@@ -282,9 +286,11 @@ def test_every_statement_can_be_judged_by_the_runs_that_its_scale_has(ours, tmp_
     """At the paper's scale and ours: as many seeds as it asks for, and a sign test that Holm's correction can keep."""
     nothing = Results(ours, tmp_path)
     for one in ours.values():
+        at = {scale: nothing.found(one, scale) for scale in ("paper", "reduced", "smoke")}
+        judged = {scale: [s for s in one.statements if _is_known(found, s)] for scale, found in at.items()}
+        assert [s.says for s in one.statements if not any(s in those for those in judged.values())] == [], one.name
         for scale in ("paper", "reduced"):
-            found = nothing.found(one, scale)
-            said = [s for s in one.statements if _known(found, s.arms) and (_known(found, s.against) or not s.against)]
+            found, said = at[scale], judged[scale]
             families = Counter(s.family for s in said)
             for claim in said:
                 seeds = min(_runs(ours, one, scale, arm) for arm in _known(found, (*claim.arms, *claim.against)))

@@ -134,6 +134,86 @@ def test_times_are_compared_of_rows_that_were_trained_alike(tmp_path):
     assert pairs == [3, 0, 0, 0, 3]
 
 
+def test_a_table_has_no_mean_of_times_that_cannot_be_compared(tmp_path):
+    rows = [_row("rate 0.1", place, 9.0) | {"train_seconds": 4.0, "device": "here"} for place in range(2)]
+    timed = dataclasses.replace(GRID, metrics=("test error", "ms a step"))
+    line, *_ = report(_written(tmp_path / "a", rows).found(timed, "reduced")).arms
+    assert line["ms a step"] == "100"
+    rows[1]["device"] = "there"
+    line, *_ = report(_written(tmp_path / "b", rows).found(timed, "reduced")).arms
+    assert line["ms a step"] == "-" and line["test error"].startswith("9.00")
+
+
+@pytest.mark.parametrize("reader", [None, "seconds", "test error"])
+def test_rows_whose_times_another_experiment_reads_are_trained_one_by_one(tmp_path, monkeypatch, reader):
+    asked = []
+    monkeypatch.setattr(experiments_run, "_check_data", lambda *given: None)
+    monkeypatch.setattr(experiments_run, "sweep", lambda configs, **given: asked.append(given["performance"]))
+    monkeypatch.setattr(experiments_run, "_failures", lambda *given: [])
+    claim = Statement("0.1 is best", ("rate 0.1",), ("rate 0.2",), reader or "test error", 1.0, 3)
+    known = {GRID.name: GRID} | ({CLAIM.name: dataclasses.replace(CLAIM, statements=(claim,))} if reader else {})
+    with pytest.raises(AttributeError, match="signal"):  # the sweep that was put in its place found nothing
+        experiments_run.run(GRID, "reduced", results=Results(known, tmp_path), folder=tmp_path / "sweep")
+    assert asked == [hj.Performance(population="workers") if reader == "seconds" else None]
+
+
+def _judged_together(folder, errors, late=()):
+    """Lines of two statements of one family about rates 0.1, 0.2 and 0.4."""
+    rows = [
+        _row(arm, place, error)
+        | {"train_seconds": 4.0, "device": "here"}
+        | {"history": {"epoch": [4], "test_top1": [100 - error], "seconds": [5.0 if (arm, place) in late else 4.0]}}
+        for arm, values in errors.items()
+        for place, error in enumerate(values)
+    ]
+    said = tuple(Statement(f"0.1 beats {r}", ("rate 0.1",), (f"rate {r}",), "test error", 0.5, 3) for r in (0.2, 0.4))
+    one = dataclasses.replace(GRID, statements=said, scales={"reduced": Scale(BASE, ARMS, 3)})
+    _written(folder, rows)
+    return report(Results({one.name: one}, folder).found(one, "reduced")).verdicts
+
+
+def test_a_verdict_is_so_far_where_what_is_judged_with_it_may_change_it(tmp_path):
+    # p is 0.035, and has to be 0.025 beside another test without a difference.
+    near = {"rate 0.1": (5.0, 5.0, 5.0), "rate 0.2": (7.0, 8.0, 9.0), "rate 0.4": (9.0, 9.2)}
+    first, second = _judged_together(tmp_path / "a", near)
+    assert (first["verdict"], second["verdict"]) == ("holds, so far", "too few")
+    first, _ = _judged_together(tmp_path / "b", near | {"rate 0.4": (9.0, 9.2, 9.3)})
+    assert first["verdict"] == "holds"  # the other one holds too, and leaves it 0.05
+    first, _ = _judged_together(tmp_path / "c", near | {"rate 0.2": (9.0, 9.1, 9.3)})
+    assert first["verdict"] == "holds"  # whatever comes of the other
+
+
+def test_a_comparison_at_equal_time_says_on_how_many_pairs_it_rests(tmp_path):
+    errors = {"rate 0.1": (5.0, 5.1, 5.2), "rate 0.2": (9.0, 9.1, 9.3), "rate 0.4": (9.0, 9.2, 9.3)}
+    first, _ = _judged_together(tmp_path / "a", errors)
+    assert first["at equal time"] == f"{first['difference as claimed']}: holds"
+    # Within the 4 seconds of the fastest arm one run had not been tested.
+    first, _ = _judged_together(tmp_path / "b", errors, [("rate 0.1", 2)])
+    assert first["verdict"] == "holds" and first["at equal time"] == "+4.00: too few (2 pairs)"
+
+
+def test_where_every_run_of_a_seed_blew_up_none_is_sooner():
+    rows = [
+        _row("rate 0.1", 0, 90.0) | {"history": {"epoch": [1, 2], "full_train_loss": [2.0, None]}} for _ in range(2)
+    ]
+    assert value("epochs to a common level", rows[0], rows) == math.inf
+    rows[1]["history"] = {"epoch": [1, 2], "full_train_loss": [2.0, 1.0]}
+    assert value("epochs to a common level", rows[0], rows) == math.inf
+    assert value("epochs to a common level", rows[1], rows) == 2
+    nothing = [_row("rate 0.1", 0, 90.0)]
+    assert math.isnan(value("epochs to a common level", nothing[0], nothing))
+
+
+def test_measures_of_a_run_that_diverged_are_none():
+    measures = {"0": {"L_K": [10.0, 100.0], "C_K": [4.0, 40.0]}}
+    row = _row("rate 0.1", 0, 9.0) | {"trail": {"epoch": [2, 4], "measures": measures}}
+    names = ("log10 L_K", "log10 L_K at half", "log10 C_K", "log10 growth of C_K in the second half")
+    assert [value(name, row) for name in names] == pytest.approx([2, 1, math.log10(40), 1])
+    growth = "log10 growth of L_K, first half over second"
+    assert value(growth, row) == pytest.approx(math.log10(10 / 90))
+    assert all(math.isnan(value(name, row | {"status": "diverged"})) for name in (*names, growth))
+
+
 def test_neither_way_is_better_of_a_measure():
     with pytest.raises(Refusal, match="Expected higher for 'it rises'"):
         Statement("it rises", ("a",), ("b",), "log10 C_K", 0.05, 3)
