@@ -143,6 +143,7 @@ class TablePlot(Place):
             if not rows.rows:
                 raise Refusal(f"{one.name} has no row to draw; `hardjax table run {one.name}` makes them.")
             path = found.folder / f"{one.name}.png" if self.output is None else Path(self.output)
+            path = path if path.suffix else path.with_suffix(".png")  # as it would be written
             drawn = output.picture(path, lambda rows=rows: draw(rows))
             print(f"written to {path}" if drawn else f"{one.name}: nothing drawn")
             code = code or int(not drawn)

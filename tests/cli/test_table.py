@@ -3,6 +3,8 @@
 import pytest
 
 from hardjax.cli.main import main
+from hardjax.study import experiments_rows
+from hardjax.study.experiments import load
 
 MODULE = """
 import hardjax as hj
@@ -71,3 +73,16 @@ def test_of_several_those_that_cannot_be_run_or_drawn_are_named(place, capsys):
     assert "p1-table-9: no row to draw" in capsys.readouterr().out
     assert _called("run", "all") == 0
     assert "p1-table-9: no scale 'reduced', it has smoke" in capsys.readouterr().out
+
+
+def test_a_picture_lies_where_it_is_said_to(place, capsys):
+    experiment = load(place / "experiments")["p1-table-9"]
+    config = experiment.scales["smoke"].config("slow", 0).to_dict()
+    row = {"config": config, "data": "d", "row_version": 1, "status": "done", "metrics": {"backprops": 2}}
+    row["history"] = {"epoch": [1], "full_train_loss": [1.0], "test_top1": [50.0]}
+    kept = experiments_rows.kept(row, "p1-table-9", "smoke", "slow")
+    experiments_rows.write(experiment, place / "experiments" / "results", kept)
+    where = ("--results", "experiments/results")
+    for asked, there in (("shown", "shown.png"), ("shown.svg", "shown.svg")):
+        assert _called("plot", "p1-table-9", "--scale", "smoke", *where, "--output", asked) == 0
+        assert f"written to {there}" in capsys.readouterr().out and (place / there).stat().st_size > 1000
