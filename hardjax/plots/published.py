@@ -95,12 +95,17 @@ def _grid(found: Found) -> Figure:
     """Test and training error over rate / batch size, a colour a batch size; what is printed is hollow (P3)."""
     drawn = figure(12, 5)
     panels: Any = drawn.subplots(1, 2)
-    for axes, metric in zip(panels, ("test error", "train error"), strict=True):
-        ours = _by_size({arm: [value(metric, row) for row in rows.values()] for arm, rows in found.arms.items()})
-        printed = _by_size({p.arm: [p.value] for p in found.printed if p.metric == metric})
-        sizes = sorted(ours.keys() | printed.keys())
-        for place, size in enumerate(sizes):
-            color = colormaps["viridis"](0.92 * place / max(len(sizes) - 1, 1))
+    errors = {
+        metric: (
+            _by_size({arm: [value(metric, row) for row in rows.values()] for arm, rows in found.arms.items()}),
+            _by_size({p.arm: [p.value] for p in found.printed if p.metric == metric}),
+        )
+        for metric in ("test error", "train error")
+    }
+    sizes = sorted({size for both in errors.values() for one in both for size in one})
+    colors = {size: colormaps["viridis"](0.92 * place / max(len(sizes) - 1, 1)) for place, size in enumerate(sizes)}
+    for axes, (metric, (ours, printed)) in zip(panels, errors.items(), strict=True):
+        for size, color in colors.items():
             for points, style in ((printed.get(size, []), "o:"), (ours.get(size, []), "o-")):
                 at, middle = ([point[i] for point in points] for i in (0, 1))
                 fill = color if style == "o-" else "white"
