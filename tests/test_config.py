@@ -165,3 +165,8 @@ def test_bad_performance(settings, message):
 def test_a_truth_value_is_no_text():
     with pytest.raises(Refusal, match="fixed='false' to be True or False"):
         AllBatches(fixed="false")
+
+
+def test_a_rate_is_divided_by_a_factor_below_one():
+    with pytest.raises(ValueError, match=r"Expected decay_factor=10(\.0)? in \(0, 1\]"):
+        hj.Schedule("step", decay_factor=10)

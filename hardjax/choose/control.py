@@ -100,7 +100,8 @@ def read(measured: Sequence[Measured], reading: str, start: int = 0, end: int | 
     # One after the other, not by blocks: the sum of a prefix is then the same however long the record is.
     total = float(np.add.accumulate(np.where(known, condition * weights, 0.0))[-1])
     weight = float(np.add.accumulate(np.where(known, weights, 0.0))[-1])
-    return total / weight if weight else math.nan, float(np.add.accumulate(np.nan_to_num(energy, nan=0.0) * stood)[-1])
+    grown = float(np.add.accumulate(np.nan_to_num(energy, nan=0.0) * stood)[-1])
+    return total / weight if weight else math.nan, grown if np.isfinite(energy).any() else math.nan
 
 
 def see(

@@ -38,7 +38,7 @@ class Schedule:
         rising = all(a < b for a, b in zip((0.0, *self.decay_at), (*self.decay_at, 1.0), strict=True))
         if not rising:
             raise Refusal(f"Expected decay_at={_validate.shown(self.decay_at)} to rise within (0, 1).")
-        _validate.positive(decay_factor=self.decay_factor)
+        _validate.in_half_open_unit(decay_factor=self.decay_factor)  # a rate divided by ten is one times 0.1
         _validate.in_unit(warmup=self.warmup)
         _validate.in_closed_unit(warmup_start=self.warmup_start)
 

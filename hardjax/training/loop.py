@@ -230,6 +230,8 @@ class Loop:
         if self._compiler is not None and (self._compiler.busy or self._compiled_aside()):
             return
         affordable = int(DISPATCH_SECONDS * (self.position.backprops - self._window.backprops) / max(spent, 1e-9))
+        if self.position.backprops == self._window.backprops:  # a plan alone tells nothing of steps
+            return
         # Never upwards, and down only by much: another bound is another set of programs to compile.
         index = self.plan.stage_of(max(0, self.position.backprops - 1))
         share = affordable / self.plan.bound_of(index)

@@ -36,7 +36,9 @@ def check_model(recipe: Recipe, batch_size: int, dataset: Dataset) -> ModelFacts
     """
     few = dataset.train.labels[:_FEW]
     facts, logits = _facts(recipe, batch_size, (batch_size, *few.shape[1:]), few.dtype, dataset.num_classes)
-    recipe.loss.check_labels(dataset.train.labels)
+    for split in (dataset.train, dataset.test, dataset.validation):
+        if split is not None:
+            recipe.loss.check_labels(split.labels)
     recipe.loss.check_independent(jax.ShapeDtypeStruct((len(few), *logits.shape[1:]), logits.dtype), few)
     return facts
 

@@ -1,6 +1,7 @@
 """Going on with a run that was cut short: what was saved, whether it is the same run, and how alike the machine is."""
 
 import dataclasses
+import json
 import os
 import warnings
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 
 from hardjax._validate import Refusal, shown
 from hardjax.config import TrainConfig
+from hardjax.data.augment import resolve
 from hardjax.engine.plan import Position
 from hardjax.engine.state import TrainState
 from hardjax.training import checkpoint, files, lines
@@ -134,11 +136,17 @@ def identity(setting: Setting) -> dict[str, Any]:
         "config": setting.config.to_dict(),
         "data": setting.whole.checksum,
         # To a tolerance: they are sums, which another machine may round otherwise.
+        "augmentation": _augmentation(setting),
         "normalisation": [np.ravel(found).tolist() for found in (setting.dataset.mean, setting.dataset.std)],
         "variables": start,
         "draws": _draws(),
         "network": setting.network,
     }
+
+
+def _augmentation(setting: Setting) -> dict[str, Any]:
+    """In full: what "standard" means is the data's to say (digits are not flipped), and no part of its checksum."""
+    return json.loads(json.dumps(dataclasses.asdict(resolve(setting.config.augmentation, setting.dataset))))
 
 
 def rounds_like(setting: Setting) -> dict[str, Any]:
@@ -188,6 +196,8 @@ def _unusable(folder: Path, one: Kept, setting: Setting) -> str:
     _same_configuration(there["config"], here["config"], folder)
     if there["data"] != here["data"]:
         raise Refusal(f"The run in {str(folder)!r} was trained on other data (checksum {there['data']}).")
+    if differ := differences(there.get("augmentation", here["augmentation"]), here["augmentation"]):
+        raise Refusal(f"The run in {str(folder)!r} augments its images otherwise: {'; '.join(differ)}.")
     if there["variables"] != here["variables"]:
         raise Refusal(f"The run in {str(folder)!r} started from other variables than those given.")
     if there.get("draws", here["draws"]) != here["draws"]:

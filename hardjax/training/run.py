@@ -40,7 +40,8 @@ class RunResult:
         state: final `TrainState` on the device.
         summary: final figures, as in summary.json; accuracies in percent.
         replays: (rounds, N) times each batch was trained in each round, or None where slots are samples.
-        replay_counts: (N,) or (n,) times each slot was trained.
+        replay_counts: (N,) or (n,) times each slot was trained; under a batch plan in the last stage, whose slots they
+            are.
         drop_counts: (n,) times trimming dropped each sample of a batch that was trained.
         measurements: field -> (measurements, ...) of the spectra measured, see `fisher.derive`; empty without.
         decisions: lines of decisions.jsonl, of a controller of the batch size; `batch_plan.replayed` makes the plan of

@@ -39,6 +39,7 @@ def test_the_two_readings_by_hand():
         assert all(map(math.isnan, read([], reading)))
     lost = [Measured(NAN, NAN, 5, 0.5, NAN, NAN), *RUN]
     assert read(lost, "measurements") == read(RUN, "measurements")
+    assert all(map(math.isnan, read(lost[:1], "measurements")))  # nothing finite is nothing measured
 
 
 def test_what_a_controller_sees():

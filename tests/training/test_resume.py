@@ -214,6 +214,17 @@ def test_another_run_is_refused_with_what_differs(tiny, tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def test_data_whose_images_are_augmented_otherwise_is_refused(tiny, tmp_path):
+    settings = config(augmentation="standard")
+    given = [np.asarray(part) for split in (tiny.train, tiny.test) for part in split[:2]]
+    plain, mirrored = (hj.data.Dataset.from_arrays(*given, name="tiny", flip=flip) for flip in (False, True))
+    assert plain.checksum == mirrored.checksum
+    hj.run(settings, dataset=plain, output=tmp_path, progress=False)
+    with pytest.raises(Refusal, match="augments its images otherwise: flip is False there and True here"):
+        go_on(mirrored, tmp_path, settings)
+    assert go_on(plain, tmp_path, settings).summary["end"] == "budget spent"
+
+
 def test_another_network_of_the_same_shapes_is_refused(tiny, tmp_path):
     def network(activation):
         class Net(nn.Module):

@@ -214,6 +214,15 @@ def test_what_does_not_fit_together_is_one_line(dataset, settings, words):
     assert "\n" not in str(caught.value)
 
 
+def test_labels_of_the_test_split_are_looked_at_too():
+    images = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
+    signs = np.resize(np.float32([-1, 1]), (8, 1))
+    wrong = hj.data.Dataset.from_arrays(images, signs, images, (signs + 1) / 2, name="signs")
+    config = hj.TrainConfig(batch_size=4, epochs=1, loss="hinge_loss", model_options={"widths": [2]})
+    with pytest.raises(ValueError, match="Expected labels -1 and 1 with loss=hinge_loss, got"):
+        hj.run(config, dataset=wrong, progress=False)
+
+
 @pytest.mark.ci
 def test_a_loss_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
