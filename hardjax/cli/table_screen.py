@@ -94,6 +94,7 @@ class _Plan:
     settings: Settings
     overwrite: bool = False
     retry_failed: bool = True
+    rates_from: str | None = None  # experiments name their rates
 
     def performance(self) -> Performance:
         return self.settings.performance()
