@@ -86,3 +86,9 @@ def test_a_picture_lies_where_it_is_said_to(place, capsys):
     for asked, there in (("shown", "shown.png"), ("shown.svg", "shown.svg")):
         assert _called("plot", "p1-table-9", "--scale", "smoke", *where, "--output", asked) == 0
         assert f"written to {there}" in capsys.readouterr().out and (place / there).stat().st_size > 1000
+
+
+@pytest.mark.ci
+def test_a_dry_run_says_what_is_left(place, capsys):
+    assert _called("run", "p1-table-9", "--scale", "smoke", "--dry-run") == 0
+    assert "2 cells left, 1 shape" in capsys.readouterr().out
