@@ -71,7 +71,7 @@ CONFIGURATION = {
         "learning_rate after 89 decays=",
     ),
     "decay to exactly 0": (config(schedule=hj.Schedule("step", (0.2, 0.5), 1e-300)), "learning_rate after 2 decays=5e"),
-    "decay upwards": (config(schedule=hj.Schedule("step", (0.2, 0.5), 1e300)), "learning_rate after 2 decays=inf"),
+    "decay upwards": (lambda: hj.Schedule("step", (0.2, 0.5), 1e300), "decay_factor=1e+300 in (0, 1]"),
     "options that hold themselves": (config(model_options={"widths": endless()}), "to be plain JSON"),
     "options of bytes": (config(model_options={"init": b"torch"}), "to be plain JSON"),
     "options beyond 64 bits": (config(model_options={"widths": [2**63]}), "(whole ones of 64 bits)"),
