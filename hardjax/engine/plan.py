@@ -223,7 +223,7 @@ def _kept(plan: RunPlan, index: int, began: int) -> tuple[int, float, Any]:
     if plan.trimming is None or stage.trims is None:
         return stage.sizes.batch_size, 1.0, None
     # By the epoch in which the round begins: one count for a whole round, which is one trace.
-    epoch, epochs = math.floor(plan.epoch(began)), math.ceil(plan.epochs)
+    epoch, epochs = plan.whole_epochs(began), math.ceil(plan.epochs)
     keep = plan.trimming.keep_count(epoch, epochs, stage.sizes.batch_size)
     return keep, plan.trimming.share(epoch, epochs), stage.trims.trim(keep)
 
@@ -238,7 +238,7 @@ def _tested(plan: RunPlan, began: int, after: Position) -> bool:
 def _tests(plan: RunPlan, backprops: int) -> int:
     """Test points that are due by then, where they go by epochs."""
     assert isinstance(plan.test_every, int)
-    return math.floor(plan.epoch(backprops) / plan.test_every)
+    return plan.whole_epochs(backprops) // plan.test_every
 
 
 def _rounds_together(plan: RunPlan, index: int, began: int, length: int, due: int | None) -> int:

@@ -109,11 +109,18 @@ class RunPlan:
 
     def epoch(self, backprops: int) -> Fraction:
         """Epochs done, exactly; each stage's steps share its epochs evenly."""
-        # Fractions: the floor of an epoch decides test points and kept shares, and a quotient rounded down just below a
-        # whole number would move them by a round.
         index = self.stage_of(backprops)
         stage, (steps, epochs) = self.stages[index], self.start_of(index)
         return epochs + (backprops - steps) * stage.epochs / stage.steps
+
+    def whole_epochs(self, backprops: int) -> int:
+        """Whole epochs done, each of all N batches: where a stage of 2.5 epochs of 3 batches is 8 steps, one after 3 of
+        them, though `epoch`, which spreads what was rounded over the stage, is 0.94."""
+        # By that clock every round of N batches would end just before its epoch, and what comes with a whole epoch (a
+        # test, a smaller share) would come a round late.
+        index = self.stage_of(backprops)
+        steps, epochs = self.start_of(index)
+        return math.floor(epochs + Fraction(backprops - steps, self.stages[index].sizes.num_batches))
 
     def backprops(self, epoch: Fraction) -> int:
         """The fewest back-propagations after which so many epochs are done: the inverse of `epoch`."""

@@ -21,7 +21,7 @@ _FEW = 5  # samples that a loss is tried on
 
 class ModelFacts(NamedTuple):
     """variables: shapes of {"params", "batch_stats"}; flops: floating-point operations of one batch's forward pass;
-    fingerprint: a hash of its program, and of a loss of one's own, under one version of jax."""
+    fingerprint: a hash of its programs, training and testing, and of a loss of one's own, under one version of jax."""
 
     variables: Any
     flops: float
@@ -52,18 +52,22 @@ def _facts(
     variables, images, labels = _shapes(recipe, batch_size, label_shape, label_type)
 
     def forward(variables: Any, images: Any) -> Any:
-        return recipe.apply(variables, images, True, jax.random.key(0))[0]
+        return recipe.apply(variables, images, True, jax.random.key(0))
+
+    def tested(variables: Any, images: Any) -> Any:
+        return recipe.apply(variables, images, False, jax.random.key(0))[0]
 
     # Beyond 64 bits XLA fails with an error of its own; nothing of that size fits anywhere.
     if (count := sum(leaf.size for leaf in jax.tree.leaves(variables))) >= 2**58:
         raise OutOfMemory(f"Expected a network that some memory holds, got one of {count:.3g} parameters.")
     # Lowered, not compiled: it takes a trace, where compiling takes half a minute for the largest networks.
     lowered = jax.jit(forward).lower(variables, images)
-    logits = lowered.out_info
+    logits = lowered.out_info[0]
     recipe.loss.check(logits, labels, classes)
     # Some back ends tell no costs.
     flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
-    text = lowered.as_text()
+    # Networks may differ in their batch statistics or in what is tested alone.
+    text = lowered.as_text() + jax.jit(tested).lower(variables, images).as_text()
     if recipe.loss.targets == "any":  # people's own code as well, of which the name tells nothing
         text += jax.jit(recipe.loss).lower(logits, labels).as_text()
     return ModelFacts(variables, flops, hashlib.sha256(text.encode()).hexdigest()[:16]), logits

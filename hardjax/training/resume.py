@@ -222,7 +222,7 @@ def check_network(folder: Path, one: Kept, setting: Setting) -> None:
     alike = all(one.facts.get("rounds_like", {}).get(name) == now[name] for name in _LOWERED_BY)
     if there != setting.network and alike:
         raise Refusal(
-            f"The run in {str(folder)!r} trained another network or loss: its forward pass is not the one given."
+            f"The run in {str(folder)!r} trained another network or loss: its programs are not those of the one given."
         )
 
 

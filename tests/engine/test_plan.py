@@ -326,6 +326,19 @@ def test_progress_and_its_inverse(sizes, samples, epochs, delta, bound, every, m
         assert plan.epoch(first) == done and plan.stage_of(first) == index
 
 
+@pytest.mark.parametrize("bound", [1, 64])
+def test_what_comes_with_an_epoch_comes_after_all_its_batches_where_a_stage_was_rounded_up(bound):
+    trims = make_plan(Trimming(1.0, 0.4), 4, 10, ("plain",))
+    spans = ((3, Fraction(5, 2), 8), (6, Fraction(3, 2), 9))
+    stages = tuple(Stage(Sizes(10, n, n, "batch"), epochs, steps, n, 0.1, trims) for n, epochs, steps in spans)
+    plan = RunPlan(stages, AllBatches(), trimming=Trimming(1.0, 0.4), bound=bound)
+    calls = list(dispatches(plan))
+    # The second stage begins in the middle of epoch 2, and its first round ends in that of epoch 3.
+    assert [call.after.backprops for call in calls if call.test] == [3, 6, 14, 17]
+    kept = {call.before.backprops - call.before.cursor: call.keep for call in calls}
+    assert kept == {0: 10, 3: 8, 6: 6, 8: 6, 14: 4}
+
+
 def test_rates_fall_with_the_first_step_of_a_phase():
     plan = staged([32, 8], 96, 8, multi_step=True, schedule=Schedule("step", (0.5, 0.75)))
     # N = 3 and 12: phases of 4, 2 and 2 epochs, each half at 32 and half at 8.

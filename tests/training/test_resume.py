@@ -225,20 +225,27 @@ def test_data_whose_images_are_augmented_otherwise_is_refused(tiny, tmp_path):
     assert go_on(plain, tmp_path, settings).summary["end"] == "budget spent"
 
 
-def test_another_network_of_the_same_shapes_is_refused(tiny, tmp_path):
-    def network(activation):
+@pytest.mark.parametrize(
+    "other",
+    [{"activation": nn.tanh}, {"momentum": 0.5}, {"tested": 2.0}],
+    ids=["forward pass", "batch statistics", "testing"],
+)
+def test_another_network_of_the_same_shapes_is_refused(tiny, tmp_path, other):
+    def network(activation=nn.relu, momentum=0.9, tested=1.0):
         class Net(nn.Module):
             @nn.compact
             def __call__(self, images, train):
-                return nn.Dense(3)(activation(nn.Dense(4)(images.reshape(len(images), -1))))
+                hidden = activation(nn.Dense(4)(images.reshape(len(images), -1)))
+                hidden = nn.BatchNorm(use_running_average=not train, momentum=momentum)(hidden)
+                return nn.Dense(3)(hidden) * (1.0 if train else tested)
 
         return Net()
 
     settings = hj.TrainConfig(epochs=3, batch_size=8)
-    cut(tiny, tmp_path, settings, after=9, model=network(nn.relu), performance=hj.Performance(steps_per_dispatch=4))
-    with pytest.raises(Refusal, match="trained another network or loss: its forward pass is not the one given"):
-        go_on(tiny, tmp_path, settings, model=network(nn.tanh))
-    assert go_on(tiny, tmp_path, settings, model=network(nn.relu)).summary["end"] == "budget spent"
+    cut(tiny, tmp_path, settings, after=9, model=network(), performance=hj.Performance(steps_per_dispatch=4))
+    with pytest.raises(Refusal, match="trained another network or loss: its programs are not those of the one given"):
+        go_on(tiny, tmp_path, settings, model=network(**other))
+    assert go_on(tiny, tmp_path, settings, model=network()).summary["end"] == "budget spent"
 
 
 def test_what_is_equal_to_rounding_alone_is_named(tiny, tmp_path, monkeypatch):
