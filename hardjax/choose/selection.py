@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from hardjax import _settings, _validate
@@ -44,8 +45,15 @@ class Selection(Planner, Protocol):
 
 
 def empty_table(size: int) -> Array:
-    """(size,) zeros: a slot without a finite loss yet sorts last, cross-entropy being positive."""
-    return jnp.zeros((size,), jnp.float32)
+    """(size,) of minus infinity: a slot without a finite loss yet sorts last, whatever the sign of the others."""
+    return jnp.full((size,), -jnp.inf, jnp.float32)
+
+
+def table_mean(table: Array) -> float:
+    """Mean of the finite entries, nats, on the host; NaN where there is none."""
+    entries = np.asarray(table, np.float64)
+    known = entries[np.isfinite(entries)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def update_table(table: Array, slots: Array, losses: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 
+from hardjax.choose.selection import table_mean
 from hardjax.engine.plan import Position, RunPlan, learning_rate
 from hardjax.engine.population import is_finite
 from hardjax.engine.state import TrainState
@@ -91,7 +92,7 @@ def _test_point(setting: Setting, plan: RunPlan, state: TrainState, done: int, f
     entry: dict[str, Any] = {
         "epoch": float(plan.epoch(done)),
         "backprops": done,
-        "table_loss": float(state.table.mean()),
+        "table_loss": table_mean(state.table),
         "learning_rate": learning_rate(plan, done - 1),
         "samples_hash": "".join(f"{word:08x}" for word in jax.device_get(state.samples_hash).tolist()),
     }

@@ -56,13 +56,13 @@ class History:
 
     Losses are in nats, accuracies in percent, `seconds` of training so far (planning and dispatch included, compilation
     and testing not). `train_loss` is the mean loss of the batches trained since the test point before, all of their
-    samples, those that trimming drops too; replay of hard batches biases it upwards; `table_loss` is the mean of the
-    loss table; `full_train_*` evaluate the whole training split and are what arms are compared by. `keep_fraction` is
-    trimming's share in the epoch before the test point, as asked for (of small batches at least one sample is kept),
-    `kept_loss` and `dropped_loss` the mean losses of the samples kept and dropped since the test point before.
-    `skipped` counts the steps so far that `on_nan="skip-step"` left out. `c`, `l` are those of the last batch measured,
-    `C_K`, `L_K` of all so far (`fisher.Trajectory`). `samples_hash` is a running hash of the sample indices in the
-    order in which they were trained, 16 hexadecimal digits: equal where two runs saw the same samples.
+    samples, those that trimming drops too; replay of hard batches biases it upwards; `table_loss` is the mean of what
+    the loss table knows; `full_train_*` evaluate the whole training split and are what arms are compared by.
+    `keep_fraction` is trimming's share in the epoch before the test point, as asked for (of small batches at least one
+    sample is kept), `kept_loss` and `dropped_loss` the mean losses of the samples kept and dropped since the test point
+    before. `skipped` counts the steps so far that `on_nan="skip-step"` left out. `c`, `l` are those of the last batch
+    measured, `C_K`, `L_K` of all so far (`fisher.Trajectory`). `samples_hash` is a running hash of the sample indices
+    in the order in which they were trained, 16 hexadecimal digits: equal where two runs saw the same samples.
     """
 
     def __init__(self) -> None:

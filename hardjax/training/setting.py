@@ -105,8 +105,8 @@ class Setting:
         return self.programs.restage(sizes, state, self._empty_table(sizes))
 
     def warm(self, sizes: Sizes) -> None:
-        """What is computed of a stage's table outside of programs: jax compiles it for each shape, once."""
-        float(self._empty_table(sizes).mean())  # at its beginning; at test points
+        """Make a stage's empty table once, outside of programs: jax compiles it for each shape."""
+        self._empty_table(sizes).block_until_ready()
 
     def _empty_table(self, sizes: Sizes) -> Array:
         return self.config.selection.init(table_slots(self.recipe, sizes))

@@ -31,6 +31,16 @@ def test_hard_batches_sorts_descending_and_ties_go_to_the_lower_slot():
     assert HardBatches(0.5).plan(table, KEY, 5).tolist() == [1, 3, 2, 5, 0]
 
 
+def test_a_batch_without_a_loss_yet_is_the_least_hard_of_all():
+    """Losses of one's own may be negative."""
+    strategy = HardBatches(0.5)
+    table = strategy.init(4)
+    assert np.isnan(selection.table_mean(table))
+    table = strategy.update(table, jnp.arange(4), jnp.array([-3.0, jnp.nan, -1.0, -2.0]))
+    assert strategy.plan(table, KEY, 4).tolist() == [2, 3, 0, 1]
+    assert selection.table_mean(table) == -2
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_finite_never_enters_the_table(bad):
     table = jnp.array([1.0, 2.0, 3.0])

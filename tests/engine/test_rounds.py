@@ -76,6 +76,9 @@ def test_rounds_equal_algorithm_2_driven_by_the_same_losses(tiny, delta):
 class Twice(HardBatches):
     """Trains every batch twice in a row, and counts how often its loss was written."""
 
+    def init(self, size):
+        return jnp.zeros(size)
+
     def plan(self, table, key, size):
         return jnp.arange(size, dtype=jnp.int32) // 2
 
