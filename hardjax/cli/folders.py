@@ -70,6 +70,9 @@ def find(given: str) -> list[Path]:
         held = [path for path in inside if (path / _CONFIG).is_file() and (path / _MARKER).is_file()]
     except OSError as error:
         raise Refusal(f"Expected run={_validate.shown(given)} to be readable: {error.strerror or error}.") from None
+    if not held and (folder / "sweep.jsonl").is_file():
+        given = _validate.shown(given)
+        raise Refusal(f"Expected run={given} of a run or comparison, got a sweep: `hardjax sweep --plot` draws those.")
     if not held:
         raise Refusal(f"No run or comparison in {_validate.shown(given)}; `hardjax train --output` writes one.")
     return held

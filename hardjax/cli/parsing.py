@@ -70,6 +70,12 @@ def parse(command: type[_Kind], name: str, arguments: Sequence[str]) -> _Kind:
     return found
 
 
+def typed(arguments: Sequence[str]) -> set[str]:
+    """The options among the words, as "--name": a default that was typed is no less asked for."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
+    return flags | {flag.replace("--no-", "--", 1) for flag in flags}
+
+
 @dataclass(frozen=True)
 class _Unread:
     """A value that is no number: carried through tyro, which would say of a list only that it cannot be parsed."""

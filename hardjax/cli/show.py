@@ -1,8 +1,9 @@
 """`hardjax show`."""
 
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from hardjax.cli.parsing import Runs, parse, told
 from hardjax.training.progress import score
 
 _TOLERANCE = 0.05  # of `convergence.own_level_epoch`
+_MOST_TOLD = 4  # settings in which runs differ
+_IN_COLUMNS = ("model", "dataset", "data_dir", "model_options", "selection", "epochs")  # of the table anyway
 _LOSSES = {"full_train_loss": "loss of the training split", "train_loss": "loss in training"}
 
 
@@ -34,10 +37,12 @@ def run(arguments: list[str]) -> int:
     if not options.runs:
         raise Refusal("Name at least one folder that `hardjax train --output` or `hardjax compare --output` wrote.")
     _validate.at_least(0, curves=options.curves)
-    shown, refused = [], []
+    found, shown, refused = [], [], []
     for given in options.runs:
         try:
-            shown += [_described(folders.read(folder)) for folder in folders.find(given)]
+            for one in map(folders.read, folders.find(given)):
+                shown.append(_described(one))
+                found.append(one)
         except Refusal as refusal:
             refused.append(f"hardjax: {' '.join(str(refusal).split())}")
     # All of them, and nothing else: whoever named a wrong folder wants to know which before looking at the others.
@@ -48,8 +53,8 @@ def run(arguments: list[str]) -> int:
     if not any(row["best by validation (%)"] for row in rows):
         rows = [{name: cell for name, cell in row.items() if name != "best by validation (%)"} for row in rows]
     output.table("runs", [{name: cell or "-" for name, cell in row.items()} for row in rows])
-    for place, (row, drawn, verdict) in enumerate(shown):
-        print(f"\n{row['folder']}: {verdict}")
+    for place, ((row, drawn, verdict), differs) in enumerate(zip(shown, _differing(found), strict=True)):
+        print(f"\n{row['folder']}{f' ({differs})' if differs else ''}: {verdict}")
         if place < options.curves:
             print("".join(f"  {line}\n" for line in drawn), end="")
     if len(shown) > options.curves:
@@ -85,6 +90,33 @@ def _run_row(found: Found) -> dict[str, str]:
         "test top-1 (%)": _shown(number(last.get("test_top1")), ".2f"),
         "best by validation (%)": _best(found.history),
     }
+
+
+def _differing(found: Sequence[Found]) -> list[str]:
+    """Of each run the settings, not told by other columns, that another run has otherwise; of comparisons nothing."""
+    flat = [{} if one.is_comparison else dict(_settings(one.config)) for one in found]
+    names = dict.fromkeys(name for one in flat for name in one)
+    differ = [name for name in names if len({json.dumps(one.get(name)) for one in flat if one}) > 1]
+    told = []
+    for one in flat:
+        cells = [f"{name} {_plain(one.get(name))}" for name in differ] if one else []
+        told.append(", ".join(cells[:_MOST_TOLD] + ["..."] * (len(cells) > _MOST_TOLD)))
+    return told
+
+
+def _settings(config: Entry, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of the settings and of those within them, but for what the table tells anyway."""
+    for name, value in config.items():
+        if not above and name in _IN_COLUMNS:
+            continue
+        if isinstance(value, dict):
+            yield from _settings(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _comparison_row(found: Found) -> dict[str, str]:
@@ -184,6 +216,8 @@ def _settled(history: Sequence[Entry]) -> str:
 
     epochs, losses = (np.array(numbers(history, name)) for name in ("epoch", "full_train_loss"))
     settled = own_level_epoch(epochs, losses, _TOLERANCE)
+    if settled == epochs[-1]:
+        return "; training loss still falling at the end"
     if math.isnan(settled):
         return "; training loss did not settle"
     return f"; training loss settled in epoch {settled:.4g} (within {100 * _TOLERANCE:g} % of its fall)"

@@ -15,7 +15,7 @@ from hardjax._validate import Refusal, local_folder, shown
 from hardjax.cli import output, prepare
 from hardjax.cli.data import say
 from hardjax.cli.options import Settings, model_options, with_axes
-from hardjax.cli.parsing import Folder, Number, optional, parse, told
+from hardjax.cli.parsing import Folder, Number, optional, parse, told, typed
 from hardjax.config import Performance, TrainConfig
 
 _SHOWN = 5  # failed cells named on the screen
@@ -82,6 +82,8 @@ def run(arguments: list[str]) -> int:
     """Sweep as the arguments say; returns the exit code."""
     options = parse(with_axes(Sweep), "sweep", arguments)
     if options.plot is not None:
+        if others := sorted(typed(arguments) - {"--plot", "--quiet"}):
+            raise Refusal(f"Give --plot without {others[0]}: it trains nothing, and draws from the rows alone.")
         _pictures(local_folder(plot=options.plot))
         return 0
     prepare.use_compilation_cache()
@@ -232,9 +234,7 @@ def _cells(options: Any) -> tuple[tuple[TrainConfig, ...], int]:
 
 def _check_read(options: Any, arguments: list[str]) -> None:
     """Raises ValueError for an option that the grid would override, or that gives no value."""
-    # The words themselves: a default that was typed is overridden no less.
-    flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
-    flags |= {flag.replace("--no-", "--", 1) for flag in flags}
+    flags = typed(arguments)
     for several, others in _OVERRIDDEN.items():
         if dash(several) not in flags:
             continue
@@ -246,6 +246,9 @@ def _check_read(options: Any, arguments: list[str]) -> None:
     for option in ("task_cpus", "task_gpus"):
         if dash(option) in flags and options.launcher != "ray":
             raise Refusal(f"{dash(option)} goes with --launcher ray, not with {options.launcher}.")
+    if "--population-chunk" in flags and options.population in (None, "workers"):
+        mode = "" if options.population is None else ", not with workers: they train cells one by one"
+        raise Refusal(f"--population-chunk goes with --population vmap, map or auto{mode}.")
     varied = set(map(_option_name, options.model_options))
     if both := [name for name in map(_option_name, options.network.texts) if name in varied]:
         raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from hardjax._validate import Refusal, local_folder
 from hardjax.cli import output, prepare
 from hardjax.cli.options import Settings, with_axes
-from hardjax.cli.parsing import optional, parse, told
+from hardjax.cli.parsing import optional, parse, told, typed
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ def run(arguments: list[str]) -> int:
     prepare.use_compilation_cache()
     one_of_several = (options.coordinator, options.processes, options.process_id)
     if not options.distributed and one_of_several == (None, None, None):
+        if "--lost-after" in typed(arguments):
+            raise Refusal("--lost-after goes with several processes: --coordinator or --distributed.")
         return _train(options)
     if options.distributed and one_of_several != (None, None, None):
         raise Refusal("Give --distributed or --coordinator, --processes and --process-id, not both.")

@@ -1,4 +1,4 @@
-"""A picture of single samples: those that were replayed most."""
+"""A picture of single samples: those that were trained most often."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,11 +12,11 @@ _COLUMNS = 8
 def hardest(
     dataset: Dataset, samples: np.ndarray, replays: np.ndarray, losses: np.ndarray, predictions: np.ndarray | None
 ) -> Figure:
-    """A grid of the samples replayed most, with label, prediction, loss; a wrong prediction is red.
+    """A grid of the samples trained most often, with label, prediction, loss; a wrong prediction is red.
 
     Args:
         dataset: they are from its training split.
-        samples: (k,) indices, the most replayed first.
+        samples: (k,) indices, the most often trained first.
         replays, losses, predictions: (k,) times trained, loss under the final model, predicted class (None where
             samples have none: then labels and predictions are left out).
     """
@@ -36,7 +36,7 @@ def hardest(
             text = f"{label}" if right else f"{label}\nread as {guess}"
         panel.set_title(f"{text}\n{replays[i]}x, loss {losses[i]:.2f}", fontsize=7.5, color="black" if right else "C3")
     shown = "times trained; loss now" if predictions is None else "label; times trained; loss now; red: misread"
-    headline(drawn, f"{dataset.name}: training samples replayed most ({shown})")
+    headline(drawn, f"{dataset.name}: training samples trained most often ({shown})")
     return drawn
 
 

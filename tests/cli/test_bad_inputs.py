@@ -437,6 +437,10 @@ COMMANDS = {
     "a decay that nothing reads": ("train --decay-at 0.3", "--decay-at goes with --schedule step, not with constant"),
     "a factor that nothing reads": ("compare --decay-factor 0.3", "--decay-factor goes with --schedule step"),
     "trimming that nothing reads": ("compare --methods standard --trim-end 0.5", "--trim-end goes with --methods"),
+    "a chunk of no population": ("sweep --population-chunk 4", "--population-chunk goes with --population vmap, map"),
+    "a chunk of workers": ("sweep --population workers --population-chunk 4", "not with workers: they train cells one"),
+    "a sweep drawn and given": ("sweep --plot runs --seeds 3", "Give --plot without --seeds: it trains nothing"),
+    "waiting for nobody": ("train --lost-after 5", "--lost-after goes with several processes: --coordinator"),
     "a comparison without its curve": ("compare --no-evaluate-train", "evaluate_train=True in a comparison"),
     "two comparisons": ("compare --methods trimmed --deltas 0.5", "--methods trimmed or --deltas and --controls"),
 }

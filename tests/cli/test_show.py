@@ -77,6 +77,27 @@ def test_a_finished_run(tmp_path, capsys):
     assert "  █▇▆▅▄▃▂▁  " in out and "  ▁▂▃▄▅▆▇█  " in out
 
 
+def test_what_tells_runs_from_one_another(tmp_path, capsys):
+    first = write(tmp_path / "a", FALLING, {})
+    second = write(tmp_path / "b", FALLING, {}, batch_size=8, schedule=hj.Schedule("step"), data_dir="elsewhere")
+    _, alone, _ = shown(capsys, first)
+    assert f"{tmp_path}/a: finished" in alone
+    _, out, _ = shown(capsys, first, second)
+    assert f"{tmp_path}/a (batch_size 128, schedule.kind constant): finished" in out
+    assert f"{tmp_path}/b (batch_size 8, schedule.kind step): finished" in out
+
+
+def test_a_loss_that_falls_to_the_end_has_not_settled(tmp_path, capsys):
+    folder = write(tmp_path / "run", [entry(epoch, 9.0 - epoch) for epoch in range(1, 9)], {})
+    assert "training loss still falling at the end" in shown(capsys, folder)[1]
+
+
+def test_a_sweep_is_drawn_by_another_command(tmp_path, capsys):
+    (tmp_path / "sweep.jsonl").touch()
+    code, _, err = shown(capsys, tmp_path)
+    assert code == 2 and "got a sweep: `hardjax sweep --plot` draws those" in err
+
+
 @pytest.mark.parametrize("end", ["none", "resumed"])
 def test_one_that_is_written_runs_whatever_its_summary_says(tmp_path, capsys, end):
     folder = write(tmp_path / "run", FALLING[:3], {"interrupted": True} if end == "resumed" else None)
