@@ -168,12 +168,14 @@ def _best_rows(grid: Any) -> list[dict[str, Any]]:
     for curve in grid.curves:
         if (point := curve.best(grid.chosen_by)) is None:
             continue
-        values, rates = point.values(), reliable_rates(grid, curve)
+        values, rates = point.values(), [grid.shown_rate(curve, rate) for rate in reliable_rates(grid, curve)]
         by = "validation" if "validation" in grid.chosen_by else "test"
         rows.append(
             {
                 "batch": curve.batches,
-                f"best base rate (by {by})": _power(point.rate),
+                f"best {'peak' if grid.by_peak_rates else 'base'} rate (by {by})": _power(
+                    grid.shown_rate(curve, point.rate)
+                ),
                 "test top-1 (%)": f"{values.mean():.2f}",
                 "seeds": len(values),
                 "lowest to highest": f"{values.min():.2f} to {values.max():.2f}",

@@ -15,21 +15,25 @@ from hardjax.study.outcomes import shown_top1
 
 _TEST_LABEL = "test accuracy (%), median of the last 5 epochs"
 _FLAT = 0.2  # share of the height below which curves are shown once more, closer
-_RATE_LABEL = "log2 of the base learning rate (rate / batch size)"
+_RATES = {True: "peak learning rate", False: "base learning rate (rate / batch size)"}
 _BY = {TEST: "best rate chosen on the test split, as published", VALIDATION: "best rate chosen on the validation share"}
 _COLUMNS = 3
 
 
 def performance(grids: Sequence[Grid]) -> Figure:
-    """Test accuracy over base learning rates, one curve for each batch size (P4, figures 1 to 3, 5 to 12, 17, 18)."""
+    """Test accuracy over learning rates, one curve for each batch size (P4, figures 1 to 3, 5 to 12, 17, 18).
+
+    Here and in the others rates are shown as they were given: base rates, as published, or peak rates.
+    """
 
     def draw(axes: Any, grid: Grid) -> None:
         for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
             points = [point for point in curve.points if point.rows]
-            _band(axes, [math.log2(point.rate) for point in points], points, f"m = {curve.batches}", color)
-            _crosses(axes, [math.log2(point.rate) for point in points], points, color)
+            places = _places(grid, curve, points)
+            _band(axes, places, points, f"m = {curve.batches}", color)
+            _crosses(axes, places, points, color)
         _chance(axes, grid)
-        axes.set(xlabel=_RATE_LABEL, ylabel=_TEST_LABEL)
+        axes.set(xlabel=_rate_label(grid), ylabel=_TEST_LABEL)
         axes.legend(fontsize=8, loc="upper right")
         _closer(axes, grid)
 
@@ -47,7 +51,7 @@ def _closer(axes: Any, grid: Grid) -> None:
     inset = axes.inset_axes((0.07, 0.14, 0.42, 0.62))
     for curve, points, color in zip(grid.curves, found, _colors(grid.curves), strict=True):
         if points:
-            _band(inset, [math.log2(point.rate) for point in points], points, f"m = {curve.batches}", color)
+            _band(inset, _places(grid, curve, points), points, f"m = {curve.batches}", color)
     inset.set_title("converged reliably", fontsize=9)
     inset.tick_params(labelsize=8)
 
@@ -62,8 +66,8 @@ def best(grids: Sequence[Grid]) -> Figure:
         if found:
             places = [math.log2(curve.size) for curve, _ in found]
             _band(axes, places, [point for _, point in found], grid.label, f"C{index}")
-            for place, (_, point) in zip(places, found, strict=True):
-                text = f"2^{math.log2(point.rate):.3g}"
+            for place, (curve, point) in zip(places, found, strict=True):
+                text = f"2^{_places(grid, curve, [point])[0]:.3g}"
                 # Beside the curve, not on it: grids that do as well lie on one another.
                 above = (0, 7 + 9 * (index // 2)) if index % 2 == 0 else (0, -14 - 9 * (index // 2))
                 style = {"fontsize": 7.5, "ha": "center", "color": f"C{index}"}
@@ -79,14 +83,15 @@ def reliable(grids: Sequence[Grid]) -> Figure:
 
     def draw(axes: Any, grid: Grid) -> None:
         for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
-            place, rates = math.log2(curve.size), [math.log2(rate) for rate in reliable_rates(grid, curve)]
-            tried = [math.log2(point.rate) for point in curve.points]
+            reached = set(reliable_rates(grid, curve))
+            place, tried = math.log2(curve.size), _places(grid, curve, curve.points)
+            rates = _places(grid, curve, [point for point in curve.points if point.rate in reached])
             axes.plot([place] * len(tried), tried, "o", color="0.7", markerfacecolor="white", markersize=4)
             if rates:
                 axes.vlines(place, min(rates), max(rates), color=color, linewidth=5, alpha=0.35)
             axes.plot([place] * len(rates), rates, "o", color=color, markersize=6)
         _sizes(axes.xaxis, [grid])
-        axes.set(xlabel="batch size", ylabel=_RATE_LABEL)
+        axes.set(xlabel="batch size", ylabel=_rate_label(grid))
 
     return _panels(
         grids,
@@ -97,7 +102,7 @@ def reliable(grids: Sequence[Grid]) -> Figure:
 
 
 def curves(grids: Sequence[Grid]) -> Figure:
-    """Test accuracy over epochs for each batch size at one base learning rate (P4, figure 4): the one with the highest
+    """Test accuracy over epochs for each batch size at one learning rate (P4, figure 4): the one with the highest
     mean over batch sizes of those that all of them were tried at."""
 
     def draw(axes: Any, grid: Grid) -> None:
@@ -107,11 +112,12 @@ def curves(grids: Sequence[Grid]) -> Figure:
             return
         for curve, color in zip(grid.curves, _colors(grid.curves), strict=True):
             for point in curve.points:
-                if math.isclose(point.rate, rate, rel_tol=1e-9):
+                # Rates that are no powers of two were rounded, to be found equal at several sizes.
+                if math.isclose(grid.shown_rate(curve, point.rate), rate, rel_tol=1e-5):
                     _progress(axes, point, f"m = {curve.batches}", color)
         _chance(axes, grid)
         axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-        axes.set_title(f"{axes.get_title()}\nbase rate 2^{math.log2(rate):.3g}", fontsize=10)
+        axes.set_title(f"{axes.get_title()}\n{_rate_name(grid)} 2^{math.log2(rate):.3g}", fontsize=10)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
 
@@ -187,12 +193,26 @@ def _progress(axes: Any, point: Point, label: str, color: Any) -> None:
 
 
 def _common_rate(grid: Grid) -> float | None:
-    tried = [{round(math.log2(p.rate), 6): p for p in curve.points if p.rows} for curve in grid.curves]
+    ended = [(curve, [point for point in curve.points if point.rows]) for curve in grid.curves]
+    tried = [dict(zip(np.round(_places(grid, *one), 6).tolist(), one[1], strict=True)) for one in ended]
     shared = set.intersection(*map(set, tried)) if tried else set()
     by = grid.chosen_by
     means = {place: np.mean([points[place].values(by).mean() for points in tried]) for place in sorted(shared)}
     means = {place: mean for place, mean in means.items() if np.isfinite(mean)}
     return 2.0 ** max(means, key=lambda place: means[place]) if means else None
+
+
+def _places(grid: Grid, curve: Curve, points: Sequence[Point]) -> list[float]:
+    """log2 of rates, as the cells were given them."""
+    return [math.log2(grid.shown_rate(curve, point.rate)) for point in points]
+
+
+def _rate_name(grid: Grid) -> str:
+    return "peak rate" if grid.by_peak_rates else "base rate"
+
+
+def _rate_label(grid: Grid) -> str:
+    return f"log2 of the {_RATES[grid.by_peak_rates]}"
 
 
 def _colors(found: Sequence[Curve | NormCurve]) -> list[Any]:

@@ -109,6 +109,16 @@ class Grid:
         return VALIDATION if points and seen else TEST
 
     @property
+    def by_peak_rates(self) -> bool:
+        """Whether every cell was given a peak rate: then one of them at several sizes is several base rates."""
+        rows = [row for curve in self.curves for point in curve.points for row in point.rows]
+        return bool(rows) and all(row["config"]["base_learning_rate"] is None for row in rows)
+
+    def shown_rate(self, curve: Curve, rate: float) -> float:
+        """A base rate of a curve as the cells were given it: itself, or the peak rate at the curve's batch size."""
+        return rate * curve.size if self.by_peak_rates else rate
+
+    @property
     def chance(self) -> float:
         """Accuracy in percent without learning; NaN where labels are no classes."""
         found = [row["metrics"].get("chance_top1") for curve in self.curves for p in curve.points for row in p.rows]

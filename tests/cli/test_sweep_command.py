@@ -186,7 +186,7 @@ def test_the_pictures_are_drawn_from_the_rows_alone(tmp_path, capsys):
         "reliable.png",
     ]
     out = " ".join(capsys.readouterr().out.split())
-    assert "mlp on digits" in out and "81.00 │ 3 │ 80.00 to 82.00 │ 2^-14.64 to 2^-14.64 (1)" in out
+    assert "mlp on digits" in out and "81.00 │ 3 │ 80.00 to 82.00 │ 2^-7.644 to 2^-7.644 (1)" in out
 
 
 def test_sub_batches_have_a_picture_of_their_own(tmp_path, capsys):

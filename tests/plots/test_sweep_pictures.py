@@ -146,6 +146,25 @@ def test_what_diverged_converges_to_what_it_predicts():
         assert "count with what they predict" in drawn.get_suptitle()
 
 
+def test_rates_are_shown_as_they_were_given():
+    """A peak rate at several batch sizes is several base rates; and rates need be no powers of two."""
+    rows = [
+        row(Cell(config, "data"), 50 + 100 * config.learning_rate)
+        for config in grid(BASE, batch_size=(8, 64), learning_rate=(0.1, 0.3))
+    ]
+    (axes,) = plots.performance(grids(rows)).axes
+    assert axes.get_xlabel() == "log2 of the peak learning rate"
+    for line in _lines(axes):
+        np.testing.assert_allclose(line.get_xdata(), np.log2([0.1, 0.3]))
+    (axes,) = plots.best(grids(rows)).axes
+    assert [text.get_text() for text in axes.texts] == [f"2^{np.log2(0.3):.3g}"] * 2
+    (axes,) = plots.curves(grids(rows)).axes
+    assert "peak rate 2^-1.74" in axes.get_title() and len(axes.lines) == 3  # that of chance among them
+    (axes,) = plots.reliable(grids(rows)).axes
+    for line in _lines(axes):
+        assert set(np.round(line.get_ydata(), 3)) <= set(np.round(np.log2([0.1, 0.3]), 3))
+
+
 def test_convergence_is_shown_at_one_rate_for_all_batch_sizes():
     left_out = {"batch_size": 64, "base_learning_rate": 2**-10}
     rows = [one for one in _rows() if not left_out.items() <= one["config"].items()]
