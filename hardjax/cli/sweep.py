@@ -189,7 +189,9 @@ def _best_rows(grid: Any) -> list[dict[str, Any]]:
 
 
 def _power(rate: float) -> str:
-    return f"2^{math.log2(rate):.4g}"
+    """As a power of two where it is one, as in tables of P4."""
+    exponent = math.log2(rate)
+    return f"2^{exponent:.0f}" if math.isclose(exponent, round(exponent), abs_tol=1e-9) else f"{rate:.4g}"
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -168,7 +168,7 @@ def test_how_it_ends(asked, capsys, monkeypatch):
         assert command("sweep") == code
     out, err = capsys.readouterr()
     assert "8 of 8 cells have a row (1 done, 7 failed)" in out and "1 of 1 cells have a row (1 diverged)" in out
-    assert "failed: mlp, batch 128, base rate 2^-14.64, seed 1: made up" in err and "and 2 more, see runs/sweep" in err
+    assert "failed: mlp, batch 128, base rate 3.906e-05, seed 1: made up" in err and "and 2 more, see runs/sweep" in err
     assert "2 cells are left; the same command goes on" in err
 
 
@@ -186,7 +186,7 @@ def test_the_pictures_are_drawn_from_the_rows_alone(tmp_path, capsys):
         "reliable.png",
     ]
     out = " ".join(capsys.readouterr().out.split())
-    assert "mlp on digits" in out and "81.00 │ 3 │ 80.00 to 82.00 │ 2^-7.644 to 2^-7.644 (1)" in out
+    assert "mlp on digits" in out and "81.00 │ 3 │ 80.00 to 82.00 │ 0.005 to 0.005 (1)" in out
 
 
 def test_sub_batches_have_a_picture_of_their_own(tmp_path, capsys):
