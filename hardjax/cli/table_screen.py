@@ -62,7 +62,12 @@ def show(one: Report) -> None:
     experiment = one.found.experiment
     print(f"{experiment.name}: {experiment.title} ({experiment.source})")
     command = f"hardjax table run {' '.join(experiment.reads or (experiment.name,))}"
-    print(f"run it: {command} --scale {one.found.scale}" if experiment.computed is None else f"compute it: {command}")
+    if experiment.computed is not None:
+        print(f"compute it: {command}")
+    elif len(one.found.rows) >= one.found.wanted:
+        print(f"all {one.found.wanted} runs have their rows, by {command} --scale {one.found.scale}")
+    else:
+        print(f"run it: {command} --scale {one.found.scale}")
     if one.arms:
         output.table(f"{experiment.name}, {one.found.scale}", one.arms)
     if one.verdicts:

@@ -252,20 +252,26 @@ def _verdict_line(one: Judged) -> Line:
         "difference as claimed": difference(one.found, form),
         "pairs": f"{one.found.pairs} of {one.statement.runs}",
         "smallest of interest": f"{one.statement.smallest:g}",
-        "verdict": _so_far(one.verdict, one.so_far),
+        "verdict": _said(one.found, one.verdict, one.so_far),
         "at equal time": "-",
         "p of two samples": "-" if math.isnan(one.own_test) else f"{one.own_test:.3g}",
     }
     if one.in_time is not None and one.in_time[0].pairs:
         pairs = one.in_time[0].pairs
         fewer = f" ({pairs} pairs)" if pairs < one.found.pairs else ""
-        said = _so_far(one.in_time[1], one.so_far or pairs < one.statement.runs)
+        said = _said(*one.in_time, one.so_far or pairs < one.statement.runs)
         line["at equal time"] = f"{difference(one.in_time[0], form)}: {said}{fewer}"
     return line
 
 
-def _so_far(said: str, so_far: bool) -> str:
-    return said + ", so far" * (so_far and said != verdict.TOO_FEW)
+def _said(found: Difference, said: str, so_far: bool) -> str:
+    """A verdict with what a reader may wonder at: an interval beside 0, and no verdict."""
+    if said != verdict.TOO_FEW:
+        return said + ", so far" * so_far
+    if not found.pairs:
+        return "not run"
+    beside = found.pairs >= verdict.LEAST_PAIRS and found.determined and not found.low <= 0 <= found.high
+    return f"{said} (Holm's correction)" if beside else said
 
 
 def _named(arms: Sequence[str], of_several: str) -> str:

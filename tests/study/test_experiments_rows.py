@@ -172,6 +172,15 @@ def _judged_together(folder, errors, late=()):
     return report(Results({one.name: one}, folder).found(one, "reduced")).verdicts
 
 
+def test_a_table_says_why_there_is_no_verdict_beside_0(tmp_path):
+    # p is 0.035, and has to be 0.025 beside another test without a difference.
+    near = {"rate 0.1": (5.0, 5.0, 5.0), "rate 0.2": (7.0, 8.0, 9.0), "rate 0.4": (5.0, 7.0, 3.5)}
+    first, second = _judged_together(tmp_path / "a", near)
+    assert (first["verdict"], second["verdict"]) == ("too few (Holm's correction)", "too few")
+    first, second = _judged_together(tmp_path / "b", near | {"rate 0.4": ()})
+    assert (first["verdict"], second["verdict"]) == ("holds, so far", "not run")
+
+
 def test_a_verdict_is_so_far_where_what_is_judged_with_it_may_change_it(tmp_path):
     # p is 0.035, and has to be 0.025 beside another test without a difference.
     near = {"rate 0.1": (5.0, 5.0, 5.0), "rate 0.2": (7.0, 8.0, 9.0), "rate 0.4": (9.0, 9.2)}
