@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from hardjax._validate import Refusal, local_folder
 from hardjax.cli import output, prepare
+from hardjax.cli.data import say
 from hardjax.cli.options import Settings, with_axes
 from hardjax.cli.parsing import parse, told
 from hardjax.training.progress import score
@@ -59,6 +60,8 @@ def compare(options: Any) -> int:
     else:
         arms = make_arms(options.deltas, options.controls)
     check_comparable(config, options.seeds, arms)
+    if config.epochs == 1 and (choosing := [arm.label for arm in arms if arm.delta < 1]):
+        say(f"one epoch is the first round, which takes all batches: {', '.join(choosing)} will choose nothing.")
     where = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
     rows.check(options.output, None, options.overwrite, options.resume)
     setting = prepare.setting(options, config)

@@ -62,6 +62,8 @@ def _measure(options: Measure, batches: int) -> None:
 
     settings = (batches, options.rows, options.tolerance, options.data_dir, options.gram_chunk)
     found = {folder: measure_run(folder, *settings, float64=options.float64) for folder in options.runs}
+    if not batches and not any(report.recorded for report in found.values()):
+        raise Refusal(f"Expected --batches above 0: {', '.join(options.runs)} recorded no spectra while training.")
     with files.claim_folder(options.output, options.overwrite) as folder:
         files.write_json(
             folder / "measure.json",

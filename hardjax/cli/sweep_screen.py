@@ -124,9 +124,13 @@ def plan_table(configs: Sequence[TrainConfig], options: Any, workers: int | str,
             }
         )
     if rows:
-        output.table(f"{len(cells)} cells, {len(done & {cell.key for cell in cells})} of them done", rows)
+        output.table(f"{_counted(len(cells), 'cell')}, {len(done & {cell.key for cell in cells})} of them done", rows)
     processes = 1 if count is None else count
     print(
-        f"{sum(left.values())} cells left, {len(rows)} shapes to compile, about {_clock(seconds / processes)} with"
-        f" {processes} worker{'s' * (processes > 1)}"
+        f"{_counted(sum(left.values()), 'cell')} left, {_counted(len(rows), 'shape')} to compile, about"
+        f" {_clock(seconds / processes)} with {_counted(processes, 'worker')}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from hardjax._validate import Refusal, local_folder
 from hardjax.cli import output, prepare
+from hardjax.cli.data import say
 from hardjax.cli.options import Settings, with_axes
 from hardjax.cli.parsing import optional, parse, told, typed
 
@@ -56,7 +57,7 @@ def _train(options: Any) -> int:
             run.check_output(*where)
         setting = prepare.setting(options, config)
     if hosts.leads():
-        _show_stages(setting)
+        _show_plan(setting)
     result = run.train(setting, *where, progress=not options.quiet)
     summary = result.summary
     interrupted = summary["end"] == "interrupted"
@@ -67,11 +68,15 @@ def _train(options: Any) -> int:
     return 128 + signal.Signals[summary["signal"]] if interrupted else 0
 
 
-def _show_stages(setting: Any) -> None:
-    """The stages of a batch plan, or the sizes that a controller may choose."""
-    from hardjax.engine.plan import ladder_table, stage_table
+def _show_plan(setting: Any) -> None:
+    """The stages of a batch plan, or the sizes that a controller may choose; whether a selection will choose."""
+    from hardjax.choose.selection import to_dict
+    from hardjax.engine.plan import ladder_table, never_chooses, stage_table
 
     config = setting.config
+    if never_chooses(setting.plan):
+        name = to_dict(config.selection)["name"]
+        say(f"{name} chooses nothing here: training ends with its first round, which takes all batches.")
     if config.batch_plan is not None and config.batch_plan.controller is not None:
         output.table(f"sizes of {config.batch_plan.title}", ladder_table(setting.plan))
     elif len(setting.plan.stages) > 1:

@@ -160,6 +160,12 @@ def programs(plan: RunPlan) -> set[tuple[str, RoundSpec, int]]:
     return {(call.kind, call.spec, call.stage) for call in dispatches(plan) if call.kind != "look"}
 
 
+def never_chooses(plan: RunPlan) -> bool:
+    """Whether a strategy that chooses has nothing to choose: every stage ends with its first round, of all batches."""
+    whole = all(stage.anew and stage.steps <= stage.sizes.num_batches for stage in plan.stages)
+    return whole and plan.selection.first_round() != plan.selection
+
+
 def stage_table(plan: RunPlan, samples: int) -> list[dict[str, Any]]:
     """A row a stage, for people: its epochs, size, steps, peak rate, the programs that it is the first to need, and the
     samples that are trained once more because a last batch is filled up.

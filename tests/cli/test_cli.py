@@ -186,6 +186,13 @@ def test_measures_while_training_and_of_the_finished_run(tmp_path, capsys):
     assert (run / "checkpoint").is_dir()
 
 
+def test_a_run_without_spectra_has_nothing_but_its_final_state(tmp_path, capsys):
+    run, report = tmp_path / "run", tmp_path / "report"
+    assert command("train", *FAST, "--epochs", 1, "--output", run) == 0
+    assert command("measure", run, "--batches", 0, "--output", report) == 2
+    assert f"--batches above 0: {run} recorded no spectra" in capsys.readouterr().err and not report.exists()
+
+
 def test_measures_in_a_comparison_stand_in_its_table(tmp_path, capsys):
     arguments = ("--deltas", 0.5, "--controls", "fixed", "--seeds", 1, "--measure-every", 10)
     assert command("compare", *FAST, *arguments, "--output", tmp_path / "run") == 0

@@ -279,11 +279,11 @@ def test_a_dry_run_counts_what_would_be_trained_again_and_what_would_fail(planne
     words = (*words.split(), "--output")
     for more, left in (((), 0), (("--retry-failed",), 1), (("--overwrite",), 2)):
         assert command("sweep", *words, tmp_path, *more) == 0
-        assert f"{left} cells left" in capsys.readouterr().out
+        assert f"{left} cell{'' if left == 1 else 's'} left" in capsys.readouterr().out
     assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
     assert command("sweep", *words, tmp_path / "new", "--batch-sizes", 64, 128) == 0
     out, err = capsys.readouterr()
-    assert [cell.config.batch_size for cell in planned] == [64, 128] and "1 shapes to compile" in out
+    assert [cell.config.batch_size for cell in planned] == [64, 128] and "1 shape to compile" in out
     assert "would fail: 2 cells of mlp widths=[4] on digits, batch 64: Expected less." in err
 
 
@@ -301,7 +301,7 @@ def test_what_a_network_prints_is_no_part_of_a_plan(tmp_path, capfd):
     )
     words = ("--model", f"{network}:Net", "--epochs", 1, "--workers", 1, "--dry-run", "--output", tmp_path / "sweep")
     assert command("sweep", *words) == 0
-    assert "1 cells left, 1 shapes to compile" in capfd.readouterr().out
+    assert "1 cell left, 1 shape to compile" in capfd.readouterr().out
 
 
 @pytest.mark.ci

@@ -20,6 +20,7 @@ from hardjax.engine.plan import (
     RunPlan,
     dispatches,
     learning_rate_factors,
+    never_chooses,
     next_dispatch,
     programs,
     step_inputs,
@@ -337,6 +338,24 @@ def test_what_comes_with_an_epoch_comes_after_all_its_batches_where_a_stage_was_
     assert [call.after.backprops for call in calls if call.test] == [3, 6, 14, 17]
     kept = {call.before.backprops - call.before.cursor: call.keep for call in calls}
     assert kept == {0: 10, 3: 8, 6: 6, 8: 6, 14: 4}
+
+
+@pytest.mark.parametrize(
+    "plan, never",
+    [
+        (plan_of(10, epochs=1), True),
+        (plan_of(10, epochs=2), False),
+        (dataclasses.replace(plan_of(10, epochs=1), selection=AllBatches()), False),
+        (two_stages(), False),
+        (staged([32, 8], 96, 2), True),
+    ],
+    ids=["one epoch", "two epochs", "nothing to choose", "long stages", "stages of an epoch"],
+)
+def test_a_strategy_that_never_chooses_is_known(plan, never):
+    assert never_chooses(plan) == never
+    rounds = [call for call in dispatches(plan) if call.kind in ("rounds", "plan")]
+    first = plan.selection.first_round()
+    assert never == (plan.selection != first and all(call.spec.selection == first for call in rounds))
 
 
 def test_rates_fall_with_the_first_step_of_a_phase():
