@@ -16,6 +16,7 @@ from hardjax.study.beacons import Configuration
 
 _CELLS = 200  # along each side of the map
 _SHOWN = 3.0  # times the lowest error: what is above has one colour
+_FAR, _HIGH = 10.0, 10.0  # times the lowest error, and percent: training that collapsed
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _COLOURS = ("C0", "C2", "C4", "C6", "C9", "C5", "C8", "C1")  # red is the level set's
 _MULTI_STEP = "-MS"
@@ -43,6 +44,7 @@ def plane(
         ValueError: too few beacons.
     """
     placed = [one for one in found if one.is_placed(error)]
+    placed, collapsed = _without_collapsed(placed, error)
     drawn = figure(11.5 if trails else 10, 7.2)
     axes = drawn.subplots()
     axes.set(
@@ -55,9 +57,23 @@ def plane(
     _map(drawn, axes, placed, error, linear)
     _beacons(axes, placed)
     _best(axes, placed, linear)
-    _travels(axes, found, trails)
+    _travels(axes, [one for one in found if one not in collapsed], trails)
+    if collapsed:
+        named = ", ".join(f"{one.batches} at rate {one.learning_rate:g}" for one in collapsed)
+        axes.plot([], [], " ", label=f"left out, as training collapsed: {named}")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return drawn
+
+
+def _without_collapsed(placed: Sequence[Configuration], error: str) -> tuple[list[Configuration], list[Configuration]]:
+    """(those to draw, those left out): C_K of one that predicts a single class lies decades beyond what was trained,
+    and would leave a corner of the plane to the others."""
+    lowest = min((one.error[error] for one in placed), default=0.0)
+    limit = max(_FAR * lowest, _HIGH)
+    near = [one for one in placed if one.error[error] <= limit]
+    if len(near) < beacons.NEAREST:
+        return list(placed), []
+    return near, [one for one in placed if one.error[error] > limit]
 
 
 def _map(drawn: Figure, axes: Any, placed: Sequence[Configuration], error: str, linear: bool) -> None:

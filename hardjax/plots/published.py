@@ -23,7 +23,10 @@ from hardjax.study.grids import grids
 
 _COLUMNS = 3  # of a picture of several planes
 _TALL = 60  # arms of a picture
+_NAMED = 24  # arms that a legend holds
 _LEAST_ERROR = 0.01  # percent, above 0, that P3 prints
+_CUT = 20.0  # times the lowest error: what is above is counted, and not shown
+_WIDE = 20.0  # from the shortest to the longest training: along a logarithmic axis
 
 
 def draw(found: Found) -> Figure:
@@ -119,9 +122,21 @@ def _grid(found: Found) -> Figure:
         # Training errors of 0 are printed, and met: below the least that is printed the axis is linear.
         axes.set_yscale("symlog", linthresh=_LEAST_ERROR)
         axes.set(xscale="log", xlabel="rate / batch size", ylabel=f"{metric} (%)")
+        _cut(axes, [middle for one in (ours, printed) for points in one.values() for _, middle in points])
         axes.legend(fontsize=7.5)
     headline(drawn, f"{_title(found)}\nfilled: ours, mean over seeds; hollow: published", fontsize=10)
     return drawn
+
+
+def _cut(axes: Any, errors: Sequence[float]) -> None:
+    """End the axis of errors below those of training that collapsed: the others would lie on one another."""
+    lowest = min((error for error in errors if error > 0), default=math.nan)
+    limit = _CUT * lowest
+    if above := sum(error > limit for error in errors):
+        axes.set_ylim(top=limit)
+        axes.text(
+            0.99, 0.98, f"{above} above {limit:.2g} %", transform=axes.transAxes, fontsize=8, ha="right", va="top"
+        )
 
 
 def lowest_ratios(points: Mapping[int, Sequence[tuple[float, float]]]) -> tuple[float, float] | None:
@@ -260,21 +275,44 @@ def _curves(columns: Sequence[tuple[str, str, bool]], x: str, most: float | None
         drawn = figure(6 * len(columns) + 2, 5)
         panels: Any = drawn.subplots(1, len(columns), squeeze=False)
         arms = {arm: list(rows.values()) for arm, rows in found.arms.items() if rows}
+        colors, legend = _colors(list(arms))
         for axes, (column, label, logarithmic) in zip(panels[0], columns, strict=True):
             axes.set(xlabel=progress.AXES[x], ylabel=label, yscale="log" if logarithmic else "linear")
-            for place, (arm, rows) in enumerate(arms.items()):
-                color = colormaps["turbo"](0.05 + 0.9 * place / max(len(arms) - 1, 1))
+            for (arm, rows), color in zip(arms.items(), colors, strict=True):
                 _curve(axes, rows, column, x, arm, color)
             if not axes.lines:
                 say(axes, "no run of these was measured")
-            if most is not None:
+            elif most is not None:
                 axes.set_xlim(0, most)
-        if len(arms) <= _TALL:
-            panels[0][-1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
+            else:
+                _widen(axes)
+        panels[0][-1].legend(handles=legend, fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
         headline(drawn, _title(found), fontsize=10)
         return drawn
 
     return draw_curves
+
+
+def _colors(arms: Sequence[str]) -> tuple[list[Any], list[Line2D]]:
+    """(a colour each, lines for a legend): one an arm or, of more than a legend holds, one a batch size or plan."""
+    names = list(arms)
+    if len(arms) > _NAMED:
+        names = [arm.rpartition(": ")[2].partition("-lr")[0] for arm in arms]
+    groups = list(dict.fromkeys(names))
+    if sizes := all(name.removeprefix("s").isdigit() for name in groups):
+        groups.sort(key=lambda name: int(name.removeprefix("s")))
+    palette = colormaps["viridis" if sizes and len(arms) > _NAMED else "turbo"]
+    of = {name: palette(0.05 + 0.87 * place / max(len(groups) - 1, 1)) for place, name in enumerate(groups)}
+    grouped = [f"{name}, a curve a rate" if names.count(name) > 1 else name for name in groups]
+    lines = [Line2D([], [], color=of[name], label=label) for name, label in zip(groups, grouped, strict=True)]
+    return [of[name] for name in names], lines
+
+
+def _widen(axes: Any) -> None:
+    """Of trainings of very different length along an axis, the short ones would be a line at its beginning."""
+    ends = [line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata())]
+    if min(ends) > 0 and max(ends) > _WIDE * min(ends):
+        axes.set_xscale("log")
 
 
 def _curve(axes: Any, rows: Sequence[Row], column: str, x: str, label: str, color: Any) -> None:

@@ -99,6 +99,32 @@ def test_an_error_of_zero_is_an_error():
     assert published._by_size(arms) == {32: [(0.1 / 32, pytest.approx(0.02 / 3)), (0.2 / 32, 4.0)]}
 
 
+def test_errors_of_training_that_collapsed_are_counted_and_not_shown():
+    axes = Figure().subplots()
+    axes.plot([1, 2, 3], [0.5, 0.9, 88.65])
+    published._cut(axes, [0.0, 0.5, 0.9, 88.65])
+    assert axes.get_ylim()[1] == 10 and axes.texts[0].get_text() == "1 above 10 %"
+
+
+def test_a_legend_of_many_arms_has_a_line_a_batch_size():
+    few = ["s8-lr0.1", "s8-lr0.2", "s8-to-16"]
+    colors, legend = published._colors(few)
+    assert len(set(colors)) == 3 and [line.get_label() for line in legend] == few
+    many = [f"grid: s{size}-lr{rate}" for rate in range(13) for size in (128, 32)]
+    colors, legend = published._colors(many)
+    assert [line.get_label() for line in legend] == ["s32, a curve a rate", "s128, a curve a rate"]
+    assert colors[0] == colors[2] == legend[1].get_color() != colors[1]
+
+
+def test_trainings_of_very_different_length_are_drawn_along_a_logarithmic_axis():
+    for longest, scale in ((30, "linear"), (300, "log")):
+        axes = Figure().subplots()
+        axes.plot([1, 10], [1, 2])
+        axes.plot([1, longest], [1, 2])
+        published._widen(axes)
+        assert axes.get_xscale() == scale
+
+
 def test_the_mean_of_published_curves_says_where_a_run_went():
     axes = Figure().subplots()
     rows = [

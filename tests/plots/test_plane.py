@@ -117,11 +117,23 @@ def test_shares_that_end_no_epoch_are_left_out():
 
 
 def test_a_diverged_beacon_is_crossed_out_and_one_without_a_place_left_out(tmp_path):
-    more = [trail(4, 0.1, 9.0, 90.0, 90.2, diverged=True), trail(2, 0.1, np.nan, 1.0, 90.2, diverged=True)]
+    more = [trail(4, 0.1, 9.0, 90.0, 9.0, diverged=True), trail(2, 0.1, np.nan, 1.0, 90.2, diverged=True)]
     axes = drawn(plane(found(GRID + more), title=""), tmp_path / "plane.png")
     marks, legend = texts(axes)
     assert "4" in marks and "2" not in marks and "a seed of it diverged" in legend
     assert sum(line.get_marker() == "x" and len(line.get_xdata()) for line in axes.lines) == 1
+
+
+def test_training_that_collapsed_is_left_out_and_named():
+    """Its place lies decades beyond those of the others."""
+    collapsed = trail(256, 0.8, 4e6, 1e4, 88.65, shares=SHARES)
+    of_its_rate = [("16-64", found([trail("16-64", 0.8, 20.0, 30.0, 2.0, shares=SHARES)])[0])]
+    with_it, without = (plane(found(more), of_its_rate, title="").axes[0] for more in ([*GRID, collapsed], GRID))
+    assert with_it.get_xlim() == without.get_xlim() and "256" not in texts(with_it)[0]
+    assert "left out, as training collapsed: 256 at rate 0.8" in texts(with_it)[1]
+    # Where so few learned that they have no plane of their own, all of them have one.
+    few = [*GRID[:4], collapsed]
+    assert "256" in texts(plane(found(few), title="").axes[0])[0]
 
 
 @pytest.mark.parametrize("errors", [[1.0] * 6, [0.0] * 6, [0, 1, 2, 3, 4, 5]])
