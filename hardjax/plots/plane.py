@@ -57,7 +57,8 @@ def plane(
     _map(drawn, axes, placed, error, linear)
     _beacons(axes, placed)
     _best(axes, placed, linear)
-    _travels(axes, [one for one in found if one not in collapsed], trails)
+    # By identity: configurations hold arrays.
+    _travels(axes, [one for one in found if not any(one is other for other in collapsed)], trails)
     if collapsed:
         named = ", ".join(f"{one.batches} at rate {one.learning_rate:g}" for one in collapsed)
         axes.plot([], [], " ", label=f"left out, as training collapsed: {named}")

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from hardjax.study.beacons import Configuration, positions, spread
-from hardjax.study.statistics import LEVEL
+from hardjax.study.statistics import LEVEL, spearman
 
 EPOCHS = (1, 2, 4, 10)
 DISTANCE = "distance to the best beacon"
@@ -77,14 +76,6 @@ def distances(places: np.ndarray, errors: np.ndarray) -> np.ndarray:
         others[i] = np.inf
         found[i] = np.linalg.norm((places[i] - places[np.argmin(others)]) / unit)
     return found
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(...) rank correlation of two (..., n) arrays, equal values sharing their mean rank; NaN where all are alike."""
-    ranks = [stats.rankdata(values, axis=-1) for values in (first, second)]
-    first, second = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    scale = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
-    return np.where(scale > 0, (first * second).sum(-1) / np.where(scale > 0, scale, 1.0), np.nan)
 
 
 def _known(found: Sequence[Configuration], final: np.ndarray, point: int) -> Iterator[tuple[str, np.ndarray]]:

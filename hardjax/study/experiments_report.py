@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from hardjax.study.experiments_prices import Price, Prices, left, nothing_of
 from hardjax.study.experiments_rows import Found
 from hardjax.study.outcomes import was_lost
 from hardjax.study.verdict import Difference, Values
+
+_ORDERED = 10  # arms from which on their order says something
 
 Line = dict[str, str]
 Read = Mapping[str, Mapping[int, float]]  # arm -> seed -> metric
@@ -327,8 +329,37 @@ def _notes(found: Found, prices: Prices) -> list[str]:
         notes.append(f"left: {count} runs, {told(prices.of(found))} of one worker")
     if found.others:
         notes.append(f"{found.others} rows are of configurations that this scale does not ask for")
+    notes += _beside_printed(found)
     notes += [f"printed: {text}" for text in experiment.printed]
     return notes + [f"erratum {text}" for text in experiment.errata]
+
+
+def _beside_printed(found: Found) -> list[str]:
+    """A line for each metric that enough arms have in print and in rows: do ours order them as the paper's do?"""
+    notes: list[str] = []
+    if found.experiment.reads:  # those that it reads say so themselves
+        return notes
+    for metric in found.experiment.metrics:
+        read = METRICS[metric]
+        printed = {one.arm: one.value for one in found.printed if one.metric == metric and one.value is not None}
+        if read.timed or read.may_miss:
+            continue
+        means = {arm: _mean(metric, found.arms[arm].values()) for arm in printed if found.arms.get(arm)}
+        arms = [arm for arm, mean in means.items() if math.isfinite(mean)]
+        if len(arms) < _ORDERED:
+            continue
+        ours, theirs = (np.array([values[arm] for arm in arms]) for values in (means, printed))
+        difference, form = float(np.median(ours - theirs)), read.form
+        notes.append(
+            f"{metric} of {len(arms)} arms beside what is printed: rank correlation"
+            f" {float(statistics.spearman(ours, theirs)):.2f}, median difference {difference:+{form}}"
+        )
+    return notes
+
+
+def _mean(metric: str, rows: Iterable[Row]) -> float:
+    values = [one for row in rows if math.isfinite(one := value(metric, row))]
+    return float(np.mean(values)) if values else math.nan
 
 
 def counts(judged: Sequence[Judged]) -> dict[str, int]:

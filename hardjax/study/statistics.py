@@ -137,3 +137,11 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     passed = p_values[order] <= (1 - LEVEL) / (tests - np.arange(tests))
     held[order] = np.logical_and.accumulate(passed)
     return held
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(...) rank correlation of two (..., n) arrays, equal values sharing their mean rank; NaN where all are alike."""
+    ranks = [stats.rankdata(values, axis=-1) for values in (first, second)]
+    first, second = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
+    scale = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
+    return np.where(scale > 0, (first * second).sum(-1) / np.where(scale > 0, scale, 1.0), np.nan)

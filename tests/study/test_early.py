@@ -6,7 +6,8 @@ from scipy import stats
 
 from hardjax.study import early
 from hardjax.study.beacons import Configuration
-from hardjax.study.early import DISTANCE, distances, rank_early, spearman
+from hardjax.study.early import DISTANCE, distances, rank_early
+from hardjax.study.statistics import spearman
 
 COUNT, POINTS = 9, 4
 

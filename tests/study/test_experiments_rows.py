@@ -64,6 +64,22 @@ def test_what_was_printed_goes_with_rows_that_another_experiment_reads(tmp_path)
     assert [line["published test error"] for line in report(found).arms] == ["10.00 ± 0.50"]
 
 
+def test_many_arms_are_told_beside_what_is_printed_of_them(tmp_path):
+    rates = [0.1 * place for place in range(1, 11)]
+    arms = {f"rate {rate:g}": {"learning_rate": rate} for rate in rates}
+    printed = tuple(Published(arm, "test error", 10.0 + place, 0.5) for place, arm in enumerate(arms))
+    many = dataclasses.replace(GRID, scales={"reduced": Scale(BASE, arms, 3)}, published=printed)
+    errors = [8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 17.0, 16.0]  # two points lower, the last two exchanged
+    for place, (rate, error) in enumerate(zip(rates, errors, strict=True)):
+        config = dataclasses.replace(BASE, learning_rate=rate).to_dict()
+        experiments_rows.write(many, tmp_path, _row("rate 0.1", 0, error) | {"arm": [*arms][place], "config": config})
+    notes = report(Results({many.name: many}, tmp_path).found(many, "reduced")).notes
+    assert "test error of 10 arms beside what is printed: rank correlation 0.99, median difference -2.00" in notes
+    # Of nine the order says little.
+    fewer = dataclasses.replace(many, published=printed[1:])
+    assert not any("rank" in one for one in report(Results({many.name: fewer}, tmp_path).found(fewer, "reduced")).notes)
+
+
 def test_a_verdict_before_all_runs_are_there_says_so_and_counts_the_arms_there_are(tmp_path):
     errors = {"rate 0.1": (1.0, 1.1, 1.2), "rate 0.2": (9.0, 9.2, 9.1)}
     rows = [_row(arm, place, error) for arm, those in errors.items() for place, error in enumerate(those)]
