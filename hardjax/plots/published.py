@@ -233,7 +233,7 @@ def _tiled(pictures: Sequence[Figure]) -> Figure:
         return pictures[0]
     columns = 2 if len(pictures) <= 4 else _COLUMNS
     rows = -(-len(pictures) // columns)
-    drawn = figure(8 * columns, 5 * rows)
+    drawn = figure(10 * columns, 6.5 * rows)
     panels: Any = drawn.subplots(rows, columns, squeeze=False)
     for axes, one in itertools.zip_longest(panels.flat, pictures):
         axes.set_axis_off()

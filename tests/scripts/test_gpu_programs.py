@@ -126,3 +126,26 @@ def test_no_program_launches_more_than_before(script):
     if ran.returncode == 3:
         pytest.skip(ran.stderr.strip())
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_page_says_what_was_counted():
+    """The newest counts of every program; rows with a star say themselves that they are older."""
+    (counted,) = json.loads(SCRIPT.with_suffix(".json").read_text()).values()
+    page = (SCRIPT.parents[1] / "docs" / "gpu.md").read_text().splitlines()
+    heading = next(line for line in page if line.startswith("| network | batch | program"))
+    told = 0
+    for line in page[page.index(heading) + 2 :]:
+        if not line:
+            break
+        (name, *found), served = _cells(line), _cells(heading)[5:-2]
+        batch, program, _, step, *parts, outside, mib = found
+        own = counted[f"{name}, {batch}, {program.rstrip('*')}"]
+        assert {part: int(count) for part, count in zip(served, parts, strict=True) if count} == own["step"], line
+        assert int(step) == sum(own["step"].values()), line
+        assert (int(outside), int(mib)) == (own["outside"], round(own["temporary_mib"])), line
+        told += 1
+    assert told > 40
+
+
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
