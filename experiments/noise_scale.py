@@ -35,7 +35,7 @@ from hardjax.cli import output
 from hardjax.data.augment import preprocess, resolve
 from hardjax.fisher.names import named_leaves
 from hardjax.models import create
-from hardjax.study.early import spearman
+from hardjax.study.statistics import spearman
 from hardjax.training import lines
 
 BATCH, BATCHES, EPOCHS, RATES = 64, 32, (1, 2, 4, 8), (0.02, 0.1)

@@ -317,6 +317,8 @@ def _check_update(strategy: Any, table: Array, slots: Array, losses: Array) -> A
 
 def _check_not_finite(strategy: Any, table: Array, slots: Array) -> None:
     """`lax.top_k` orders NaN by its sign bit: one stored loss of that kind would be replayed for ever, or never."""
+    whole = "an entry is not finite after a finite loss: one that mixes both needs an init of its own."
+    _say(bool(jnp.isfinite(table).all()), "update", whole)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         new = strategy.update(table, slots, jnp.full(slots.shape, bad, jnp.float32))
         _say(bool(jnp.isfinite(new).all()), "update_finite", f"a loss of {bad} was stored.")

@@ -17,7 +17,15 @@ from hardjax.training.progress import score
 
 _TOLERANCE = 0.05  # of `convergence.own_level_epoch`
 _MOST_TOLD = 4  # settings in which runs differ
-_IN_COLUMNS = ("model", "dataset", "data_dir", "model_options", "selection", "epochs")  # of the table anyway
+_IN_COLUMNS = (
+    "model",
+    "dataset",
+    "model_options",
+    "selection.name",
+    "selection.delta",
+    "epochs",
+)  # of the table anyway
+_NO_SETTING = "data_dir"  # where the same data lies
 _LOSSES = {"full_train_loss": "loss of the training split", "train_loss": "loss in training"}
 
 
@@ -99,7 +107,8 @@ def _differing(found: Sequence[Found]) -> list[str]:
     differ = [name for name in names if len({json.dumps(one.get(name)) for one in flat if one}) > 1]
     told = []
     for one in flat:
-        cells = [f"{name} {_plain(one.get(name))}" for name in differ] if one else []
+        # What a run has not (the end of a trimming, say, beside a trimming that is null) is no difference of its own.
+        cells = [f"{name} {_plain(one[name])}" for name in differ if name in one]
         told.append(", ".join(cells[:_MOST_TOLD] + ["..."] * (len(cells) > _MOST_TOLD)))
     return told
 
@@ -107,7 +116,7 @@ def _differing(found: Sequence[Found]) -> list[str]:
 def _settings(config: Entry, above: str = "") -> Iterator[tuple[str, Any]]:
     """(name, value) of the settings and of those within them, but for what the table tells anyway."""
     for name, value in config.items():
-        if not above and name in _IN_COLUMNS:
+        if above + name in (*_IN_COLUMNS, _NO_SETTING):
             continue
         if isinstance(value, dict):
             yield from _settings(value, f"{above}{name}.")
@@ -216,9 +225,9 @@ def _settled(history: Sequence[Entry]) -> str:
 
     epochs, losses = (np.array(numbers(history, name)) for name in ("epoch", "full_train_loss"))
     settled = own_level_epoch(epochs, losses, _TOLERANCE)
-    if settled == epochs[-1]:
+    if settled == epochs[-1] and losses[-1] < losses[-2]:
         return "; training loss still falling at the end"
-    if math.isnan(settled):
+    if math.isnan(settled) or settled == epochs[-1]:
         return "; training loss did not settle"
     return f"; training loss settled in epoch {settled:.4g} (within {100 * _TOLERANCE:g} % of its fall)"
 

@@ -1,7 +1,6 @@
 """`hardjax sweep`."""
 
 import dataclasses
-import math
 import signal
 import sys
 from collections import Counter
@@ -96,7 +95,8 @@ def run(arguments: list[str]) -> int:
     _check_read(options, arguments)
     configs, left_out = _cells(options)
     if left_out and not options.quiet:
-        say(f"{left_out} cells are left out, whose norm_batch_size does not divide their batch size")
+        cells = "1 cell is" if left_out == 1 else f"{left_out} cells are"
+        say(f"{cells} left out: norm_batch_size does not divide the batch size")
     if options.dry_run:
         plan_table(configs, options, workers, folder)
         return 0
@@ -132,7 +132,8 @@ def _tell(found: Any, folder: Path) -> int:
     if len(found.failed) > _SHOWN:
         print(f"hardjax: and {len(found.failed) - _SHOWN} more, see {folder / 'sweep.jsonl'}", file=sys.stderr)
     if found.left:
-        print(f"hardjax: {found.left} cells are left; the same command goes on from there.", file=sys.stderr)
+        cells = "1 cell is" if found.left == 1 else f"{found.left} cells are"
+        print(f"hardjax: {cells} left; the same command goes on from there.", file=sys.stderr)
     if found.signal:
         return 128 + signal.Signals[found.signal]
     return 1 if found.failed else 0
@@ -162,7 +163,7 @@ def _pictures(folder: Path) -> None:
 
 
 def _best_rows(grid: Any) -> list[dict[str, Any]]:
-    from hardjax.study.grids import reliable_rates
+    from hardjax.study.grids import rate_text, reliable_rates
 
     rows = []
     for curve in grid.curves:
@@ -173,13 +174,15 @@ def _best_rows(grid: Any) -> list[dict[str, Any]]:
         rows.append(
             {
                 "batch": curve.batches,
-                f"best {'peak' if grid.by_peak_rates else 'base'} rate (by {by})": _power(
+                f"best {'peak' if grid.by_peak_rates else 'base'} rate (by {by})": rate_text(
                     grid.shown_rate(curve, point.rate)
                 ),
                 "test top-1 (%)": f"{values.mean():.2f}",
                 "seeds": len(values),
                 "lowest to highest": f"{values.min():.2f} to {values.max():.2f}",
-                "reliable rates": f"{_power(rates[0])} to {_power(rates[-1])} ({len(rates)})" if rates else "none",
+                "reliable rates": f"{rate_text(rates[0])} to {rate_text(rates[-1])} ({len(rates)})"
+                if rates
+                else "none",
                 "tried": len(curve.points),
                 "diverged": sum(one.diverged for one in curve.points),
                 "failed": sum(one.failed for one in curve.points),
@@ -188,18 +191,15 @@ def _best_rows(grid: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _power(rate: float) -> str:
-    """As a power of two where it is one, as in tables of P4."""
-    exponent = math.log2(rate)
-    return f"2^{exponent:.0f}" if math.isclose(exponent, round(exponent), abs_tol=1e-9) else f"{rate:.4g}"
-
-
 def _name(config: Mapping[str, Any]) -> str:
-    from hardjax.study.grids import base_rate
+    from hardjax.config import DEFAULT_LEARNING_RATE
+    from hardjax.study.grids import rate_text
 
-    plan = config["batch_plan"]
+    plan, base, peak = (config[name] for name in ("batch_plan", "base_learning_rate", "learning_rate"))
     batches = config["batch_size"] if plan is None else plan["text"]
-    return f"{config['model']}, batch {batches}, base rate {_power(base_rate(config))}, seed {config['seed']}"
+    given = DEFAULT_LEARNING_RATE if peak is None else peak
+    rate = f"rate {rate_text(given)}" if base is None else f"base rate {rate_text(base)}"
+    return f"{config['model']}, batch {batches}, {rate}, seed {config['seed']}"
 
 
 def _workers(text: str) -> int | str:
@@ -238,6 +238,8 @@ def _cells(options: Any) -> tuple[tuple[TrainConfig, ...], int]:
 
 def _check_read(options: Any, arguments: list[str]) -> None:
     """Raises ValueError for an option that the grid would override, or that gives no value."""
+    from hardjax.training.population import wanted
+
     flags = typed(arguments)
     for several, others in _OVERRIDDEN.items():
         if dash(several) not in flags:
@@ -250,9 +252,8 @@ def _check_read(options: Any, arguments: list[str]) -> None:
     for option in ("task_cpus", "task_gpus"):
         if dash(option) in flags and options.launcher != "ray":
             raise Refusal(f"{dash(option)} goes with --launcher ray, not with {options.launcher}.")
-    if "--population-chunk" in flags and options.population in (None, "workers"):
-        mode = "" if options.population is None else ", not with workers: they train cells one by one"
-        raise Refusal(f"--population-chunk goes with --population vmap, map or auto{mode}.")
+    if "--population-chunk" in flags and wanted(options.performance(), on_cpu="workers") == "workers":
+        raise Refusal("--population-chunk goes with --population vmap, map or auto, not with workers: one by one.")
     varied = set(map(_option_name, options.model_options))
     if both := [name for name in map(_option_name, options.network.texts) if name in varied]:
         raise Refusal(f"Give {both[0]} in --model-option or in --model-options, not in both.")

@@ -64,6 +64,8 @@ def show(one: Report) -> None:
     command = f"hardjax table run {' '.join(experiment.reads or (experiment.name,))}"
     if experiment.computed is not None:
         print(f"compute it: {command}")
+    elif not one.found.wanted:
+        print(f"it has no {one.found.scale} scale")
     elif len(one.found.rows) >= one.found.wanted:
         print(f"all {one.found.wanted} runs have their rows, by {command} --scale {one.found.scale}")
     else:

@@ -76,7 +76,7 @@ def _show_plan(setting: Any) -> None:
     config = setting.config
     if never_chooses(setting.plan):
         name = to_dict(config.selection)["name"]
-        say(f"{name} chooses nothing here: training ends with its first round, which takes all batches.")
+        say(f"{name} chooses nothing here: no stage is longer than its first round, which takes all batches.")
     if config.batch_plan is not None and config.batch_plan.controller is not None:
         output.table(f"sizes of {config.batch_plan.title}", ladder_table(setting.plan))
     elif len(setting.plan.stages) > 1:

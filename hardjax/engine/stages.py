@@ -89,6 +89,12 @@ class RunPlan:
         begin = (0, Fraction(0))
         return tuple(itertools.accumulate(lengths, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=begin))
 
+    @functools.cached_property
+    def _trained(self) -> tuple[Fraction, ...]:
+        """Epochs before each stage by the batches that were trained: rounding gives a stage more of them, or less."""
+        parts = (Fraction(stage.steps, stage.sizes.num_batches) for stage in self.stages)
+        return tuple(itertools.accumulate(parts, initial=Fraction(0)))
+
     @property
     def epochs(self) -> Fraction:
         return self._starts[-1][1]
@@ -114,13 +120,17 @@ class RunPlan:
         return epochs + (backprops - steps) * stage.epochs / stage.steps
 
     def whole_epochs(self, backprops: int) -> int:
-        """Whole epochs done, each of all N batches: where a stage of 2.5 epochs of 3 batches is 8 steps, one after 3 of
-        them, though `epoch`, which spreads what was rounded over the stage, is 0.94."""
-        # By that clock every round of N batches would end just before its epoch, and what comes with a whole epoch (a
-        # test, a smaller share) would come a round late.
+        """Whole epochs done, each of all N batches, or all that come before the stage.
+
+        Where a stage of 2.5 epochs of 3 batches is 8 steps, one after 3 of them, though `epoch`, which spreads what was
+        rounded over the stage, is 0.94: by that clock every round of N batches would end just before its epoch, and
+        what comes with a whole epoch (a test, a smaller share) would come a round late.
+        """
         index = self.stage_of(backprops)
         steps, epochs = self.start_of(index)
-        return math.floor(epochs + Fraction(backprops - steps, self.stages[index].sizes.num_batches))
+        trained = self._trained[index] + Fraction(backprops - steps, self.stages[index].sizes.num_batches)
+        # Neither of them ever falls, so that nothing comes twice.
+        return max(math.floor(epochs), math.floor(trained))
 
     def backprops(self, epoch: Fraction) -> int:
         """The fewest back-propagations after which so many epochs are done: the inverse of `epoch`."""

@@ -25,7 +25,7 @@ _COLUMNS = 3  # of a picture of several planes
 _TALL = 60  # arms of a picture
 _NAMED = 24  # arms that a legend holds
 _LEAST_ERROR = 0.01  # percent, above 0, that P3 prints
-_CUT = 20.0  # times the lowest error: what is above is counted, and not shown
+_CUT, _HIGH = 20.0, 10.0  # times the lowest error, and percent: what is above both is counted, and not shown
 _WIDE = 20.0  # from the shortest to the longest training: along a logarithmic axis
 
 
@@ -131,7 +131,7 @@ def _grid(found: Found) -> Figure:
 def _cut(axes: Any, errors: Sequence[float]) -> None:
     """End the axis of errors below those of training that collapsed: the others would lie on one another."""
     lowest = min((error for error in errors if error > 0), default=math.nan)
-    limit = _CUT * lowest
+    limit = max(_CUT * lowest, _HIGH)
     if above := sum(error > limit for error in errors):
         axes.set_ylim(top=limit)
         axes.text(
@@ -297,7 +297,9 @@ def _colors(arms: Sequence[str]) -> tuple[list[Any], list[Line2D]]:
     """(a colour each, lines for a legend): one an arm or, of more than a legend holds, one a batch size or plan."""
     names = list(arms)
     if len(arms) > _NAMED:
-        names = [arm.rpartition(": ")[2].partition("-lr")[0] for arm in arms]
+        names = [arm.partition("-lr")[0] for arm in arms]
+        if len({name.rpartition(": ")[0] for name in names}) == 1:  # of one experiment
+            names = [name.rpartition(": ")[2] for name in names]
     groups = list(dict.fromkeys(names))
     if sizes := all(name.removeprefix("s").isdigit() for name in groups):
         groups.sort(key=lambda name: int(name.removeprefix("s")))
@@ -310,8 +312,9 @@ def _colors(arms: Sequence[str]) -> tuple[list[Any], list[Line2D]]:
 
 def _widen(axes: Any) -> None:
     """Of trainings of very different length along an axis, the short ones would be a line at its beginning."""
-    ends = [line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata())]
-    if min(ends) > 0 and max(ends) > _WIDE * min(ends):
+    # Crosses are where a seed ended, not where its arm did.
+    ends = [line.get_xdata()[-1] for line in axes.lines if line.get_marker() != "x" and len(line.get_xdata())]
+    if ends and min(ends) > 0 and max(ends) > _WIDE * min(ends):
         axes.set_xscale("log")
 
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from hardjax.plots.canvas import figure, headline, say
-from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, reliable_rates
+from hardjax.study.grids import TEST, VALIDATION, Curve, Grid, Point, rate_text, reliable_rates
 from hardjax.study.norm_grids import NormCurve, NormGrid
 from hardjax.study.outcomes import shown_top1
 
@@ -67,7 +67,7 @@ def best(grids: Sequence[Grid]) -> Figure:
             places = [math.log2(curve.size) for curve, _ in found]
             _band(axes, places, [point for _, point in found], grid.label, f"C{index}")
             for place, (curve, point) in zip(places, found, strict=True):
-                text = f"2^{_places(grid, curve, [point])[0]:.3g}"
+                text = rate_text(grid.shown_rate(curve, point.rate))
                 # Beside the curve, not on it: grids that do as well lie on one another.
                 above = (0, 7 + 9 * (index // 2)) if index % 2 == 0 else (0, -14 - 9 * (index // 2))
                 style = {"fontsize": 7.5, "ha": "center", "color": f"C{index}"}
@@ -117,7 +117,7 @@ def curves(grids: Sequence[Grid]) -> Figure:
                     _progress(axes, point, f"m = {curve.batches}", color)
         _chance(axes, grid)
         axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-        axes.set_title(f"{axes.get_title()}\n{_rate_name(grid)} 2^{math.log2(rate):.3g}", fontsize=10)
+        axes.set_title(f"{axes.get_title()}\n{_rate_name(grid)} {rate_text(rate)}", fontsize=10)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
 

@@ -271,7 +271,7 @@ def _said(found: Difference, said: str, so_far: bool) -> str:
     if said != verdict.TOO_FEW:
         return said + ", so far" * so_far
     if not found.pairs:
-        return "not run"
+        return "no pair"
     beside = found.pairs >= verdict.LEAST_PAIRS and found.determined and not found.low <= 0 <= found.high
     return f"{said} (Holm's correction)" if beside else said
 
@@ -346,9 +346,9 @@ def _beside_printed(found: Found) -> list[str]:
             continue
         means = {arm: _mean(metric, found.arms[arm].values()) for arm in printed if found.arms.get(arm)}
         arms = [arm for arm, mean in means.items() if math.isfinite(mean)]
-        if len(arms) < _ORDERED:
-            continue
         ours, theirs = (np.array([values[arm] for arm in arms]) for values in (means, printed))
+        if len(arms) < _ORDERED or not np.ptp(ours) or not np.ptp(theirs):  # no order, where all are alike
+            continue
         difference, form = float(np.median(ours - theirs)), read.form
         notes.append(
             f"{metric} of {len(arms)} arms beside what is printed: rank correlation"

@@ -180,6 +180,12 @@ def base_rate(config: Mapping[str, Any]) -> float:
     return (DEFAULT_LEARNING_RATE if rate is None else rate) / _size(config)
 
 
+def rate_text(rate: float) -> str:
+    """A rate as a power of two where it is one, as P4 names them, else as a number."""
+    exponent = math.log2(rate)
+    return f"2^{exponent:.0f}" if math.isclose(exponent, round(exponent), abs_tol=1e-9) else f"{rate:.4g}"
+
+
 def _size(config: Mapping[str, Any]) -> int:
     plan = config.get("batch_plan")
     return config["batch_size"] if plan is None else BatchPlan(plan["text"]).sizes[0]

@@ -1,4 +1,4 @@
-"""Which samples a run replayed most: the first thing to look at when labels are in doubt."""
+"""Which samples a run trained most often: the first thing to look at when labels are in doubt."""
 
 import jax.numpy as jnp
 import numpy as np

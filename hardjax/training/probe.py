@@ -17,6 +17,7 @@ from hardjax.fisher.comparison import Subject
 from hardjax.fisher.observe import SpectrumObserver
 
 _FEW = 5  # samples that a loss is tried on
+_FORM = 2  # of fingerprints: 2 since testing and batch statistics are part of them
 
 
 class ModelFacts(NamedTuple):
@@ -70,7 +71,7 @@ def _facts(
     text = lowered.as_text() + jax.jit(tested).lower(variables, images).as_text()
     if recipe.loss.targets == "any":  # people's own code as well, of which the name tells nothing
         text += jax.jit(recipe.loss).lower(logits, labels).as_text()
-    return ModelFacts(variables, flops, hashlib.sha256(text.encode()).hexdigest()[:16]), logits
+    return ModelFacts(variables, flops, f"{_FORM}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"), logits
 
 
 def check_observer(recipe: Recipe, batch_size: int, observer: SpectrumObserver, dataset: Dataset) -> None:

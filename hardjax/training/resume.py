@@ -218,8 +218,10 @@ def check_network(folder: Path, one: Kept, setting: Setting) -> None:
     there = one.facts.get("identity", {}).get("network", setting.network)
     made = files.environment()
     now = {**made["versions"], "device": made["device_kind"]}
-    # Lowered by another version, the same network has another text.
-    alike = all(one.facts.get("rounds_like", {}).get(name) == now[name] for name in _LOWERED_BY)
+    # Lowered by another version, the same network has another text; a fingerprint of another form is of other programs.
+    alike = there.partition(":")[0] == setting.network.partition(":")[0] and all(
+        one.facts.get("rounds_like", {}).get(name) == now[name] for name in _LOWERED_BY
+    )
     if there != setting.network and alike:
         raise Refusal(
             f"The run in {str(folder)!r} trained another network or loss: its programs are not those of the one given."

@@ -62,7 +62,7 @@ class Setting:
         hyper: traced numbers.
         splits: "train", "test" and perhaps "validation" on the device.
         observer: what measures spectra, or None.
-        network: a fingerprint of its forward pass.
+        network: a fingerprint of its programs.
         start: variables to start from; None draws them.
         population: how it is trained together with others, where that rounds otherwise ("vmap of 8"), or None.
     """
@@ -106,7 +106,7 @@ class Setting:
 
     def warm(self, sizes: Sizes) -> None:
         """Make a stage's empty table once, outside of programs: jax compiles it for each shape."""
-        self._empty_table(sizes).block_until_ready()
+        jax.block_until_ready(self._empty_table(sizes))
 
     def _empty_table(self, sizes: Sizes) -> Array:
         return self.config.selection.init(table_slots(self.recipe, sizes))

@@ -438,7 +438,7 @@ COMMANDS = {
     "a factor that nothing reads": ("compare --decay-factor 0.3", "--decay-factor goes with --schedule step"),
     "trimming that nothing reads": ("compare --methods standard --trim-end 0.5", "--trim-end goes with --methods"),
     "a chunk of no population": ("sweep --population-chunk 4", "--population-chunk goes with --population vmap, map"),
-    "a chunk of workers": ("sweep --population workers --population-chunk 4", "not with workers: they train cells one"),
+    "a chunk of workers": ("sweep --population workers --population-chunk 4", "not with workers: one by one"),
     "a sweep drawn and given": ("sweep --plot runs --seeds 3", "Give --plot without --seeds: it trains nothing"),
     "waiting for nobody": ("train --lost-after 5", "--lost-after goes with several processes: --coordinator"),
     "a comparison without its curve": ("compare --no-evaluate-train", "evaluate_train=True in a comparison"),

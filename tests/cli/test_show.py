@@ -12,6 +12,8 @@ import pytest
 from made_up import comparison, falling, made_up
 
 import hardjax as hj
+from hardjax.choose.selection import AllBatches
+from hardjax.choose.trimming import Trimming
 from hardjax.cli import curves, folders, main
 from hardjax.study.compare import Comparison
 from hardjax.training import files, lines
@@ -85,6 +87,19 @@ def test_what_tells_runs_from_one_another(tmp_path, capsys):
     _, out, _ = shown(capsys, first, second)
     assert f"{tmp_path}/a (batch_size 128, schedule.kind constant): finished" in out
     assert f"{tmp_path}/b (batch_size 8, schedule.kind step): finished" in out
+
+
+def test_settings_within_settings_are_told_where_a_run_has_them(tmp_path, capsys):
+    first = write(tmp_path / "a", FALLING, {})
+    second = write(tmp_path / "b", FALLING, {}, selection=AllBatches(fixed=True), trimming=Trimming(end=0.5))
+    _, out, _ = shown(capsys, first, second)
+    assert f"{tmp_path}/a (selection.fixed false): finished" in out
+    assert "/b (selection.fixed true, trimming.start 1.0, trimming.end 0.5, trimming.schedule linear, ...): fin" in out
+
+
+def test_a_loss_that_rises_at_the_end_is_not_said_to_fall(tmp_path, capsys):
+    folder = write(tmp_path / "run", [entry(epoch, loss) for epoch, loss in enumerate((2.0, 0.5, 0.1, 0.9), 1)], {})
+    assert "; training loss did not settle" in shown(capsys, folder)[1]
 
 
 def test_a_loss_that_falls_to_the_end_has_not_settled(tmp_path, capsys):

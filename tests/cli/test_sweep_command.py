@@ -90,7 +90,7 @@ def test_sub_batches_that_do_not_divide_a_batch_are_left_out_and_said(asked, cap
         (4, 2),
         (8, 2),
     ]
-    assert "1 cells are left out" in capsys.readouterr().err
+    assert "1 cell is left out" in capsys.readouterr().err
     assert command("sweep", "--batch-size", 4, "--model-options", "norm_batch_size=8") == 2
 
 
@@ -168,7 +168,7 @@ def test_how_it_ends(asked, capsys, monkeypatch):
         assert command("sweep") == code
     out, err = capsys.readouterr()
     assert "8 of 8 cells have a row (1 done, 7 failed)" in out and "1 of 1 cells have a row (1 diverged)" in out
-    assert "failed: mlp, batch 128, base rate 3.906e-05, seed 1: made up" in err and "and 2 more, see runs/sweep" in err
+    assert "failed: mlp, batch 128, rate 0.005, seed 1: made up" in err and "and 2 more, see runs/sweep" in err
     assert "2 cells are left; the same command goes on" in err
 
 

@@ -194,7 +194,7 @@ def test_a_table_says_why_there_is_no_verdict_beside_0(tmp_path):
     first, second = _judged_together(tmp_path / "a", near)
     assert (first["verdict"], second["verdict"]) == ("too few (Holm's correction)", "too few")
     first, second = _judged_together(tmp_path / "b", near | {"rate 0.4": ()})
-    assert (first["verdict"], second["verdict"]) == ("holds, so far", "not run")
+    assert (first["verdict"], second["verdict"]) == ("holds, so far", "no pair")
 
 
 def test_a_verdict_is_so_far_where_what_is_judged_with_it_may_change_it(tmp_path):
