@@ -180,7 +180,12 @@ def _read(place: Place, scale: str | None) -> Any:
     folder = local_folder(experiments=place.experiments)
     smoke = WRITTEN / experiments.SMOKE
     own = smoke if scale == experiments.SMOKE else folder / RESULTS
-    return Results(experiments.load(folder), own if place.results is None else local_folder(results=place.results))
+    if place.results is not None:
+        own = local_folder(results=place.results)
+        # A folder that is not there would be one without a row; `run` makes it.
+        if not isinstance(place, TableRun) and not own.is_dir():
+            raise Refusal(f"Expected results={shown(place.results)} to be a folder of rows.")
+    return Results(experiments.load(folder), own)
 
 
 def _prices(place: Place, found: Any) -> Any:

@@ -49,6 +49,8 @@ def test_without_experiments_it_is_one_line(tmp_path, monkeypatch, capsys):
         (("run", "p1-table-9", "--scale", "huge"), "Unknown scale 'huge'"),
         (("run", "p1-table-9"), "p1-table-9 has no scale 'reduced'; it has smoke."),
         (("plot", "p1-table-9"), "no row to draw"),
+        (("show", "p1-table-9", "--results", "nowhere"), "results='nowhere' to be a folder of rows"),
+        (("--results", "nowhere"), "results='nowhere' to be a folder of rows"),
         (("copy", "p1-claim-9"), "copy those"),
         (("copy", "p1-table-9", "--scale", "smoke", "--output", "no/such/folder/x.py"), "to be writable"),
         (("plot", "p1-table-9", "p1-claim-9", "--output", "x.png"), "with one experiment, got 2"),
