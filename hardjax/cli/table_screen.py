@@ -67,7 +67,7 @@ def show(one: Report) -> None:
     elif not one.found.wanted:
         print(f"it has no {one.found.scale} scale")
     elif len(one.found.rows) >= one.found.wanted:
-        print(f"all {one.found.wanted} runs have their rows, by {command} --scale {one.found.scale}")
+        print(f"nothing is left to run ({command} --scale {one.found.scale})")
     else:
         print(f"run it: {command} --scale {one.found.scale}")
     if one.arms:
