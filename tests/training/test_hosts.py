@@ -19,7 +19,7 @@ from hardjax.training import checkpoint, hosts
 PROGRAM = ROOT / "tests/training/several_processes.py"
 TRAIN = (
     "--dataset digits --train-samples 200 --model-option widths=[8] --batch-size 100 --learning-rate 0.1 --epochs 150"
-    " --save-every 1 --lost-after 60"
+    " --save-every 1"
 )
 
 
@@ -159,7 +159,7 @@ def _train(folder, *more):
 
 def _together(folder, processes, *more):
     """The same command in several processes."""
-    job = ("--coordinator", f"127.0.0.1:{_port()}", "--processes", processes)
+    job = ("--coordinator", f"127.0.0.1:{_port()}", "--processes", processes, "--lost-after", 60)
     return tuple(_train(folder, *job, "--process-id", number, *more) for number in range(processes))
 
 
