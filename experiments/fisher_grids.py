@@ -21,7 +21,7 @@ NETWORKS = {"resnet": "ResNet", "densenet": "DenseNet", "mlp": "MLP"}
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "mnist": "MNIST"}
 POINTS = {"cifar10": 0.2, "cifar100": 0.5, "svhn": 0.1, "mnist": 0.1}  # smallest differences of interest
 PAIRS = tuple(name.removesuffix("_test") for name in PRINTED["grids"] if name.endswith("_test"))
-METRICS = ("test error", "train error", "log10 C_K", "log10 L_K", "steps", "seconds")
+METRICS = ("test error", "train error", "log10 C_K", "log10 C_K at 1e-6", "log10 L_K", "steps", "seconds")
 
 BASE = hj.TrainConfig(
     epochs=320,
@@ -222,7 +222,7 @@ GRIDS = tuple(
         source="P3, supplement",
         scales=grid_scales(name),
         published=printed_cells(name),
-        metrics=METRICS[:4],
+        metrics=METRICS[:5],
         statements=in_best_range(name),
         layout="grid",
         paper_runs=RUNS,
